@@ -1,0 +1,1 @@
+"""swarmctl: what the docker CLI has no verb for."""

@@ -1,0 +1,1 @@
+"""Who you are: certificate authority, join tokens, certificates and their renewal."""

@@ -1,0 +1,1 @@
+"""What every host does: task state machine, engine client, executor, reporter."""

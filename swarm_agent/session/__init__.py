@@ -1,0 +1,1 @@
+"""Traffic between daemons: wire format, manager side, node side."""

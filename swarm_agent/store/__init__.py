@@ -1,0 +1,1 @@
+"""The replicated tables: records, indexes, checked writes, watches, overlay views. Pure."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Coroutine
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 BEATS_A_PERIOD = 5
 REPORT_COALESCE_S = 0.01
 CONNECT_TIMEOUT_S = 3.0
+LEAVE_TIMEOUT_S = 2.0
 BACK_OFF_S = (0.05, 1.0)  # first and longest pause between attempts
 
 
@@ -76,6 +78,7 @@ class SessionAgent:
         self._news = asyncio.Event()
         self._described: NodeDescription | None = None
         self._leaving = False
+        self._goodbye_sent = asyncio.Event()
         self.leader: str = ""  # RPC address of the manager that serves us
         self.connected = asyncio.Event()
 
@@ -89,10 +92,13 @@ class SessionAgent:
 
     async def leave(self) -> None:
         """Say goodbye on the open session, if there is one."""
+        if not self.connected.is_set():
+            return
         self._leaving = True
         self._news.set()
-        if self.connected.is_set():
-            await asyncio.sleep(0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                await self._goodbye_sent.wait()
 
     async def run(self) -> None:
         """Until cancelled or removed from the swarm."""
@@ -183,6 +189,8 @@ class SessionAgent:
         while True:
             for message in self._outgoing():
                 await call.write(message)
+                if isinstance(message, Leaving):
+                    self._goodbye_sent.set()
             now = loop.time()
             if now >= next_beat:
                 await call.write(Beat())

@@ -171,7 +171,7 @@ class Store:
             }
             if isinstance(write.record, Node | Service | Cluster):
                 unchanged = old is not None and old.spec == write.record.spec
-                stamps["spec_version"] = old.spec_version if unchanged else index
+                stamps["spec_version"] = old.spec_version if old is not None and unchanged else index
             row = msgspec.structs.replace(write.record, **stamps)
             table.put(row)
             yield Change(old, row)

@@ -355,6 +355,13 @@ class RaftNode:
             if index:
                 break
             await self._progress()
+        await self._logged(index)
+        # Members act on a change once they know that it is committed. Before anybody is told, a majority of the new
+        # membership must know, or the loss of this leader could leave members that all count by the old one.
+        if noop := self.core.propose_noop():
+            await self._logged(noop)
+
+    async def _logged(self, index: int) -> None:
         future: asyncio.Future[object] = self._loop.create_future()
         self._proposals.logged(index, self.core.term, future)
         self._wake()
@@ -399,9 +406,10 @@ class RaftNode:
         if self.core.leading is not None and self.core.term == term:
             raise TransferFailed(f"member {target} did not take over within an election timeout")
         for _ in range(self._config.election_ticks):
-            if self.core.leader:
+            if self.core.leader not in {0, self._config.raft_id}:
                 return
             await self._progress()
+        raise TransferFailed("leadership was given up, and nobody has taken it yet")
 
     async def _leave_office(self) -> None:
         """Drain, then hand over; neither may hold up the end."""

@@ -24,8 +24,8 @@ def platter(seed: int = 0) -> FakeDisk:
     return FakeDisk(random.Random(seed))
 
 
-def reopen(disk: FakeDisk, **options: int) -> tuple[Log, Recovered]:
-    return Log.open(disk.open(), OWNER, **options)
+def reopen(disk: FakeDisk, segment_bytes: int = 16 << 20) -> tuple[Log, Recovered]:
+    return Log.open(disk.open(), OWNER, segment_bytes=segment_bytes)
 
 
 def snapshot(log: Log, index: int, keep_from: int, data: bytes = b"state", term: int = 1) -> None:

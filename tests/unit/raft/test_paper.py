@@ -100,11 +100,11 @@ def test_5_2_a_candidate_counts_its_own_vote_only_once_it_is_durable() -> None:
     core = make(conf=members(1))
     core.campaign()
     core.flush()
-    assert core.role is Role.CANDIDATE
+    assert core.leading is None
     assert core.ready().hard_state.vote == 1
-    assert core.role is Role.CANDIDATE
+    assert core.leading is None
     core.advance()
-    assert core.role is Role.LEADER
+    assert core.leading is not None
 
 
 def test_5_2_a_candidate_needs_a_majority_of_the_voters() -> None:
@@ -113,12 +113,12 @@ def test_5_2_a_candidate_needs_a_majority_of_the_voters() -> None:
     for frm in (2, 3):
         core.step(VoteReply(frm, 1, 2, granted=True, pre=True))
     drain(core)
-    assert core.role is Role.CANDIDATE
+    assert core.leading is None
     for frm in (2, 2, 6, 9):
         core.step(VoteReply(frm, 1, 2, granted=True))
-    assert core.role is Role.CANDIDATE, "twice the same, a learner and a stranger make no majority"
+    assert core.leading is None, "twice the same, a learner and a stranger make no majority"
     core.step(VoteReply(3, 1, 2, granted=True))
-    assert core.role is Role.LEADER
+    assert core.leading is not None
 
 
 def test_5_2_a_candidate_follows_the_leader_of_its_term() -> None:
@@ -461,7 +461,11 @@ def test_a_dead_leader_whose_connections_broke_is_replaced_within_a_few_ticks() 
         del group.cores[1]
         for core in group.cores.values():
             core.peer_lost(1)
-        needed.append(next(n for n in range(60) if group.elected or group.tick() is not None))
+        waited = 0
+        while not group.elected:
+            group.tick()
+            waited += 1
+        needed.append(waited)
     assert sum(n <= 4 for n in needed) >= 15
     assert max(needed) <= 50
 
@@ -559,7 +563,7 @@ def test_7_a_snapshot_replaces_a_log_that_disagrees_and_brings_the_membership() 
     assert ready.must_sync
     assert of(AppendReply, ready.messages) == [AppendReply(1, 2, 3, 8)]
     core.advance()
-    assert (core.log.base_index, core.log.commit, core.conf_voters) == (8, 8, {1, 2})
+    assert (core.log.base_index, core.log.commit, set(core.conf_voters)) == (8, 8, {1, 2})
 
 
 # -- 8 and T 6.4 reads --------------------------------------------------------------------------------------------------

@@ -41,9 +41,10 @@ def refuses(kind: type[Exception], words: str) -> Iterator[None]:
     try:
         yield
     except kind as error:
-        assert words in str(error), str(error)
+        said = str(error)
     else:
         raise AssertionError(f"no {kind.__name__} about {words!r}")
+    assert words in said, said
 
 
 async def nothing_before_start(network: NodeNetwork) -> None:

@@ -59,12 +59,12 @@ def test_the_question_comes_back_as_it_was_spelled() -> None:
 def test_any_bytes_are_a_question_or_refused(data: bytes) -> None:
     try:
         question = dnswire.read_question(data)
+        answer, codes = dnswire.failure(question, dnswire.SERVFAIL), {dnswire.SERVFAIL}
     except NotAQuestion as error:
-        if error.reply:
-            assert error.reply[:2] == data[:2]
-            assert dnswire.read_reply(error.reply).code in {dnswire.FORMERR, dnswire.NOTIMP}
-    else:
-        assert dnswire.read_reply(dnswire.failure(question, dnswire.SERVFAIL)).code == dnswire.SERVFAIL
+        answer, codes = error.reply, {dnswire.FORMERR, dnswire.NOTIMP}
+    if answer:
+        assert answer[:2] == data[:2]
+        assert dnswire.read_reply(answer).code in codes
 
 
 @given(st.binary(max_size=300), st.integers(0, 40), st.binary(min_size=1, max_size=4))

@@ -174,6 +174,7 @@ class Host:
         self.engine: subprocess.Popen[str] | None = None
         self.netd: subprocess.Popen[str] | None = None
         self.daemon: subprocess.Popen[str] | None = None
+        self.seconds = 0.0  # what the daemon's last call took
 
     def spawn(self, *command: str, log: str, **more: Any) -> subprocess.Popen[str]:
         out = (self.folder / log).open("a")
@@ -257,6 +258,7 @@ class Host:
         answer = json.loads(line)
         if "error" in answer:
             raise Refused(answer["error"])
+        self.seconds = answer["seconds"]
         return answer["result"]
 
     # --- looking
@@ -333,7 +335,7 @@ class Cluster:
                     t.name,
                     t.service,
                     t.service,
-                    self.hosts[t.host].node_id,
+                    f"node{t.host}",
                     address,
                     (),
                     t.ready,

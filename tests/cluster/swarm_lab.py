@@ -32,7 +32,11 @@ class SwarmHost(Host):
     def socket(self) -> str:
         return str(self.folder / "agent.sock")
 
-    def start_agent(self) -> None:
+    def start_agent(self, small_state: str = "") -> None:
+        """``small_state``: put the state on a file system of this size first."""
+        if small_state:
+            folder = str(self.folder / "state")
+            self.space.run("mount", "-t", "tmpfs", "-o", f"size={small_state}", "tmpfs", folder)
         config = self.folder / "agent.toml"
         config.write_text(
             f'state_dir = "{self.folder}/state"\nsocket = "{self.socket}"\nengine_socket = "{self.engine_socket}"\n'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.network.lab import until
+from tests.cluster.network.lab import ROOT, run, until
 from tests.cluster.swarm_lab import CLIENT, IMAGE, SHELL, Lab, swarm_lab
 
 pytestmark = [pytest.mark.engine, pytest.mark.host, pytest.mark.slow]
@@ -206,6 +207,17 @@ def test_unplaceable_tasks_say_why(lab: Lab) -> None:
         "a reason",
     )
     assert "no suitable node (insufficient resources on 3 nodes)" in out
+
+
+def test_swarmctl(lab: Lab) -> None:
+    def ctl(*arguments: str) -> str:
+        return run(sys.executable, "-m", "swarm_agent.cli", "--socket", lab[1].socket, *arguments, cwd=ROOT)
+
+    assert "resources: insufficient resources on 3 nodes" in ctl("why", "big")
+    assert "every task of web" in ctl("why", "web")
+    assert "state     active" in ctl("status")
+    ctl("log-level", "info")
+    ctl("log-level", "debug")
 
 
 @pytest.mark.parametrize(

@@ -185,13 +185,13 @@ class Host:
 
     # --- the engine
 
-    def start_engine(self) -> None:
+    def start_engine(self, *, live_restore: bool = True) -> None:
         config = self.folder / "daemon.json"
         config.write_text("{}")
         self.engine = self.spawn(
             "dockerd", "--config-file", str(config), "--data-root", str(self.folder / "docker"),
             "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid", "-H", f"unix://{self.engine_socket}",
-            "--live-restore", "--bip", "172.30.0.1/24", "--storage-driver", "overlay2",
+            *(["--live-restore"] if live_restore else []), "--bip", "172.30.0.1/24", "--storage-driver", "overlay2",
             log="dockerd.log",
         )  # fmt: skip
         until(lambda: self.api("GET", "/version")[0] == 200, f"engine of host {self.number}", 60)

@@ -135,9 +135,14 @@ class Api:
         """Answer as the leader, or have the leader answer."""
         self._must_be_manager()
         if self._backend.is_leader:
-            await self._backend.read_barrier()
+            await self._barrier(request.method)
             return await route.serve(self._backend, request, **arguments)
         return await self._forward(request, path, await request.body())
+
+    async def _barrier(self, method: str) -> None:
+        """Reads see all that was acknowledged before. Writes need no barrier: they are checked when they are applied."""
+        if method == "GET":
+            await self._backend.read_barrier()
 
     def _must_be_manager(self) -> None:
         backend = self._backend
@@ -171,7 +176,7 @@ class Api:
             found = find_route(call.method, call.path, ROUTES + CLUSTER_NETWORK_ROUTES)
             if found is None or found[0].local:
                 raise HttpError(404, "page not found")
-            await self._backend.read_barrier()
+            await self._barrier(call.method)
             answer = await found[0].serve(self._backend, request, **found[1])
         except SwarmError as err:
             answer = error_response(err)

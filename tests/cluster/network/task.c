@@ -1,6 +1,7 @@
 /* The program in the tests' task containers: an echo server that says who it is and whom it sees, and a name look-up.
  *   task serve NAME PORT    TCP and UDP; a connection is greeted, each line is answered
  *   task resolve NAME       addresses by the C library, as any program in a container would ask
+ *   task idle               nothing, until SIGTERM
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -82,5 +83,6 @@ int main(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN);
     if (argc == 4 && !strcmp(argv[1], "serve")) return serve(argv[2], atoi(argv[3]));
     if (argc == 3 && !strcmp(argv[1], "resolve")) return resolve(argv[2]);
+    if (argc == 2 && !strcmp(argv[1], "idle")) for (;;) pause();
     return 2;
 }

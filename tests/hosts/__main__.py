@@ -23,6 +23,9 @@ def main() -> int:
     parser.add_argument("--suite", default="bookworm", choices=["bookworm", "trixie"])
     parser.add_argument("--cold", action="store_true", help="hosts without Docker: the roles install it")
     parser.add_argument("--dir", type=Path)
+    parser.add_argument(
+        "--managers", type=int, default=3, help="how many of the hosts the inventory calls managers"
+    )
     args = parser.parse_args()
     try:
         if args.word == "engine-stop":
@@ -40,7 +43,8 @@ def main() -> int:
         )
         if args.word == "up":
             numbers = args.number or [1, 2, 3]
-            print("changed" if hosts.up(len(numbers), names=numbers) else "unchanged")
+            print("changed" if hosts.up(numbers) else "unchanged")
+            hosts.write_inventory(numbers[: args.managers], numbers[args.managers :])
         elif args.word == "down":
             print("changed" if hosts.down() else "unchanged")
         else:

@@ -15,8 +15,10 @@ from tests.hosts.hosts import REGISTRY_NAME, ROOT, HostSet
 from tests.hosts.registry import OPEN_PORT
 from tests.hosts.shell import Failure, run, say, wait_for
 
-PREFIX = os.environ.get("SWARM_DEMO_PREFIX", "swarm-demo")
-SUBNET = os.environ.get("SWARM_DEMO_SUBNET", "172.30.77.0/24")
+# What inventories/local names; with other names the demo writes an inventory of its own.
+DEFAULT_PREFIX, DEFAULT_SUBNET = "swarm-demo", "172.30.77.0/24"
+PREFIX = os.environ.get("SWARM_DEMO_PREFIX", DEFAULT_PREFIX)
+SUBNET = os.environ.get("SWARM_DEMO_SUBNET", DEFAULT_SUBNET)
 COUNT = 3
 PUBLISHED = 8080
 SERVICE = "hello"
@@ -36,12 +38,16 @@ def up() -> None:
     started = time.monotonic()
     machine = engine.start()
     hosts = _hosts(machine)
-    changed = hosts.up(COUNT)
+    numbers = range(1, COUNT + 1)
+    changed = hosts.up(numbers)
     say(
         f"{COUNT} hosts and a registry {'are up' if changed else 'were up already'} ({time.monotonic() - started:.0f} s)"
     )
     environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
-    argv = ["ansible-playbook", "site.yml", "--inventory", "inventories/local"]
+    inventory = "inventories/local"
+    if (PREFIX, SUBNET) != (DEFAULT_PREFIX, DEFAULT_SUBNET):
+        inventory = str(hosts.write_inventory(numbers, []))
+    argv = ["ansible-playbook", "site.yml", "--inventory", inventory]
     say(f"$ {' '.join(argv)}")
     played = subprocess.run(argv, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, check=False)
     if played.returncode != 0:
@@ -62,8 +68,8 @@ def up() -> None:
             "service", "create", "--quiet", "--name", SERVICE, "--replicas", "6",
             "--publish", f"{PUBLISHED}:8080", f"{REGISTRY_NAME}:{OPEN_PORT}/echo:latest",
         )  # fmt: skip
-    urls = [f"http://{hosts.address(number)}:{PUBLISHED}/" for number in range(1, COUNT + 1)]
-    for number, url in enumerate(urls, 1):
+    urls = [f"http://{hosts.address(number)}:{PUBLISHED}/" for number in numbers]
+    for number, url in zip(numbers, urls, strict=True):
         wait_for(f"an answer at {url}", partial(_fetch, hosts.address(number)), timeout=60)
     for words in (("node", "ls"), ("service", "ls"), ("service", "ps", SERVICE)):
         print(f"\n$ docker {' '.join(words)}\n{docker(*words)}")

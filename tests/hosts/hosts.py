@@ -63,15 +63,14 @@ class HostSet:
 
     # -- making
 
-    def up(self, count: int, *, with_registry: bool = True, names: Sequence[int] | None = None) -> bool:
-        """Have ``count`` hosts that answer; whether anything had to be made or started."""
+    def up(self, numbers: Sequence[int], *, with_registry: bool = True) -> bool:
+        """Have these hosts answer; whether anything had to be made or started."""
         self._refuse_strangers()
         tag = image.ensure(self.engine, self.suite, warm=self.warm)
         self._make_key()
         changed = self._make_network()
         if with_registry:
             changed |= self._start_registry(tag)
-        numbers = list(names) if names is not None else list(range(1, count + 1))
         for number in numbers:
             changed |= self._start_host(number, tag)
         for number in numbers:
@@ -177,6 +176,27 @@ class HostSet:
         config = shlex.quote(str(self.directory / "ssh" / "config"))
         (tools / "ssh").write_text(f'#!/bin/sh\nexec {system_ssh} -F {config} "$@"\n')
         (tools / "ssh").chmod(0o755)
+
+    def write_inventory(self, managers: Sequence[int], workers: Sequence[int]) -> Path:
+        """An Ansible inventory of these hosts, for where the checked-in one does not fit."""
+        registries = [{"name": f"{REGISTRY_NAME}:{port}", "ca": str(self.ca)} for port in registry.PORTS]
+        known = self.directory / "ssh" / "known_hosts"
+        variables = {
+            "ansible_user": "root",
+            "ansible_python_interpreter": "/usr/bin/python3",
+            "ansible_ssh_private_key_file": str(self.key),
+            "ansible_ssh_common_args": f"-o UserKnownHostsFile={known} -o IdentitiesOnly=yes",
+            "swarm_engine_registries": registries,
+        }
+        groups = {
+            group: {"hosts": {self.name(n): {"ansible_host": self.address(n)} for n in numbers}}
+            for group, numbers in (("managers", managers), ("workers", workers))
+        }
+        inventory = {"all": {"children": {"swarm": {"children": groups, "vars": variables}}}}
+        path = self.directory / "inventory" / "hosts.yml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(inventory, indent=2) + "\n")
+        return path
 
     # -- looking
 

@@ -18,6 +18,7 @@ from tests.hosts.images import Image
 
 OPEN_PORT = 5000
 LOCKED_PORT = 5001
+PORTS = (OPEN_PORT, LOCKED_PORT)
 USER = "demo"
 PASSWORD = "demo-password"  # opens nothing but the demo's own sample image
 

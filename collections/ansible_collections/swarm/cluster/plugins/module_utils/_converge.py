@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import calendar
 import time
 
 RUNNING_OR_BEFORE = frozenset(("ready", "running", "complete", ""))
@@ -81,31 +82,62 @@ def describe(service, tasks, names, most=3):
     return "; " + "; ".join(found[:most]) + more
 
 
+def running_since(tasks):
+    """The running tasks, each with the moment since when: as long as this stays the same, none of them fell."""
+    return {t["ID"]: t["Status"].get("Timestamp") or "" for t in tasks if t["Status"]["State"] == "running"}
+
+
+def old_enough(running, now, seconds):
+    """Whether all of them had been running for so long at ``now``, by the clocks of the cluster."""
+    try:
+        latest = max((_seconds(moment) for moment in running.values()), default=0.0)
+        return _seconds(now) - latest >= seconds
+    except ValueError:
+        return False
+
+
+def _seconds(moment):
+    """RFC 3339 with any number of digits, as seconds."""
+    head, _dot, _digits = moment.rstrip("Z").partition(".")
+    return float(calendar.timegm(time.strptime(head, "%Y-%m-%dT%H:%M:%S")))
+
+
 def wait(client, service_id, timeout, stale=None, hold=0.0, clock=time.monotonic, sleep=time.sleep):
-    """Ask until the verdict stands. ``hold`` is how many seconds "done" has to last: a task may start and die.
+    """Ask until the verdict stands. "Done" has to last ``hold`` seconds with the same tasks: one may start and die.
 
     Returns (verdict, service); a verdict that is still "waiting" means that the time is over.
     """
     deadline = clock() + timeout
-    since = None
+    since, seen = 0.0, None
     while True:
         service = client.get("/services/%s" % service_id)
         # The second filter is the one the docker command itself uses: only tasks of the present specification.
         filters = {"service": {service_id: True}, "_up-to-date": {"true": True}}
-        tasks = client.get("/tasks", {"filters": filters})
-        verdict = judge(service, tasks, client.get("/nodes"), stale)
+        tasks = client.get("/tasks", {"filters": filters}) or []
+        nodes = client.get("/nodes")
+        verdict = judge(service, tasks, nodes, stale)
         now = clock()
+        names = {n["ID"]: (n.get("Description") or {}).get("Hostname") or n["ID"] for n in nodes}
         if verdict.state == "failed":
+            if not describe(service, tasks, names):
+                # After a rollback the tasks that failed are not those of the present specification.
+                every = client.get("/tasks", {"filters": {"service": {service_id: True}}}) or []
+                verdict.text += describe(service, every, names)
             return verdict, service
         if verdict.state == "done":
-            since = now if since is None else since
+            running = running_since(tasks)
+            if seen is None and stale is None and old_enough(running, client.get("/info").get("SystemTime") or "", hold):
+                return verdict, service
+            if running != seen:
+                since, seen = now, running
             if now - since >= hold:
                 return verdict, service
         else:
-            since = None
+            seen = {}
         if now >= deadline:
             if verdict.state == "done":
-                verdict = Verdict("waiting", "%s, but only for %.0f s" % (verdict.text, now - since))
+                troubles = describe(service, tasks, names)
+                verdict = Verdict("waiting", "%s, but not for %.0f s without a fall%s" % (verdict.text, hold, troubles))
             return verdict, service
         sleep(min(0.3, max(0.0, deadline - now)))
 

@@ -390,6 +390,14 @@ def _health_test(test):
     return [text(word, "healthcheck.test") for word in test]
 
 
+def complete(before, after):
+    """A policy that begins with a few keys begins with the defaults for the rest: to the API a missing number is zero."""
+    for key in ("UpdateConfig", "RollbackConfig"):
+        if not before.get(key) and after.get(key):
+            after[key] = dict(_DEFAULT_POLICY, **after[key])
+    return after
+
+
 def new_spec(name, params):
     """What a service begins as, before its options are applied."""
     mode = {"Global": {}} if params.get("mode") == "global" else {"Replicated": {"Replicas": 1}}

@@ -103,6 +103,9 @@ KERNEL_PARTS = {
 }
 
 
+UNITS = ("swarm-agent.service", "swarm-agent-net.service")
+
+
 def kernel():
     """Which kernel parts are there: true, false, or null where the tool to find out is missing."""
     found = {}
@@ -255,6 +258,7 @@ def main():
         "apt": {"present": shutil.which("apt-get") is not None, "lists": bool(glob.glob("/var/lib/apt/lists/*_Packages*"))},
         "missing": sorted({package for command, package in params["packages"].items() if shutil.which(command) is None}),
         "kernel": kernel() if "agent" in params["checks"] else {},
+        "units": [u for u in UNITS if os.path.exists("/etc/systemd/system/" + u)],
         "ports": listeners(params["tcp_ports"], params["udp_ports"]),
         "engine": engine(params["engine_socket"]),
         "daemon_json": daemon_json(),

@@ -480,7 +480,7 @@ class ServiceModule:
             )
         wanted = self.wanted(before)
         changed = _compare.difference(before, wanted)
-        after = _compare.apply(before, changed)
+        after = _service.complete(before, _compare.apply(before, changed))
         if self.params["force_update"]:
             template = after.setdefault("TaskTemplate", {})
             template["ForceUpdate"] = (template.get("ForceUpdate") or 0) + 1
@@ -509,7 +509,7 @@ class ServiceModule:
             raise Invalid("image", "service %s does not exist yet, and creating it needs an image" % self.name)
         base = _service.new_spec(self.name, self.params)
         wanted = self.wanted(base)
-        spec = _compare.apply(base, wanted)
+        spec = _service.complete(base, _compare.apply(base, wanted))
         result = {
             "changed": True,
             "changes": sorted({".".join(a.path) for a in wanted}),
@@ -530,19 +530,19 @@ class ServiceModule:
         if not self.params["wait"]:
             result["service"] = self.client.get("/services/" + service_id)
             return result
-        spec = result["service"]["Spec"]
-        hold = _converge.monitor_seconds(spec) if stale is not None else 0.0
+        hold = _converge.monitor_seconds(result["service"]["Spec"])
         started = time.monotonic()
-        verdict, result["service"] = _converge.wait(self.client, service_id, self.params["wait_timeout"], stale, hold)
+        verdict, service = _converge.wait(self.client, service_id, self.params["wait_timeout"], stale, hold)
         result["state_text"] = verdict.text
-        if verdict.state == "failed":
-            self.module.fail_json(msg="service %s did not become what was asked for: %s" % (self.name, verdict.text), **result)
+        if verdict.state == "done":
+            return dict(result, service=service)
+        result.pop("service")  # it would bury the reason
+        result["msg"] = "service %s did not become what was asked for: %s" % (self.name, verdict.text)
         if verdict.state == "waiting":
-            self.module.fail_json(
-                msg="service %s has not converged after %.0f s: %s" % (self.name, time.monotonic() - started, verdict.text),
-                **result,
-            )
-        return result
+            took = time.monotonic() - started
+            result["msg"] = "service %s has not converged after %.0f s: %s" % (self.name, took, verdict.text)
+        self.module.fail_json(**result)
+        raise AssertionError("fail_json does not return")
 
     # -- looking things up
 

@@ -1,1 +1,27 @@
-"""The replicated tables: records, indexes, checked writes, watches, overlay views. Pure."""
+"""The replicated tables: records, indexes, checked writes, watches, overlay views. Pure.
+
+Owns what an entry of the log means. Refuses to know how an entry gets agreed on (``raft``), who decides what to write
+(``control``, ``api``, ``session``) and what time it is (an entry carries it).
+"""
+
+from __future__ import annotations
+
+from swarm_agent.store.overlay import Overlay
+from swarm_agent.store.store import ApplyResult, Change, Store
+from swarm_agent.store.tables import Rows, View
+from swarm_agent.store.writes import Delete, Entry, Group, Put, decode_entry, encode_entry
+
+__all__ = [
+    "ApplyResult",
+    "Change",
+    "Delete",
+    "Entry",
+    "Group",
+    "Overlay",
+    "Put",
+    "Rows",
+    "Store",
+    "View",
+    "decode_entry",
+    "encode_entry",
+]

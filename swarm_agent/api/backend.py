@@ -1,0 +1,73 @@
+"""What the API asks of the daemon behind it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
+
+from swarm_agent.node.engine import EngineClient
+from swarm_agent.objects.records import Task
+from swarm_agent.objects.specs import InitRequest, JoinRequest
+from swarm_agent.session.wire import ForwardedAnswer, ForwardedCall, LogPiece
+from swarm_agent.store import ApplyResult, Group, Store
+
+
+class RemoteManager(NamedTuple):
+    node_id: str
+    addr: str  # front door, ip:port
+
+
+class ManagerHealth(NamedTuple):
+    """A manager as Raft sees it."""
+
+    leader: bool
+    reachable: bool
+
+
+class Backend(Protocol):
+    """Implemented by the daemon; by a small fake in tests."""
+
+    engine: EngineClient
+
+    # --- this node -------------------------------------------------------------------------------------------------
+    @property
+    def state(self) -> str:
+        """inactive, pending, active, error or locked."""
+
+    @property
+    def error(self) -> str: ...
+    @property
+    def node_id(self) -> str: ...
+    @property
+    def node_addr(self) -> str: ...
+    @property
+    def is_manager(self) -> bool: ...
+    @property
+    def is_leader(self) -> bool: ...
+    def remote_managers(self) -> list[RemoteManager]: ...
+    def manager_health(self) -> dict[str, ManagerHealth]:
+        """By node id; managers only."""
+
+    # --- membership --------------------------------------------------------------------------------------------------
+    async def init(self, request: InitRequest) -> str: ...
+    async def join(self, request: JoinRequest) -> None: ...
+    async def leave(self, *, force: bool) -> None: ...
+
+    # --- the cluster's state -----------------------------------------------------------------------------------------
+    @property
+    def store(self) -> Store: ...
+    async def propose(self, groups: tuple[Group, ...]) -> ApplyResult: ...
+    async def read_barrier(self) -> None: ...
+    def reserve(self, *names: str) -> AbstractContextManager[None]:
+        """Hold names while a write that makes them unique is on its way; AlreadyExists when one is held."""
+
+    def forward(self, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:
+        """Have the leader answer; the first piece is the head."""
+
+    def logs(self, tasks: list[Task], query: dict[str, str]) -> AsyncIterator[LogPiece]: ...
+    def may_lose(self, node_id: str) -> bool:
+        """Whether Raft keeps its quorum without this manager."""
+
+    def new_id(self) -> str: ...
+    def now(self) -> int: ...

@@ -1,0 +1,250 @@
+"""HTTP/1.1 server on asyncio and h11: heads parsed once, bodies streamed, upgrades spliced raw.
+
+A connection is served request after request. What a handler answers is a :class:`Response`, a :class:`Streamed`, or
+:data:`HANDED_OVER` when it took the connection for itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import h11
+import msgspec
+
+from swarm_agent.objects.errors import SwarmError, UserError
+
+log = logging.getLogger(__name__)
+
+CHUNK = 64 * 1024
+MAX_BODY = 8 << 20  # of calls we answer ourselves; what is passed through is not limited
+
+
+class Response(msgspec.Struct):
+    """A whole answer. ``json`` wins over ``body``."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Streamed(msgspec.Struct):
+    """An answer in pieces."""
+
+    pieces: AsyncIterator[bytes]
+    status: int = 200
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+HANDED_OVER = object()
+_json = msgspec.json.Encoder()
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    return Response(status, _json.encode(value) + b"\n", (("Content-Type", "application/json"),))
+
+
+class HttpError(UserError):
+    """An answer other than success, with plain text as Docker's HTTP layer gives it."""
+
+    code = ""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.http_status = status
+
+
+def error_response(err: SwarmError) -> Response:
+    """Docker's error body; gRPC-born errors keep the prefix clients match on."""
+    text = str(err)
+    if err.code:
+        text = f"rpc error: code = {err.code} desc = {text}"
+    return json_response({"message": text}, err.http_status)
+
+
+class Request:
+    """One request; its body is read on demand."""
+
+    def __init__(self, head: h11.Request, connection: Connection | None) -> None:
+        self.head = head
+        self._connection = connection
+        self.method = head.method.decode()
+        self.target = head.target.decode("latin-1")
+        split = urlsplit(self.target)
+        self.path = split.path
+        self.raw_query = split.query
+        self.query: dict[str, str] = dict(parse_qsl(split.query, keep_blank_values=True))
+
+    @property
+    def connection(self) -> Connection:
+        """The client's; a forwarded request has none here."""
+        assert self._connection is not None, "a forwarded request cannot take its connection over"
+        return self._connection
+
+    def header(self, name: str) -> str:
+        wanted = name.lower().encode()
+        return next((v.decode("latin-1") for k, v in self.head.headers if k == wanted), "")
+
+    async def body(self) -> bytes:
+        pieces, size = [], 0
+        async for piece in self.connection.request_body():
+            size += len(piece)
+            if size > MAX_BODY:
+                raise HttpError(413, f"request body is larger than {MAX_BODY >> 20} MiB")
+            pieces.append(piece)
+        return b"".join(pieces)
+
+
+Handler = Callable[[Request], Awaitable[Any]]
+
+
+class Connection:
+    """One client connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.http = h11.Connection(h11.SERVER)
+
+    async def next_event(self) -> Any:
+        while True:
+            event = self.http.next_event()
+            if event is not h11.NEED_DATA:
+                return event
+            if self.http.they_are_waiting_for_100_continue:
+                await self.send(h11.InformationalResponse(status_code=100, headers=[]))
+            self.http.receive_data(await self.reader.read(CHUNK))
+
+    async def request_body(self) -> AsyncIterator[bytes]:
+        while self.http.their_state is h11.SEND_BODY:
+            event = await self.next_event()
+            if isinstance(event, h11.Data):
+                yield bytes(event.data)
+            elif isinstance(event, h11.EndOfMessage):
+                return
+            else:
+                raise h11.RemoteProtocolError("the client closed the connection early")
+
+    async def send(self, *events: h11.Event) -> None:
+        for event in events:
+            data = self.http.send(event)
+            if data:
+                self.writer.write(data)
+        await self.writer.drain()
+
+    async def gone(self) -> None:
+        """Return when the client has closed its side."""
+        while True:
+            data = await self.reader.read(CHUNK)
+            if not data:
+                return
+            self.http.receive_data(data)
+
+
+class HttpServer:
+    """Serves a unix socket."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start_unix(self, path: str, group: str = "docker") -> None:
+        """Listen on a unix socket, root and ``group`` only, like the engine's."""
+        socket_path = Path(path)
+        socket_path.parent.mkdir(parents=True, exist_ok=True)
+        socket_path.unlink(missing_ok=True)  # noqa: ASYNC240 - once, at start
+        old = os.umask(0o117)
+        try:
+            self._server = await asyncio.start_unix_server(self._serve, path, limit=1 << 20)
+        finally:
+            os.umask(old)
+        with contextlib.suppress(KeyError, ImportError, PermissionError):
+            import grp  # noqa: PLC0415 - not on every platform a test may run on
+
+            os.chown(path, 0, grp.getgrnam(group).gr_gid)
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._connections):
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        connection = Connection(reader, writer)
+        try:
+            while await self._one(connection):
+                connection.http.start_next_cycle()
+        except (OSError, h11.ProtocolError, EOFError) as err:
+            log.debug("client connection ended: %s", err)
+        except asyncio.CancelledError:
+            pass
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _one(self, connection: Connection) -> bool:
+        """Serve one request; whether another may follow."""
+        event = await connection.next_event()
+        if not isinstance(event, h11.Request):
+            return False
+        request = Request(event, connection)
+        try:
+            answer = await self._handler(request)
+        except SwarmError as err:
+            answer = error_response(err)
+        except (OSError, h11.ProtocolError):
+            raise
+        except Exception as err:  # a bug must not take the connection down without a word
+            log.exception("%s %s", request.method, request.target)
+            answer = json_response({"message": f"internal error: {err!r}"}, 500)
+        if answer is HANDED_OVER:
+            return False
+        async for _ in connection.request_body():
+            pass
+        if isinstance(answer, Streamed):
+            await self._send_stream(connection, request, answer)
+        else:
+            await self._send_whole(connection, request, answer)
+        return connection.http.our_state is h11.DONE and connection.http.their_state is h11.DONE
+
+    async def _send_whole(self, connection: Connection, request: Request, answer: Response) -> None:
+        headers = [*answer.headers, ("Content-Length", str(len(answer.body)))]
+        events: list[h11.Event] = [h11.Response(status_code=answer.status, headers=headers)]
+        if answer.body and request.method != "HEAD":
+            events.append(h11.Data(data=answer.body))
+        await connection.send(*events, h11.EndOfMessage())
+
+    async def _send_stream(self, connection: Connection, request: Request, answer: Streamed) -> None:
+        """Send pieces as they come; a client that goes away ends the source."""
+        await connection.send(h11.Response(status_code=answer.status, headers=list(answer.headers)))
+        gone = asyncio.create_task(connection.gone())
+        source = asyncio.create_task(self._pump(connection, answer.pieces))
+        try:
+            await asyncio.wait({gone, source}, return_when=asyncio.FIRST_COMPLETED)
+            if source.done():
+                source.result()
+                gone.cancel()
+                await asyncio.gather(gone, return_exceptions=True)
+                await connection.send(h11.EndOfMessage())
+            else:
+                log.debug("client of %s went away", request.target)
+        finally:
+            gone.cancel()
+            source.cancel()
+            await asyncio.gather(gone, source, return_exceptions=True)
+
+    async def _pump(self, connection: Connection, pieces: AsyncIterator[bytes]) -> None:
+        async for piece in pieces:
+            if piece:
+                await connection.send(h11.Data(data=piece))

@@ -1,0 +1,51 @@
+"""``/info`` and the ``Swarm`` header of ``/_ping``: the engine's answer with our side put in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from swarm_agent.api import views
+from swarm_agent.api.backend import Backend
+from swarm_agent.api.http import Request, Response, json_response
+
+TWO_MANAGERS = (
+    "WARNING: Running Swarm in a two-manager configuration. This configuration provides\n"
+    "         no fault tolerance, and poses a high risk to lose control over the cluster.\n"
+    "         Refer to https://docs.docker.com/engine/swarm/admin_guide/ to configure the\n"
+    "         Swarm for fault-tolerance."
+)
+
+
+async def info(backend: Backend, request: Request) -> Response:  # noqa: ARG001
+    shown: dict[str, Any] = await backend.engine.call("GET", "/info")
+    shown["Swarm"] = swarm_section(backend)
+    if backend.is_manager and shown["Swarm"].get("Managers") == 2:
+        shown["Warnings"] = [*(shown.get("Warnings") or ()), TWO_MANAGERS]
+    return json_response(shown)
+
+
+def swarm_section(backend: Backend) -> dict[str, Any]:
+    remote = [{"NodeID": m.node_id, "Addr": m.addr} for m in backend.remote_managers()]
+    out: dict[str, Any] = {
+        "NodeID": backend.node_id,
+        "NodeAddr": backend.node_addr,
+        "LocalNodeState": backend.state,
+        "ControlAvailable": backend.state == "active" and backend.is_manager,
+        "Error": backend.error,
+        "RemoteManagers": remote or None,
+    }
+    if out["ControlAvailable"]:
+        nodes = list(backend.store.nodes.all())
+        out["Nodes"] = len(nodes)
+        out["Managers"] = sum(1 for n in nodes if n.role == "manager")
+        cluster = backend.store.cluster
+        if cluster is not None:
+            out["Cluster"] = views.cluster(cluster)
+    return out
+
+
+def ping_header(backend: Backend) -> tuple[str, str]:
+    state = backend.state
+    if state == "active":
+        state = "active/manager" if backend.is_manager else "active/worker"
+    return ("Swarm", state)

@@ -1,0 +1,311 @@
+"""Which call is ours: routes, who may serve them, and where the rest goes."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import h11
+
+from swarm_agent.api import events, info, logs, networks, nodes, services, swarm, tasks, views
+from swarm_agent.api.backend import Backend
+from swarm_agent.api.filters import parse_filters
+from swarm_agent.api.http import (
+    HttpError,
+    Request,
+    Response,
+    Streamed,
+    error_response,
+    json_response,
+)
+from swarm_agent.api.passthrough import pass_through
+from swarm_agent.api.resolve import resolve
+from swarm_agent.node.engine import EngineError
+from swarm_agent.objects.errors import SwarmError, Unimplemented
+from swarm_agent.objects.normalise import parse_json
+from swarm_agent.objects.records import Network
+from swarm_agent.session.wire import ForwardedAnswer, ForwardedCall
+
+NOT_IN_SWARM = (
+    'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" '
+    "to connect this node to swarm and try again."
+)
+ON_WORKER = (
+    "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. "
+    "Please run this command on a manager node or promote the current node to a manager."
+)
+_VERSION = re.compile(r"/v(\d+\.\d+)(/.*)")
+_HOP_HEADERS = ("host", "connection", "content-length", "transfer-encoding", "upgrade")
+
+
+class Route(NamedTuple):
+    method: str
+    pattern: re.Pattern[str]
+    serve: Callable[..., Awaitable[Any]]
+    local: bool = False  # answered by this node, in whatever state it is
+
+
+def _route(method: str, path: str, serve: Callable[..., Awaitable[Any]], *, local: bool = False) -> Route:
+    return Route(method, re.compile(path.replace("{id}", "(?P<wanted>[^/]+)")), serve, local)
+
+
+async def _no_secrets(backend: Backend, request: Request, wanted: str = "") -> Response:  # noqa: ARG001
+    if request.method == "GET" and not wanted:
+        return json_response([])
+    word = "secrets" if "/secrets" in request.path else "configs"
+    if request.method in ("GET", "DELETE"):
+        raise HttpError(404, f"{word[:-1]} {wanted} not found")
+    raise Unimplemented(f"{word} are not supported by this version of swarm-agent")
+
+
+ROUTES: tuple[Route, ...] = (
+    _route("POST", "/swarm/init", swarm.init, local=True),
+    _route("POST", "/swarm/join", swarm.join, local=True),
+    _route("POST", "/swarm/leave", swarm.leave, local=True),
+    _route("POST", "/swarm/unlock", swarm.unlock, local=True),
+    _route("GET", "/info", info.info, local=True),
+    _route("GET", "/swarm", swarm.inspect),
+    _route("GET", "/swarm/unlockkey", swarm.unlock_key),
+    _route("POST", "/swarm/update", swarm.update),
+    _route("GET", "/nodes", nodes.list_),
+    _route("GET", "/nodes/{id}", nodes.inspect),
+    _route("POST", "/nodes/{id}/update", nodes.update),
+    _route("DELETE", "/nodes/{id}", nodes.remove),
+    _route("GET", "/services", services.list_),
+    _route("POST", "/services/create", services.create),
+    _route("GET", "/services/{id}", services.inspect),
+    _route("POST", "/services/{id}/update", services.update),
+    _route("DELETE", "/services/{id}", services.remove),
+    _route("GET", "/services/{id}/logs", logs.service_logs),
+    _route("GET", "/tasks", tasks.list_),
+    _route("GET", "/tasks/{id}", tasks.inspect),
+    _route("GET", "/tasks/{id}/logs", logs.task_logs),
+    _route("GET", "/(?:secrets|configs)", _no_secrets),
+    _route("GET", "/(?:secrets|configs)/{id}", _no_secrets),
+    _route("DELETE", "/(?:secrets|configs)/{id}", _no_secrets),
+    _route("POST", "/(?:secrets|configs)/create", _no_secrets),
+    _route("POST", "/(?:secrets|configs)/{id}/update", _no_secrets),
+)
+# cluster networks share their paths with the engine's: which is meant shows only in the call
+CLUSTER_NETWORK_ROUTES: tuple[Route, ...] = (
+    _route("GET", "/cluster-networks", networks.list_),
+    _route("GET", "/cluster-networks/{id}", networks.inspect),
+    _route("POST", "/cluster-networks/create", networks.create),
+    _route("DELETE", "/cluster-networks/{id}", networks.remove),
+)
+
+
+class Api:
+    """The handler behind the socket."""
+
+    def __init__(self, backend: Backend, cluster_events: Callable[[], events.ClusterEvents | None]) -> None:
+        self._backend = backend
+        self._cluster_events = cluster_events
+
+    async def handle(self, request: Request) -> Any:
+        match = _VERSION.fullmatch(request.path)
+        path = match[2] if match else request.path
+        found = find_route(request.method, path)
+        if found is not None:
+            route, arguments = found
+            if route.local:
+                return await route.serve(self._backend, request, **arguments)
+            return await self._cluster(route, request, path, arguments)
+        if path == "/networks" or path.startswith("/networks/"):
+            return await self._networks(request, path)
+        if path == "/_ping":
+            return await self._pass(request, (info.ping_header(self._backend),))
+        if path == "/events" and request.method == "GET":
+            return self._events(request)
+        return await self._pass(request)
+
+    async def _pass(self, request: Request, extra: tuple[tuple[str, str], ...] = ()) -> Any:
+        return await pass_through(request, self._backend.engine.socket_path, extra)
+
+    # --- the cluster's calls -----------------------------------------------------------------------------------------
+    async def _cluster(self, route: Route, request: Request, path: str, arguments: dict[str, str]) -> Any:
+        """Answer as the leader, or have the leader answer."""
+        self._must_be_manager()
+        if self._backend.is_leader:
+            await self._backend.read_barrier()
+            return await route.serve(self._backend, request, **arguments)
+        return await self._forward(request, path, await request.body())
+
+    def _must_be_manager(self) -> None:
+        backend = self._backend
+        if backend.state != "active":
+            raise HttpError(503, NOT_IN_SWARM)
+        if not backend.is_manager:
+            raise HttpError(503, ON_WORKER)
+
+    async def _forward(self, request: Request, path: str, body: bytes) -> Any:
+        headers = tuple(
+            (k.decode(), v.decode("latin-1"))
+            for k, v in request.head.headers
+            if k.decode() not in _HOP_HEADERS
+        )
+        call = ForwardedCall(request.method, path, request.raw_query, headers, body)
+        pieces = self._backend.forward(call)
+        head = await anext(pieces)
+        kept = tuple((k, v) for k, v in head.headers if k.lower() not in _HOP_HEADERS)
+        if any(k.lower() == "x-swarm-streamed" for k, _ in kept):
+            kept = tuple((k, v) for k, v in kept if k.lower() != "x-swarm-streamed")
+            return Streamed(_bodies(head, pieces), head.status, kept)
+        return Response(head.status, b"".join([p async for p in _bodies(head, pieces)]), kept)
+
+    async def serve_forwarded(self, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:
+        """The leader's side of :meth:`_forward`: never forwards again."""
+        request = _ForwardedRequest(call)
+        try:
+            found = find_route(call.method, call.path, ROUTES + CLUSTER_NETWORK_ROUTES)
+            if found is None or found[0].local:
+                raise HttpError(404, "page not found")
+            await self._backend.read_barrier()
+            answer = await found[0].serve(self._backend, request, **found[1])
+        except SwarmError as err:
+            answer = error_response(err)
+        if isinstance(answer, Streamed):
+            yield ForwardedAnswer(answer.status, (*answer.headers, ("X-Swarm-Streamed", "1")))
+            async for piece in answer.pieces:
+                yield ForwardedAnswer(body=piece)
+        else:
+            yield ForwardedAnswer(answer.status, answer.headers, answer.body)
+
+    # --- networks ----------------------------------------------------------------------------------------------------
+    async def _networks(self, request: Request, path: str) -> Any:
+        """The cluster's overlays and the engine's networks under one roof."""
+        backend = self._backend
+        manager = backend.state == "active" and backend.is_manager
+        if request.method == "POST" and path == "/networks/create":
+            body = await request.body()
+            if networks.is_overlay(parse_json(body)):
+                if not manager:
+                    text = NOT_IN_SWARM if backend.state != "active" else ON_WORKER
+                    raise HttpError(500, text)
+                return await self._network_call(request, "POST", "/cluster-networks/create", body)
+            return await self._engine_call(request, body)
+        if not manager:
+            return await self._pass(request)
+        if request.method == "GET" and path == "/networks":
+            local = await backend.engine.call("GET", "/networks", query=request.query)
+            return await networks.merged_list(backend, request, local)
+        match = re.fullmatch(r"/networks/([^/]+)", path)
+        if match is None or request.method not in ("GET", "DELETE"):
+            return await self._pass(request)
+        wanted = unquote(match[1])
+        found = await self._cluster_network(request, wanted)
+        if found is None:
+            return await self._pass(request)
+        if request.method == "GET":
+            return json_response(views.network(found))
+        return await self._network_call(request, "DELETE", f"/cluster-networks/{found.id}", b"")
+
+    async def _cluster_network(self, request: Request, wanted: str) -> Network | None:
+        """The cluster network meant, unless the engine has one of exactly this id or name (local goes first)."""
+        scope = request.query.get("scope", "")
+        if scope == "local":
+            return None
+        store = self._backend.store
+        if not self._backend.is_leader:
+            await self._backend.read_barrier()
+        try:
+            found = resolve(store, Network, wanted)
+        except HttpError:
+            return None
+        if scope == "swarm" or wanted == found.id:
+            return found
+        try:
+            local = await self._backend.engine.call("GET", f"/networks/{wanted}")
+        except EngineError:
+            return found
+        exact = wanted in (local["Id"], local["Name"])
+        return None if exact and not networks.is_own(local) else found
+
+    async def _network_call(self, request: Request, method: str, path: str, body: bytes) -> Any:
+        call = ForwardedCall(method, path, request.raw_query, (), body)
+        if not self._backend.is_leader:
+            return await self._answer(self._backend.forward(call))
+        return await self._answer(self.serve_forwarded(call))
+
+    async def _answer(self, pieces: AsyncIterator[ForwardedAnswer]) -> Response:
+        head = await anext(pieces)
+        return Response(head.status, b"".join([p async for p in _bodies(head, pieces)]), head.headers)
+
+    async def _engine_call(self, request: Request, body: bytes) -> Response:
+        """Pass on a call whose body was read to see whose it is."""
+        headers = (
+            {"X-Registry-Auth": request.header("x-registry-auth")}
+            if request.header("x-registry-auth")
+            else {}
+        )
+        answer = await self._backend.engine.answer(
+            request.method, _VERSION.sub(r"\2", request.path), query=request.query, body=body, headers=headers
+        )
+        kept = tuple(
+            (k.decode(), v.decode("latin-1"))
+            for k, v in answer.headers
+            if k.decode().lower() not in _HOP_HEADERS
+        )
+        return Response(answer.status, answer.body, kept)
+
+    # --- events ------------------------------------------------------------------------------------------------------
+    def _events(self, request: Request) -> Any:
+        known = [
+            "config",
+            "container",
+            "daemon",
+            "event",
+            "image",
+            "label",
+            "network",
+            "node",
+            "plugin",
+            "scope",
+            "secret",
+            "service",
+            "type",
+            "volume",
+        ]
+        filters = parse_filters(request.query.get("filters", ""), known)
+        until = request.query.get("until", "")
+        try:
+            until_s = max(0.0, float(until) - time.time()) if until else None
+            float(request.query.get("since") or 0)
+        except ValueError as err:
+            raise HttpError(400, f"invalid time: {err}") from err
+        cluster = self._cluster_events() if self._backend.is_manager else None
+        pieces = events.stream(self._backend.engine, cluster, dict(request.query), filters, until_s)
+        return Streamed(pieces, headers=(("Content-Type", "application/json"),))
+
+
+def find_route(
+    method: str, path: str, routes: tuple[Route, ...] = ROUTES
+) -> tuple[Route, dict[str, str]] | None:
+    for route in routes:
+        if route.method == method:
+            match = route.pattern.fullmatch(path)
+            if match is not None:
+                return route, {k: unquote(v) for k, v in match.groupdict().items()}
+    return None
+
+
+async def _bodies(head: ForwardedAnswer, pieces: AsyncIterator[ForwardedAnswer]) -> AsyncIterator[bytes]:
+    yield head.body
+    async for piece in pieces:
+        yield piece.body
+
+
+class _ForwardedRequest(Request):
+    """A request that arrived by RPC: its body is here already."""
+
+    def __init__(self, call: ForwardedCall) -> None:
+        target = f"{call.path}?{call.query}" if call.query else call.path
+        head = h11.Request(method=call.method, target=target, headers=[("Host", "swarm"), *call.headers])
+        super().__init__(head, None)
+        self._body = call.body
+
+    async def body(self) -> bytes:
+        return self._body

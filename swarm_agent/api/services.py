@@ -1,0 +1,193 @@
+"""``/services``."""
+
+from __future__ import annotations
+
+import msgspec
+
+from swarm_agent.api import views
+from swarm_agent.api.backend import Backend
+from swarm_agent.api.filters import keep, label_matches, parse_filters
+from swarm_agent.api.http import HttpError, Request, Response, json_response
+from swarm_agent.api.resolve import resolve
+from swarm_agent.api.writes import version_of, write
+from swarm_agent.control.revisions import revision_of
+from swarm_agent.objects import defaults, validate
+from swarm_agent.objects.errors import AlreadyExists, InvalidSpec, OutOfSequence, Unimplemented
+from swarm_agent.objects.normalise import normalise, parse_json
+from swarm_agent.objects.records import Network, Service
+from swarm_agent.objects.specs import NetworkAttachmentConfig, ServiceSpec
+from swarm_agent.store import Delete, Put
+
+_TESTS = {
+    "id": lambda s, v: s.id.startswith(v),
+    "name": lambda s, v: (s.spec.name or "").startswith(v),
+    "label": lambda s, v: label_matches(s.spec.labels, v),
+    "mode": lambda s, v: (v == "replicated") == defaults.is_replicated(s.spec),
+    "runtime": lambda s, v: (s.spec.task_template.runtime or "container") == v,
+}
+LOCAL_NETWORKS = ("host", "bridge", "none")  # predefined local networks a service may name
+
+
+async def list_(backend: Backend, request: Request) -> Response:
+    filters = parse_filters(request.query.get("filters", ""), _TESTS)
+    with_status = request.query.get("status", "").lower() in ("1", "true", "t")
+    out = []
+    for service in keep(backend.store.services.all(), filters, _TESTS):
+        shown = views.service(service)
+        if with_status:
+            shown["ServiceStatus"] = views.service_status(service, backend.store)
+        out.append(shown)
+    return json_response(out)
+
+
+async def inspect(backend: Backend, request: Request, wanted: str) -> Response:
+    service = resolve(backend.store, Service, wanted)
+    insert = request.query.get("insertDefaults", "").lower() in ("1", "true", "t")
+    return json_response(views.service(service, insert_defaults=insert))
+
+
+async def create(backend: Backend, request: Request) -> Response:
+    spec = _resolved(backend, _named(backend, normalise(parse_json(await request.body()), ServiceSpec)))
+    validate.service(spec)
+    name = (spec.name or "").lower()
+    with backend.reserve(f"service/{name}", *_port_names(spec)):
+        if any(backend.store.services.by("name", name)):
+            raise AlreadyExists(f"name conflicts with an existing object: service {spec.name} already exists")
+        _ports_are_free(backend, spec, "")
+        service_id = backend.new_id()
+        revision = revision_of(service_id, spec, _network_ids(backend, spec))
+        service = Service(
+            id=service_id,
+            spec=spec,
+            revision_id=revision.id,
+            registry_auth=request.header("x-registry-auth"),
+        )
+        await write(backend, service_id, Put(revision, 0), Put(service, 0))
+    return json_response({"ID": service_id}, 201)
+
+
+async def update(backend: Backend, request: Request, wanted: str) -> Response:
+    version = version_of(request, "service")
+    raw = parse_json(await request.body())
+    service = resolve(backend.store, Service, wanted)
+    rollback = request.query.get("rollback", "")
+    if rollback not in ("", "previous"):
+        raise HttpError(500, f"unrecognized rollback option {rollback}")
+    if rollback:
+        raise Unimplemented(
+            "rollback (docker service rollback) is not supported by this version of swarm-agent"
+        )
+    auth = _registry_auth(request, service)
+    spec = _resolved(backend, normalise(raw, ServiceSpec))
+    validate.service(spec)
+    if spec.name != service.spec.name:
+        raise Unimplemented("renaming services is not supported")
+    if service.version != version:
+        raise OutOfSequence
+    with backend.reserve(*_port_names(spec)):
+        _ports_are_free(backend, spec, service.id)
+        revision = revision_of(service.id, spec, _network_ids(backend, spec))
+        writes: list[Put | Delete] = []
+        if backend.store.revisions.get(revision.id) is None:
+            writes.append(Put(revision, 0))
+        changed = msgspec.structs.replace(
+            service,
+            spec=spec,
+            previous_spec=service.spec,
+            revision_id=revision.id,
+            registry_auth=auth,
+            update_status=service.update_status if revision.id == service.revision_id else None,
+        )
+        await write(backend, service.id, *writes, Put(changed, version))
+    return json_response({"Warnings": None})
+
+
+async def remove(backend: Backend, request: Request, wanted: str) -> Response:  # noqa: ARG001
+    while True:
+        service = resolve(backend.store, Service, wanted)
+        try:
+            await write(backend, service.id, Delete("service", service.id, service.version))
+        except OutOfSequence:
+            continue  # an update's progress was written in between; the removal is meant all the same
+        return Response()
+
+
+# --- from what was sent to what is stored -------------------------------------------------------------------------------
+def _named(backend: Backend, spec: ServiceSpec) -> ServiceSpec:
+    """A service without a name gets one, as Docker gives."""
+    if spec.name:
+        return spec
+    return msgspec.structs.replace(spec, name=f"service-{backend.new_id()[:8]}")
+
+
+def _resolved(backend: Backend, spec: ServiceSpec) -> ServiceSpec:
+    """Networks by id; Docker's old place for them is read when the new one is empty."""
+    template = spec.task_template
+    wanted = template.networks or spec.networks or ()
+    networks = tuple(msgspec.structs.replace(n, target=_network_id(backend, n)) for n in wanted)
+    if not networks:
+        return spec
+    return msgspec.structs.replace(
+        spec, task_template=msgspec.structs.replace(template, networks=networks), networks=None
+    )
+
+
+def _network_id(backend: Backend, attachment: NetworkAttachmentConfig) -> str:
+    target = attachment.target or ""
+    if target in LOCAL_NETWORKS:
+        return target
+    if target == "ingress":
+        raise InvalidSpec(f'Service cannot be explicitly attached to the ingress network "{target}"')
+    if attachment.driver_opts:
+        raise Unimplemented(
+            "driver options of a network attachment are not supported by this version of swarm-agent"
+        )
+    try:
+        return resolve(backend.store, Network, target).id
+    except HttpError as err:
+        if err.http_status == 404:
+            raise HttpError(500, f"network {target} not found") from err
+        raise
+
+
+def _network_ids(backend: Backend, spec: ServiceSpec) -> tuple[str, ...]:
+    """The overlays of a resolved spec, in order; predefined local networks are the container's business."""
+    targets = [n.target or "" for n in spec.task_template.networks or ()]
+    return tuple(t for t in targets if t not in LOCAL_NETWORKS and backend.store.networks.get(t) is not None)
+
+
+def _registry_auth(request: Request, service: Service) -> str:
+    source = request.query.get("registryAuthFrom", "")
+    if source not in ("", "spec", "previous-spec"):
+        raise HttpError(400, f"invalid registryAuthFrom '{source}'")
+    return request.header("x-registry-auth") or service.registry_auth
+
+
+def _port_names(spec: ServiceSpec) -> list[str]:
+    ports = (spec.endpoint_spec and spec.endpoint_spec.ports) or ()
+    return [f"port/{defaults.protocol(p)}/{p.published_port}" for p in ports if p.published_port]
+
+
+def _ports_are_free(backend: Backend, spec: ServiceSpec, own_id: str) -> None:
+    """Ingress against anything conflicts, host against host does not (BEHAVIOUR 5.6)."""
+    wanted = [p for p in (spec.endpoint_spec and spec.endpoint_spec.ports) or () if p.published_port]
+    if not wanted:
+        return
+    for other in backend.store.services.all():
+        if other.id == own_id:
+            continue
+        taken = list((other.spec.endpoint_spec and other.spec.endpoint_spec.ports) or ())
+        taken += (other.endpoint and other.endpoint.ports) or ()
+        for port in wanted:
+            for theirs in taken:
+                if theirs.published_port != port.published_port or defaults.protocol(
+                    theirs
+                ) != defaults.protocol(port):
+                    continue
+                mode = defaults.publish_mode(theirs)
+                if mode == "host" and defaults.publish_mode(port) == "host":
+                    continue
+                kind = "an ingress port" if mode == "ingress" else "a host-published port"
+                raise InvalidSpec(
+                    f"port '{port.published_port}' is already in use by service '{other.spec.name}' ({other.id}) as {kind}"
+                )

@@ -1,0 +1,122 @@
+"""``/swarm``: the cluster itself and this node's membership in it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from swarm_agent.api import views
+from swarm_agent.api.backend import Backend
+from swarm_agent.api.http import HttpError, Request, Response, json_response
+from swarm_agent.api.writes import version_of, write
+from swarm_agent.identity.tokens import new_token
+from swarm_agent.objects import validate
+from swarm_agent.objects.defaults import cluster_defaults
+from swarm_agent.objects.errors import OutOfSequence, Unimplemented
+from swarm_agent.objects.normalise import normalise, parse_json
+from swarm_agent.objects.records import Cluster
+from swarm_agent.objects.specs import ClusterSpec, InitRequest, JoinRequest
+from swarm_agent.store import Put
+
+ALREADY = (
+    'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.'
+)
+NOT_PART = "This node is not part of a swarm"
+
+
+async def init(backend: Backend, request: Request) -> Response:
+    body = normalise(parse_json(await request.body()), InitRequest)
+    if backend.state != "inactive":
+        raise HttpError(503, ALREADY)
+    if body.force_new_cluster:
+        raise Unimplemented("--force-new-cluster is not supported by this version of swarm-agent")
+    if body.auto_lock_managers:
+        raise Unimplemented("autolock (--autolock) is not supported by this version of swarm-agent")
+    validate.cluster(body.spec or ClusterSpec())
+    _pools(body)
+    return json_response(await backend.init(body))
+
+
+def _pools(body: InitRequest) -> None:
+    import ipaddress  # noqa: PLC0415
+
+    size = body.subnet_size or 24
+    if not 1 <= size <= 29:
+        raise HttpError(400, f"subnet size is out of range: {size}")
+    port = body.data_path_port or 4789
+    if port != 4789 and not 1024 <= port <= 49151:
+        raise HttpError(400, f"Datapath port number is not in valid range (1024-49151) : {port}")
+    for text in body.default_addr_pool or ():
+        try:
+            pool = ipaddress.IPv4Network(text)
+        except ValueError as err:
+            raise HttpError(400, f"invalid CIDR: {text!r}. {err}") from err
+        if pool.prefixlen > size:
+            raise HttpError(400, f'invalid CIDR: "{text}". Subnet size is too small for pool: {size}')
+
+
+async def join(backend: Backend, request: Request) -> Response:
+    body = normalise(parse_json(await request.body()), JoinRequest)
+    if backend.state != "inactive":
+        raise HttpError(503, ALREADY)
+    if not body.remote_addrs:
+        raise HttpError(400, "at least 1 RemoteAddr is required to join")
+    if body.availability and body.availability not in ("active", "pause", "drain"):
+        raise HttpError(400, f'invalid Availability: "{body.availability}"')
+    await backend.join(body)
+    return Response()
+
+
+async def leave(backend: Backend, request: Request) -> Response:
+    if backend.state == "inactive":
+        raise HttpError(503, NOT_PART)
+    force = request.query.get("force", "0").lower() in ("1", "true", "t")
+    await backend.leave(force=force)
+    return Response()
+
+
+async def unlock(backend: Backend, request: Request) -> Response:  # noqa: ARG001
+    if backend.state == "inactive":
+        raise HttpError(503, NOT_PART)
+    raise HttpError(409, "swarm is not locked")
+
+
+# --- leader only -------------------------------------------------------------------------------------------------------
+def the_cluster(backend: Backend) -> Cluster:
+    record = backend.store.cluster
+    if record is None:
+        raise HttpError(
+            503,
+            "This node is not a swarm manager. Manager is being prepared or has trouble connecting to the cluster.",
+        )
+    return record
+
+
+async def inspect(backend: Backend, request: Request) -> Response:  # noqa: ARG001
+    return json_response(views.swarm(the_cluster(backend)))
+
+
+async def unlock_key(backend: Backend, request: Request) -> Response:  # noqa: ARG001
+    return json_response({"UnlockKey": ""})
+
+
+async def update(backend: Backend, request: Request) -> Response:
+    version = version_of(request, "swarm")
+    spec = normalise(parse_json(await request.body()), ClusterSpec)
+    validate.cluster(spec)
+    record = the_cluster(backend)
+    if record.version != version:
+        raise OutOfSequence
+    if _flag(request, "rotateManagerUnlockKey"):
+        raise Unimplemented("unlock keys are not supported by this version of swarm-agent")
+    tokens, digest = record.join_tokens, record.root_ca.digest
+    if _flag(request, "rotateWorkerToken"):
+        tokens = msgspec.structs.replace(tokens, worker=new_token(digest))
+    if _flag(request, "rotateManagerToken"):
+        tokens = msgspec.structs.replace(tokens, manager=new_token(digest))
+    changed = msgspec.structs.replace(record, spec=cluster_defaults(spec), join_tokens=tokens)
+    await write(backend, "cluster", Put(changed, version))
+    return Response()
+
+
+def _flag(request: Request, name: str) -> bool:
+    return request.query.get(name, "").lower() in ("1", "true", "t")

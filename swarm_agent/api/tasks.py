@@ -1,0 +1,65 @@
+"""``/tasks``."""
+
+from __future__ import annotations
+
+from swarm_agent.api import views
+from swarm_agent.api.backend import Backend
+from swarm_agent.api.filters import Filters, keep, label_matches, one_of, parse_filters
+from swarm_agent.api.http import Request, Response, json_response
+from swarm_agent.api.resolve import resolve
+from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.records import Node, Service, Task
+
+_KEYS = ("id", "name", "label", "service", "node", "desired-state", "runtime", "_up-to-date")
+_TESTS = {
+    "id": lambda t, v: t.id.startswith(v),
+    "name": lambda t, v: t.name.startswith(v),
+    "label": lambda t, v: label_matches(t.service_labels, v),
+    "service": lambda t, v: t.service_id == v,
+    "node": lambda t, v: t.node_id == v,
+    "desired-state": lambda t, v: (
+        t.desired_state.word == ("running" if v == "accepted" else v)
+        or (v in ("running", "accepted") and t.desired_state == TaskState.READY)
+    ),
+    "runtime": lambda t, v: v == "container",  # noqa: ARG005
+}
+_DESIRED = ("running", "shutdown", "accepted", "ready", "complete", "remove")
+
+
+async def list_(backend: Backend, request: Request) -> Response:
+    filters = parse_filters(request.query.get("filters", ""), _KEYS)
+    up_to_date = filters.pop("_up-to-date", [])
+    for state in filters.get("desired-state", ()):
+        one_of(state, _DESIRED, "desired-state")
+    _resolve_references(backend, filters)
+    rows = keep(_candidates(backend, filters), filters, _TESTS)
+    if up_to_date:
+        wanted = up_to_date[0].lower() in ("1", "true", "t")
+        rows = [t for t in rows if _current(backend, t) == wanted]
+    return json_response([views.task(t, backend.store) for t in rows])
+
+
+async def inspect(backend: Backend, request: Request, wanted: str) -> Response:  # noqa: ARG001
+    return json_response(views.task(resolve(backend.store, Task, wanted), backend.store))
+
+
+def _resolve_references(backend: Backend, filters: Filters) -> None:
+    if "service" in filters:
+        filters["service"] = [resolve(backend.store, Service, v).id for v in filters["service"]]
+    if "node" in filters:
+        filters["node"] = [resolve(backend.store, Node, v).id for v in filters["node"]]
+
+
+def _candidates(backend: Backend, filters: Filters) -> list[Task]:
+    """The smallest set an index gives."""
+    tasks = backend.store.tasks
+    for key in ("service", "node"):
+        if filters.get(key):
+            return [t for v in dict.fromkeys(filters[key]) for t in tasks.by(key, v)]
+    return list(tasks.all())
+
+
+def _current(backend: Backend, task: Task) -> bool:
+    """Whether the task is of its service's present revision."""
+    service = backend.store.services.get(task.service_id)
+    return service is not None and service.revision_id == task.revision_id

@@ -1,0 +1,277 @@
+"""Records as Docker's JSON. The only place where they become visible: joins, redaction, Go's zero values."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import msgspec
+
+from swarm_agent.api.backend import ManagerHealth
+from swarm_agent.control.allocate import NODE_NETWORK
+from swarm_agent.identity.ca import issuer_of
+from swarm_agent.objects import defaults
+from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.records import Cluster, Network, Node, Service, Task
+from swarm_agent.objects.specs import EndpointSpec, ServiceSpec
+from swarm_agent.store import Store
+
+Json = dict[str, Any]
+VNI_OPTION = "com.docker.network.driver.overlay.vxlanid_list"
+
+
+def time_text(ns: int) -> str:
+    """RFC 3339 with nanoseconds, Go's zero time for 0."""
+    if not ns:
+        return "0001-01-01T00:00:00Z"
+    seconds, rest = divmod(ns, 1_000_000_000)
+    text = dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    fraction = f".{rest:09d}".rstrip("0") if rest else ""
+    return f"{text}{fraction}Z"
+
+
+def builtins(value: Any) -> Any:
+    return msgspec.to_builtins(value)
+
+
+def _meta(row: Any) -> Json:
+    return {
+        "ID": row.id,
+        "Version": {"Index": row.version},
+        "CreatedAt": time_text(row.created_at),
+        "UpdatedAt": time_text(row.updated_at),
+    }
+
+
+def _base64(data: bytes) -> str:
+    import base64  # noqa: PLC0415
+
+    return base64.b64encode(data).decode()
+
+
+# --- swarm -----------------------------------------------------------------------------------------------------------
+def cluster(record: Cluster) -> Json:
+    """Without join tokens, as /info shows it."""
+    spec = builtins(defaults.cluster_defaults(record.spec))
+    spec["CAConfig"].pop("SigningCAKey", None)
+    return {
+        **_meta(record),
+        "Spec": spec,
+        "TLSInfo": tls_info(record.root_ca.cert),
+        "RootRotationInProgress": False,
+        "DefaultAddrPool": list(record.default_addr_pool) if record.pool_given else None,
+        "SubnetSize": record.subnet_size,
+        "DataPathPort": record.data_path_port,
+    }
+
+
+def swarm(record: Cluster) -> Json:
+    return {
+        **cluster(record),
+        "JoinTokens": {"Worker": record.join_tokens.worker, "Manager": record.join_tokens.manager},
+    }
+
+
+def tls_info(root_pem: bytes) -> Json:
+    subject, public_key = issuer_of(root_pem)
+    return {
+        "TrustRoot": root_pem.decode(),
+        "CertIssuerSubject": _base64(subject),
+        "CertIssuerPublicKey": _base64(public_key),
+    }
+
+
+# --- nodes -----------------------------------------------------------------------------------------------------------
+def node(record: Node, tls: Json, health: ManagerHealth | None) -> Json:
+    about = record.description
+    engine: Json = {"EngineVersion": about.engine_version}
+    if about.engine_labels:
+        engine["Labels"] = about.engine_labels
+    engine["Plugins"] = [{"Type": p.type, "Name": p.name} for p in about.plugins]
+    out = {
+        **_meta(record),
+        "Spec": builtins(record.spec),
+        "Description": {
+            "Hostname": about.hostname,
+            "Platform": {"Architecture": about.architecture, "OS": about.os},
+            "Resources": {"NanoCPUs": about.nano_cpus, "MemoryBytes": about.memory_bytes},
+            "Engine": engine,
+            "TLSInfo": tls,
+        },
+        "Status": {"State": record.status.state.word, "Addr": record.status.addr},
+    }
+    if record.status.message:
+        out["Status"]["Message"] = record.status.message
+    if record.role == "manager" and record.manager_addr:
+        status: Json = {
+            "Reachability": "reachable" if health is not None and health.reachable else "unreachable",
+            "Addr": record.manager_addr,
+        }
+        if health is not None and health.leader:
+            status["Leader"] = True
+        out["ManagerStatus"] = status
+    return out
+
+
+# --- services --------------------------------------------------------------------------------------------------------
+def service(record: Service, *, insert_defaults: bool = False) -> Json:
+    out = {**_meta(record), "Spec": service_spec(record.spec, insert_defaults=insert_defaults)}
+    if record.previous_spec is not None:
+        out["PreviousSpec"] = service_spec(record.previous_spec)
+    out["Endpoint"] = _endpoint(record)
+    if record.update_status is not None:
+        status = record.update_status
+        shown: Json = {
+            "State": status.state,
+            "StartedAt": time_text(status.started_at),
+            "Message": status.message,
+        }
+        if status.completed_at:
+            shown["CompletedAt"] = time_text(status.completed_at)
+        out["UpdateStatus"] = shown
+    return out
+
+
+def service_spec(spec: ServiceSpec, *, insert_defaults: bool = False) -> Json:
+    shown: Json = builtins(defaults.with_defaults(spec) if insert_defaults else spec)
+    shown["TaskTemplate"].setdefault("Runtime", "container")
+    container = shown["TaskTemplate"].get("ContainerSpec")
+    if container is not None:
+        container.setdefault("Isolation", "default")
+    return shown
+
+
+def _endpoint(record: Service) -> Json:
+    spec = record.spec.endpoint_spec or EndpointSpec()
+    if record.endpoint is None:
+        return {"Spec": {}}
+    shown: Json = {"Mode": defaults.endpoint_mode(spec)}
+    if spec.ports:
+        shown["Ports"] = [_port(p) for p in spec.ports]
+    out: Json = {"Spec": shown}
+    if record.endpoint.ports:
+        out["Ports"] = [_port(p) for p in record.endpoint.ports]
+    if record.endpoint.virtual_ips:
+        out["VirtualIPs"] = [
+            {"NetworkID": v.network_id, "Addr": v.address} for v in record.endpoint.virtual_ips
+        ]
+    return out
+
+
+def _port(port: Any) -> Json:
+    shown: Json = builtins(port)
+    shown.setdefault("Protocol", "tcp")
+    shown.setdefault("PublishMode", "ingress")
+    return shown
+
+
+def service_status(record: Service, store: Store) -> Json:
+    running = sum(1 for t in store.tasks.by("service", record.id) if t.status.state == TaskState.RUNNING)
+    return {"RunningTasks": running, "DesiredTasks": defaults.replicas(record.spec), "CompletedTasks": 0}
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+def task(record: Task, store: Store) -> Json:
+    revision = store.revisions.get(record.revision_id)
+    spec: Json = builtins(revision.template) if revision is not None else {}
+    spec.pop("Runtime", None)
+    if spec.get("ContainerSpec") is not None:
+        spec["ContainerSpec"].setdefault("Isolation", "default")
+    out = {**_meta(record), "Labels": {}, "Spec": spec, "ServiceID": record.service_id}
+    if record.slot:
+        out["Slot"] = record.slot
+    if record.node_id:
+        out["NodeID"] = record.node_id
+    out["Status"] = _task_status(record)
+    out["DesiredState"] = record.desired_state.word
+    attachments = [_attachment(a.network_id, a.address, store) for a in record.networks]
+    if attachments:
+        out["NetworksAttachments"] = [a for a in attachments if a]
+    if revision is not None and revision.endpoint.ports and record.node_address:
+        out.setdefault("NetworksAttachments", []).insert(0, _ingress_attachment(record.node_address))
+    return out
+
+
+def _task_status(record: Task) -> Json:
+    status = record.status
+    out: Json = {
+        "Timestamp": time_text(status.timestamp),
+        "State": status.state.word,
+        "Message": status.message,
+    }
+    if status.err:
+        out["Err"] = status.err
+    if status.container is not None:
+        out["ContainerStatus"] = {
+            "ContainerID": status.container.container_id,
+            "PID": status.container.pid,
+            "ExitCode": status.container.exit_code,
+        }
+    out["PortStatus"] = {"Ports": [_port(p) for p in status.ports]} if status.ports else {}
+    return out
+
+
+def _attachment(network_id: str, address: str, store: Store) -> Json | None:
+    found = store.networks.get(network_id)
+    if found is None:
+        return None
+    return {
+        "Network": {
+            **_meta(found),
+            "Spec": {
+                "Name": found.spec.name,
+                "Labels": found.spec.labels or {},
+                "DriverConfiguration": {"Name": "overlay"},
+                "IPAMOptions": {"Driver": {"Name": "default"}},
+                "Scope": "swarm",
+            },
+            "DriverState": {"Name": "overlay", "Options": {VNI_OPTION: str(found.vni)}},
+            "IPAMOptions": {
+                "Driver": {"Name": "default"},
+                "Configs": [{"Subnet": found.subnet, "Gateway": found.gateway}],
+            },
+        },
+        "Addresses": [address],
+    }
+
+
+def _ingress_attachment(address: str) -> Json:
+    return {
+        "Network": {
+            "ID": "ingress",
+            "Version": {},
+            "Spec": {
+                "Name": "ingress",
+                "Labels": {},
+                "DriverConfiguration": {},
+                "Ingress": True,
+                "Scope": "swarm",
+            },
+            "DriverState": {"Name": "routed"},
+            "IPAMOptions": {"Driver": {"Name": "default"}, "Configs": [{"Subnet": str(NODE_NETWORK)}]},
+        },
+        "Addresses": [f"{address}/22"],
+    }
+
+
+# --- networks --------------------------------------------------------------------------------------------------------
+def network(record: Network) -> Json:
+    spec = record.spec
+    config = [{"Subnet": record.subnet, "Gateway": record.gateway}] if record.subnet else []
+    return {
+        "Name": spec.name,
+        "Id": record.id,
+        "Created": time_text(record.created_at),
+        "Scope": "swarm",
+        "Driver": "overlay",
+        "EnableIPv6": False,
+        "IPAM": {"Driver": "default", "Options": None, "Config": config},
+        "Internal": bool(spec.internal),
+        "Attachable": bool(spec.attachable),
+        "Ingress": False,
+        "ConfigFrom": {"Network": ""},
+        "ConfigOnly": False,
+        "Containers": None,
+        "Options": {VNI_OPTION: str(record.vni), **(spec.options or {})},
+        "Labels": spec.labels or {},
+    }

@@ -1,0 +1,76 @@
+"""The agent's configuration file: TOML, every key optional, an unknown one an error that names it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from swarm_agent.objects.errors import InvalidSpec
+
+DEFAULT_PATH = Path("/etc/swarm-agent/agent.toml")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What can be set about a daemon."""
+
+    state_dir: str = "/var/lib/swarm-agent"
+    """Certificates, Raft log, network journal. Root only; losing it is leaving the swarm."""
+
+    socket: str = "/run/swarm-agent/docker.sock"
+    """Where the Docker API is served."""
+
+    engine_socket: str = "/var/run/docker.sock"
+    """Where the local engine is. With the agent standing at that path, the engine's new one."""
+
+    front_door_port: int = 2377
+    """TCP, managers only: where nodes join."""
+
+    rpc_port: int = 2378
+    """TCP, managers only: Raft and node sessions."""
+
+    metrics_addr: str = "127.0.0.1:9323"
+    """``/metrics``, ``/healthz``, ``/readyz``; "" for none."""
+
+    log_level: str = "info"
+    """debug, info, warning or error; SIGUSR1 turns debug on, SIGUSR2 back."""
+
+    log_format: str = "text"
+    """journal: one JSON object a line with node, task and cause; text: for people."""
+
+    def __post_init__(self) -> None:
+        for name in ("front_door_port", "rpc_port"):
+            port = getattr(self, name)
+            if not 1 <= port <= 65535:
+                raise ValueError(f"{name} {port} is not in the range 1 to 65535")
+        if self.front_door_port == self.rpc_port:
+            raise ValueError("front_door_port and rpc_port must differ")
+        if self.log_level not in LOG_LEVELS:
+            raise ValueError(f"log_level {self.log_level!r} is none of {', '.join(LOG_LEVELS)}")
+        if self.log_format not in ("journal", "text"):
+            raise ValueError(f"log_format {self.log_format!r} is neither journal nor text")
+        if self.socket == self.engine_socket:
+            raise ValueError("socket and engine_socket must differ: the agent passes calls on to the engine")
+
+
+def load_config(path: Path, *, must_exist: bool) -> AgentConfig:
+    """Read the file; absent means defaults unless it was asked for by name.
+
+    Raises:
+        InvalidSpec: names the file, the key and what is wrong with it.
+    """
+    try:
+        raw = tomllib.loads(path.read_text())
+    except FileNotFoundError as err:
+        if must_exist:
+            raise InvalidSpec(f"{path}: no such file") from err
+        return AgentConfig()
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise InvalidSpec(f"{path}: {err}") from err
+    try:
+        return msgspec.convert(raw, AgentConfig)
+    except (msgspec.ValidationError, ValueError) as err:
+        known = ", ".join(f.name for f in msgspec.structs.fields(AgentConfig))
+        raise InvalidSpec(f"{path}: {err}. Known keys: {known}") from err

@@ -1,0 +1,191 @@
+"""What has to be looked at, and one look: dirty keys in, groups of writes and wake-up times out."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+
+from swarm_agent.control.allocate import allocate_network, allocate_node, allocate_service
+from swarm_agent.control.ledger import Ledger
+from swarm_agent.control.orchestrate import reconcile_service, reconcile_slot
+from swarm_agent.control.passes import Key, Pass
+from swarm_agent.control.reap import reap_revisions
+from swarm_agent.control.schedule import pend, place
+from swarm_agent.control.tasks import live
+from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.records import Network, Node, Revision, Service, Task
+from swarm_agent.store import Change, Group, Store
+
+RESCHEDULE = Key("pending", "")
+MAX_KEYS = 200  # a pass looks at this many keys, the rest waits for the next
+
+
+class Controllers:
+    """The leader's controllers over one store. Pure: the loop feeds changes and time, and proposes what comes out."""
+
+    def __init__(self, store: Store, new_id: Callable[[], str]) -> None:
+        self.store = store
+        self.ledger = Ledger(store)
+        self._new_id = new_id
+        self._dirty: dict[Key, None] = {}
+        self._timers: list[tuple[int, Key]] = []
+        self._due: dict[Key, int] = {}
+        for service in store.services.all():
+            self._dirty[Key("service", service.id)] = None
+        for task in store.tasks.all():
+            if store.services.get(task.service_id) is None:
+                self._dirty[Key("service", task.service_id)] = None
+        for node in store.nodes.all():
+            self._dirty[Key("node", node.id)] = None
+        for network in store.networks.all():
+            self._dirty[Key("network", network.id)] = None
+        self._dirty[RESCHEDULE] = None
+
+    # --- what became dirty -------------------------------------------------------------------------------------
+    def changed(self, changes: Iterable[Change]) -> None:
+        """Book committed changes and mark what they concern."""
+        forgotten = []
+        for change in changes:
+            self.ledger.apply(change)
+            match change.row:
+                case Task():
+                    self.ledger.note_failure(change.old, change.new)
+                    self._task_changed(change)
+                case Service() as service:
+                    self._dirty[Key("service", service.id)] = None
+                case Node():
+                    self._node_changed(change)
+                case Network() as network:
+                    self._dirty[Key("network", network.id)] = None
+                    self._dirty[RESCHEDULE] = None
+                case Revision() as revision if change.new is None:
+                    forgotten.append(revision.id)
+                case _:
+                    pass
+        for id_ in forgotten:
+            self.ledger.forget_revision(id_)
+
+    def retry(self, keys: Iterable[str]) -> None:
+        """Groups that were rejected: look again."""
+        for key in keys:
+            kind, slash, id_ = key.rpartition("/")
+            self._dirty[Key(kind if slash else "service", id_)] = None
+        self._dirty[RESCHEDULE] = None
+
+    def _task_changed(self, change: Change) -> None:
+        task: Task = change.row
+        service = self.store.services.get(task.service_id)
+        updating = (
+            service is not None
+            and service.update_status is not None
+            and service.update_status.state == "updating"
+        )
+        if updating or change.new is None or service is None:
+            self._dirty[Key("service", task.service_id)] = None
+        else:
+            self._dirty[Key("slot", task.service_id, task.slot)] = None
+        freed = change.new is None or (
+            change.new.status.state.terminal and not (change.old and change.old.status.state.terminal)
+        )
+        if freed or (change.new is not None and not change.new.node_id and live(change.new)):
+            self._dirty[RESCHEDULE] = None
+
+    def _node_changed(self, change: Change) -> None:
+        old, new = change.old, change.new
+        node_id = change.row.id
+        self._dirty[Key("node", node_id)] = None
+        if old is not None and new is not None and _same_for_tasks(old, new):
+            return
+        self._dirty[RESCHEDULE] = None
+        for task in self.store.tasks.by("node", node_id):
+            self._dirty[Key("slot", task.service_id, task.slot)] = None
+
+    # --- one look ------------------------------------------------------------------------------------------------
+    def next_wake(self) -> int | None:
+        """When to look again if nothing changes, nanoseconds; now (0) while keys are dirty."""
+        if self._dirty:
+            return 0
+        return self._timers[0][0] if self._timers else None
+
+    def run(self, now: int) -> tuple[Group, ...]:
+        """One pass over the dirty keys; the groups are to be proposed as one entry."""
+        while self._timers and self._timers[0][0] <= now:
+            at, key = heapq.heappop(self._timers)
+            if self._due.get(key) == at:
+                del self._due[key]
+                self._dirty[key] = None
+        keys = list(self._dirty)[:MAX_KEYS]
+        for key in keys:
+            del self._dirty[key]
+        p = Pass(self.store, self.ledger, now, self._new_id)
+        try:
+            self._reconcile(p, keys)
+        finally:
+            groups = p.finish()
+        self._dirty.update(dict.fromkeys(p.again))
+        for key, at in p.wakes.items():
+            if self._due.get(key) != at:
+                self._due[key] = at
+                heapq.heappush(self._timers, (at, key))
+        return groups
+
+    def _reconcile(self, p: Pass, keys: list[Key]) -> None:
+        for key in keys:
+            match key.kind:
+                case "network":
+                    p.view.group(f"network/{key.id}")
+                    network = p.view.networks.get(key.id)
+                    if network is not None:
+                        allocate_network(p, network)
+                case "node":
+                    p.view.group(f"node/{key.id}")
+                    node = p.view.nodes.get(key.id)
+                    if node is not None:
+                        allocate_node(p, node)
+                case _:
+                    pass
+        for key in keys:
+            p.view.group(key.id)
+            if key.kind == "service":
+                reconcile_service(p, key.id)
+                self._allocate(p, key.id)
+                reap_revisions(p, key.id)
+            elif key.kind == "slot":
+                reconcile_slot(p, key.id, key.slot)
+        self._place(p)
+
+    def _place(self, p: Pass) -> None:
+        waiting = [t for t in p.view.tasks.by("node", "") if live(t) and t.status.state <= TaskState.PENDING]
+        ready: list[Task] = []
+        allocated: dict[str, str] = {}
+        for task in waiting:
+            if task.service_id not in allocated:
+                allocated[task.service_id] = self._allocate(p, task.service_id)
+            if allocated[task.service_id]:
+                p.view.group(task.service_id)
+                pend(p, task, {}, allocated[task.service_id])
+            else:
+                ready.append(task)
+        place(p, ready)
+
+    def _allocate(self, p: Pass, service_id: str) -> str:
+        service = p.view.services.get(service_id)
+        if service is None:
+            return "the service is gone"
+        revision = p.view.revisions.get(service.revision_id)
+        if revision is None:
+            return f"revision {service.revision_id} is missing"
+        p.view.group(service_id)
+        return allocate_service(p, service, revision)
+
+
+def _same_for_tasks(old: Node, new: Node) -> bool:
+    """Whether nothing a scheduler or an enforcer looks at has changed."""
+    return (
+        old.status.state == new.status.state
+        and old.spec == new.spec
+        and old.role == new.role
+        and old.number == new.number
+        and old.description == new.description
+        and old.status.addr == new.status.addr
+    )

@@ -1,0 +1,170 @@
+"""What is taken: node resources, host ports, addresses, published ports, numbers.
+
+Derived from the stored rows and kept up to date change by change, so that a decision about one service costs what that
+service costs. A pass books its tentative writes here and takes them back at its end; commits book them for good.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+from swarm_agent.objects import defaults
+from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.records import Network, Node, Revision, Service, Task
+from swarm_agent.store import Change, Store
+
+FAILURE_MEMORY = 300 * defaults.SECOND  # a node's failures of a revision count this long against it
+
+
+class NodeUse:
+    """What the tasks of one node take."""
+
+    __slots__ = ("active", "by_service", "cpu", "failures", "memory", "ports")
+
+    def __init__(self) -> None:
+        self.active = 0
+        self.cpu = 0  # nano CPUs reserved
+        self.memory = 0  # bytes reserved
+        self.by_service: Counter[str] = Counter()
+        self.ports: Counter[tuple[str, int]] = Counter()  # host-mode published ports
+        self.failures: defaultdict[str, list[int]] = defaultdict(list)  # revision id -> times, nanoseconds
+
+
+class Ledger:
+    """Books of what is taken. ``apply`` is its own inverse when old and new are swapped."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.nodes: defaultdict[str, NodeUse] = defaultdict(NodeUse)
+        self.addresses: defaultdict[str, Counter[str]] = defaultdict(Counter)  # network id -> bare addresses
+        self.node_addresses: defaultdict[str, Counter[str]] = defaultdict(
+            Counter
+        )  # node id -> bare addresses
+        self.published: dict[tuple[str, int], str] = {}  # (protocol, ingress port) -> service id
+        self.subnets: dict[str, str] = {}  # network id -> subnet
+        self.vnis: dict[int, str] = {}
+        self.numbers: dict[int, str] = {}  # node number -> node id
+        self.cursors: dict[str, int] = {}  # where the last serial allocation stopped, per pool
+        self._revisions: dict[str, Revision] = {}
+        for table in (store.revisions, store.nodes, store.networks, store.services, store.tasks):
+            for row in table.all():
+                self.apply(Change(None, row))
+
+    def apply(self, change: Change) -> None:
+        """Book one row's change."""
+        match change.row:
+            case Task():
+                self._task(change.old, -1)
+                self._task(change.new, +1)
+            case Service():
+                self._service(change.old, change.new)
+            case Network():
+                self._network(change.old, change.new)
+            case Node():
+                self._node(change.old, change.new)
+            case Revision():
+                if change.new is not None:
+                    self._revisions[change.new.id] = change.new
+            case _:
+                pass
+
+    def revision(self, task: Task) -> Revision | None:
+        return self._revisions.get(task.revision_id) or self._store.revisions.get(task.revision_id)
+
+    def forget_revision(self, id_: str) -> None:
+        """After the last task that pointed at it was booked out."""
+        self._revisions.pop(id_, None)
+
+    # --- tasks -------------------------------------------------------------------------------------------------
+    def _task(self, task: Task | None, sign: int) -> None:
+        if task is None or task.status.state.terminal:
+            return
+        for part in task.networks:
+            _count(self.addresses[part.network_id], bare(part.address), sign)
+        if not task.node_id:
+            return
+        if task.node_address:
+            _count(self.node_addresses[task.node_id], task.node_address, sign)
+        use = self.nodes[task.node_id]
+        if task.desired_state <= TaskState.COMPLETE:
+            use.active += sign
+            _count(use.by_service, task.service_id, sign)
+        revision = self.revision(task)
+        if revision is None:
+            return
+        cpu, memory = reserved(revision)
+        use.cpu += sign * cpu
+        use.memory += sign * memory
+        for port in host_ports(revision):
+            _count(use.ports, port, sign)
+
+    def note_failure(self, old: Task | None, new: Task | None) -> None:
+        """Remember where a task of a revision failed (committed changes only: this has no inverse)."""
+        if new is None or not new.node_id or new.status.state not in (TaskState.FAILED, TaskState.REJECTED):
+            return
+        if old is None or old.status.state != new.status.state:
+            times = self.nodes[new.node_id].failures[new.revision_id]
+            times.append(new.status.finished_at or new.status.timestamp)
+            del times[:-10]
+
+    # --- the rest ----------------------------------------------------------------------------------------------
+    def _service(self, old: Service | None, new: Service | None) -> None:
+        for service, sign in ((old, -1), (new, +1)):
+            if service is None or service.endpoint is None:
+                continue
+            for vip in service.endpoint.virtual_ips:
+                _count(self.addresses[vip.network_id], bare(vip.address), sign)
+            for port in service.endpoint.ports:
+                if defaults.publish_mode(port) != "ingress" or not port.published_port:
+                    continue
+                key = (defaults.protocol(port), port.published_port)
+                if sign > 0:
+                    self.published[key] = service.id
+                elif self.published.get(key) == service.id:
+                    del self.published[key]
+
+    def _network(self, old: Network | None, new: Network | None) -> None:
+        if old is not None:
+            self.subnets.pop(old.id, None)
+            if self.vnis.get(old.vni) == old.id:
+                del self.vnis[old.vni]
+        if new is not None and new.subnet:
+            self.subnets[new.id] = new.subnet
+            self.vnis[new.vni] = new.id
+
+    def _node(self, old: Node | None, new: Node | None) -> None:
+        if old is not None and self.numbers.get(old.number) == old.id:
+            del self.numbers[old.number]
+        if new is not None and new.number:
+            self.numbers[new.number] = new.id
+        if new is None and old is not None:
+            self.nodes.pop(old.id, None)
+
+
+def bare(address: str) -> str:
+    """The address without its prefix length."""
+    return address.partition("/")[0]
+
+
+def reserved(revision: Revision) -> tuple[int, int]:
+    """(nano CPUs, bytes) a task of this revision reserves."""
+    resources = revision.template.resources
+    if resources is None or resources.reservations is None:
+        return (0, 0)
+    return (resources.reservations.nano_cpus or 0, resources.reservations.memory_bytes or 0)
+
+
+def host_ports(revision: Revision) -> list[tuple[str, int]]:
+    """(protocol, published port) of the fixed host-mode ports."""
+    return [
+        (defaults.protocol(p), p.published_port)
+        for p in revision.endpoint.ports or ()
+        if defaults.publish_mode(p) == "host" and p.published_port
+    ]
+
+
+def _count(counter: Counter[Any], key: Any, sign: int) -> None:
+    counter[key] += sign
+    if not counter[key]:
+        del counter[key]

@@ -1,0 +1,82 @@
+"""The one driver of the controllers: waits for changes or the clock, runs a pass, proposes it, looks again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from swarm_agent.control.engine import Controllers
+from swarm_agent.objects.errors import SwarmError
+from swarm_agent.store import ApplyResult, Change, Group, Store
+
+log = logging.getLogger(__name__)
+
+Propose = Callable[[tuple[Group, ...]], Awaitable[ApplyResult]]
+
+
+class ControlLoop:
+    """Runs while this manager leads; made anew for each term of leadership."""
+
+    def __init__(
+        self,
+        store: Store,
+        propose: Propose,
+        new_id: Callable[[], str],
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._store = store
+        self._propose = propose
+        self._clock = clock
+        self.controllers = Controllers(store, new_id)
+        self._wake = asyncio.Event()
+        self._unwatch = store.watch(self._on_commit)
+        self.passes = 0
+        self.rejected = 0
+        self.last_pass_s = 0.0
+
+    def _on_commit(self, index: int, changes: Sequence[Change]) -> None:  # noqa: ARG002 - the watcher's signature
+        self.controllers.changed(changes)
+        if self.controllers.next_wake() == 0:
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled. Losing leadership ends the proposals with an error; the owner then cancels us."""
+        try:
+            while True:
+                await self._sleep()
+                await self._once()
+        finally:
+            self._unwatch()
+
+    async def _sleep(self) -> None:
+        self._wake.clear()
+        at = self.controllers.next_wake()
+        if at == 0:
+            return
+        delay = None if at is None else max(0.0, (at - self._clock()) / 1e9)
+        try:
+            async with asyncio.timeout(delay):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _once(self) -> None:
+        started = asyncio.get_running_loop().time()
+        groups = self.controllers.run(self._clock())
+        self.passes += 1
+        self.last_pass_s = asyncio.get_running_loop().time() - started
+        if not groups:
+            return
+        try:
+            result = await self._propose(groups)
+        except SwarmError as err:
+            log.info("a pass was not committed: %s", err)
+            self.controllers.retry(g.key for g in groups)
+            await asyncio.sleep(0.05)  # no leader, or not us: the owner is about to cancel us
+            return
+        lost = [g.key for g, done in zip(groups, result.accepted, strict=True) if not done]
+        if lost:
+            self.rejected += len(lost)
+            self.controllers.retry(lost)

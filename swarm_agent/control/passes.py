@@ -1,0 +1,64 @@
+"""One pass of decisions: an overlay to read and write, the time, fresh ids, and when to look again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from swarm_agent.control.ledger import Ledger
+from swarm_agent.objects.base import Record
+from swarm_agent.store import Change, Group, Overlay, Store
+
+
+class Key(NamedTuple):
+    """What a reconciliation is about: ("service", id), ("slot", service id, number), ("node", id), ("network", id)."""
+
+    kind: str
+    id: str
+    slot: int = 0
+
+
+class Pass:
+    """The hands of a controller. Everything it may do is here, nothing of it is I/O."""
+
+    def __init__(self, store: Store, ledger: Ledger, now: int, new_id: Callable[[], str]) -> None:
+        self.view = Overlay(store)
+        self.ledger = ledger
+        self.now = now
+        self.new_id = new_id
+        self.wakes: dict[Key, int] = {}
+        self.again: list[Key] = []
+        self._journal: list[Change] = []
+
+    def put(self, row: Record) -> None:
+        """Write a row; the books see it at once."""
+        self._book(row, self._stored(row), row)
+        self.view.put(row)
+
+    def delete(self, row: Record) -> None:
+        self._book(row, self._stored(row), None)
+        self.view.delete(row)
+
+    def wake(self, key: Key, at: int) -> None:
+        """Ask for another look at ``key`` at ``at`` (nanoseconds); the earliest wish counts."""
+        self.wakes[key] = min(at, self.wakes.get(key, at))
+
+    def more(self, key: Key) -> None:
+        """This pass did as much of ``key`` as one entry holds; go on in the next."""
+        self.again.append(key)
+
+    def finish(self) -> tuple[Group, ...]:
+        """Take the tentative bookings back and return what to propose."""
+        for change in reversed(self._journal):
+            self.ledger.apply(Change(change.new, change.old))
+        self._journal.clear()
+        return self.view.groups()
+
+    def _stored(self, row: Record) -> Any:
+        table: Any = getattr(self.view, type(row).__name__.lower() + "s")
+        return table.get(row.id)
+
+    def _book(self, row: Record, old: Any, new: Any) -> None:  # noqa: ARG002 - the row names the kind in a trace
+        change = Change(old, new)
+        self.ledger.apply(change)
+        self._journal.append(change)

@@ -1,0 +1,58 @@
+"""Which tasks and revisions are forgotten."""
+
+from __future__ import annotations
+
+from swarm_agent.control.passes import Pass
+from swarm_agent.control.tasks import live
+from swarm_agent.objects import defaults
+from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.records import Service, Task
+
+KEPT_REVISIONS = 10
+
+
+def reap_slot(p: Pass, service: Service | None, slot: int, tasks: list[Task]) -> None:  # noqa: ARG001 - names the place
+    """Delete what is to be removed and has ended, then the oldest history beyond the limit."""
+    kept = [t for t in tasks if not _removed(p, t)]
+    limit = _limit(p, service)
+    if limit < 0 or len(kept) <= limit:
+        return
+    history = [t for t in kept if not live(t) and (t.status.state.terminal or not t.node_id)]
+    history.sort(key=lambda t: (t.status.timestamp, t.created_at))
+    for task in history[: len(kept) - limit]:
+        p.delete(task)
+
+
+def _removed(p: Pass, task: Task) -> bool:
+    if task.desired_state != TaskState.REMOVE:
+        return False
+    never_ran = not task.node_id
+    if never_ran or task.status.state.terminal or p.view.nodes.get(task.node_id) is None:
+        p.delete(task)
+        return True
+    return False
+
+
+def _limit(p: Pass, service: Service | None) -> int:
+    cluster = p.view.cluster
+    limit = defaults.history_limit(cluster.spec) if cluster is not None else defaults.TASK_HISTORY_LIMIT
+    if service is not None:
+        attempts = defaults.restart(service.spec.task_template).max_attempts
+        if attempts:
+            return attempts + 1
+    return limit
+
+
+def reap_revisions(p: Pass, service_id: str) -> None:
+    """Keep revisions a task points at, the present one, and the last ten; all of a removed service's go with its tasks."""
+    service = p.view.services.get(service_id)
+    used = {t.revision_id for t in p.view.tasks.by("service", service_id)}
+    if service is not None:
+        used.add(service.revision_id)
+    revisions = sorted(
+        p.view.revisions.by("service", service_id), key=lambda r: (r.version == 0, r.created_at)
+    )
+    spare = [r for r in revisions if r.id not in used]
+    surplus = len(spare) if service is None else max(0, len(spare) - KEPT_REVISIONS)
+    for revision in spare[:surplus]:
+        p.delete(revision)

@@ -1,0 +1,164 @@
+"""Rolling updates: old-revision slots become new ones, so many at a time, watched for a while.
+
+The whole state of an update is in the store: which slots still have an old task, when each new task was made and first
+ran, and the service's ``update_status``. So a new leader goes on where the old one stopped.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from swarm_agent.control.passes import Key, Pass
+from swarm_agent.control.tasks import aim, live, make
+from swarm_agent.objects import defaults
+from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.records import Service, Task, UpdateStatus
+
+Slots = dict[int, list[Task]]
+
+
+class _Slot:
+    """How far one slot is in the present update."""
+
+    __slots__ = ("failed", "fresh", "number", "old", "reached_at", "tasks")
+
+    def __init__(self, number: int, tasks: list[Task], service: Service, since: int, monitor: int) -> None:
+        self.number = number
+        self.tasks = tasks
+        current = [t for t in tasks if t.revision_id == service.revision_id]
+        self.fresh = [t for t in current if not t.created_at or t.created_at >= since]  # made by this update
+        self.old = [t for t in tasks if live(t) and t.revision_id != service.revision_id]
+        self.reached_at = min(
+            (
+                t.status.started_at or t.status.finished_at
+                for t in self.fresh
+                if t.status.state >= TaskState.RUNNING
+            ),
+            default=0,
+        )
+        self.failed = next((t for t in self.fresh if _failed_early(t, monitor)), None)
+
+    @property
+    def dirty(self) -> bool:
+        """Whether the slot still has to be handed to a worker."""
+        if self.fresh:
+            return False
+        newest_done = not any(live(t) for t in self.tasks)
+        return bool(self.old) or newest_done
+
+
+def _failed_early(task: Task, monitor: int) -> bool:
+    if task.status.state not in (TaskState.FAILED, TaskState.REJECTED):
+        return False
+    started, finished = task.status.started_at, task.status.finished_at or task.status.timestamp
+    return not started or finished - started < monitor
+
+
+def advance(p: Pass, service: Service, slots: Slots) -> None:
+    """Move the update on by as many slots as its policy lets go now."""
+    status = service.update_status
+    if status is not None and status.state == "paused":
+        return
+    config = defaults.update(service.spec.update_config)
+    since = status.started_at if status is not None and status.state == "updating" else p.now
+    taken = [
+        _Slot(n, tasks, service, since, config.monitor)
+        for n, tasks in sorted(slots.items())
+        if _counts(tasks, service)
+    ]
+    for slot in taken:
+        _retire_old(p, slot, config.order)
+    updating = status is not None and status.state == "updating"
+    dirty = [s for s in taken if s.dirty]
+    if not updating:
+        if not dirty:
+            return
+        status = UpdateStatus(state="updating", message="update in progress", started_at=p.now)
+        service = _say(p, service, status)
+    touched = [s for s in taken if s.fresh]
+    if _paused(p, service, status, config, touched, len(touched) + len(dirty)):
+        return
+    if dirty:
+        _hand_out(p, service, config, touched, dirty)
+        return
+    _complete(p, service, status, config, touched)
+
+
+def _counts(tasks: list[Task], service: Service) -> bool:
+    """Slots that take part: live ones, and those whose ended task of an old revision must still be replaced."""
+    if any(live(t) for t in tasks):
+        return True
+    last = max(tasks, key=lambda t: t.created_at)
+    return last.desired_state == TaskState.SHUTDOWN and last.revision_id != service.revision_id
+
+
+def _retire_old(p: Pass, slot: _Slot, order: str) -> None:
+    """Start-first: the old task goes once the new one runs. Stop-first has sent it away already."""
+    if (
+        order == "start-first"
+        and slot.old
+        and any(t.status.state == TaskState.RUNNING and live(t) for t in slot.fresh)
+    ):
+        for task in slot.old:
+            aim(p, task, TaskState.SHUTDOWN)
+
+
+def _paused(
+    p: Pass,
+    service: Service,
+    status: UpdateStatus | None,
+    config: defaults.Update,
+    touched: list[_Slot],
+    total: int,
+) -> bool:
+    if config.failure_action == "continue" or status is None:
+        return False
+    failed = [s.failed for s in touched if s.failed is not None]
+    if not failed or len(failed) / max(1, total) <= config.max_failure_ratio:
+        return False
+    message = f"update paused due to failure or early termination of task {failed[-1].id}"
+    _say(p, service, msgspec.structs.replace(status, state="paused", message=message))
+    return True
+
+
+def _hand_out(
+    p: Pass, service: Service, config: defaults.Update, touched: list[_Slot], dirty: list[_Slot]
+) -> None:
+    key = Key("service", service.id)
+    busy = 0
+    for slot in touched:
+        if not slot.reached_at:
+            busy += 1
+        elif slot.reached_at + config.delay > p.now:
+            busy += 1
+            p.wake(key, slot.reached_at + config.delay)
+    room = len(dirty) if not config.parallelism else max(0, config.parallelism - busy)
+    for slot in dirty[:room]:
+        if config.order == "start-first" and slot.old:
+            make(p, service, slot.number, desired=TaskState.RUNNING, cause="update")
+            continue
+        for task in slot.old:
+            aim(p, task, TaskState.SHUTDOWN)
+        make(p, service, slot.number, desired=TaskState.READY, cause="update")
+
+
+def _complete(
+    p: Pass, service: Service, status: UpdateStatus | None, config: defaults.Update, touched: list[_Slot]
+) -> None:
+    if status is None or any(not s.reached_at or s.old for s in touched):
+        return
+    watched_until = max((s.reached_at for s in touched), default=p.now - config.monitor) + config.monitor
+    if p.now < watched_until:
+        p.wake(Key("service", service.id), watched_until)
+        return
+    _say(
+        p,
+        service,
+        msgspec.structs.replace(status, state="completed", message="update completed", completed_at=p.now),
+    )
+
+
+def _say(p: Pass, service: Service, status: UpdateStatus) -> Service:
+    changed = msgspec.structs.replace(service, update_status=status)
+    p.put(changed)
+    return changed

@@ -1,0 +1,528 @@
+"""The process: wires the rooms, serves the API, becomes a member and ceases to be one."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import random
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import uvloop
+
+from swarm_agent import __version__
+from swarm_agent.api.backend import ManagerHealth, RemoteManager
+from swarm_agent.api.events import ClusterEvents
+from swarm_agent.api.http import HttpError, HttpServer
+from swarm_agent.api.server import Api
+from swarm_agent.config import DEFAULT_PATH, AgentConfig, load_config
+from swarm_agent.identity import ca
+from swarm_agent.identity.door import Issued, IssueRequest, JoinRefused, ask_for_certificate, fetch_root
+from swarm_agent.identity.files import NodeIdentity, load_identity, save_identity
+from swarm_agent.identity.tokens import new_tokens, parse_token
+from swarm_agent.manager.manager import Manager
+from swarm_agent.member import Member
+from swarm_agent.membership import (
+    Membership,
+    choose_address,
+    load_membership,
+    save_membership,
+    split_addr,
+)
+from swarm_agent.network.model import NodeNetwork
+from swarm_agent.node.describe import check_engine
+from swarm_agent.node.engine import EngineClient, EngineError, EngineUnreachable
+from swarm_agent.objects import defaults
+from swarm_agent.objects.errors import AlreadyExists, InvalidSpec, NoLeader, SwarmError, Unavailable
+from swarm_agent.objects.ids import new_id
+from swarm_agent.objects.records import Cluster, Node, NodeStatus, Task
+from swarm_agent.objects.specs import ClusterSpec, InitRequest, JoinRequest, NodeSpec
+from swarm_agent.observe.logs import set_up_logging
+from swarm_agent.observe.server import ObserveServer
+from swarm_agent.session.wire import ForwardedAnswer, ForwardedCall, LogPiece
+from swarm_agent.store import ApplyResult, Group, Store
+
+log = logging.getLogger(__name__)
+
+JOIN_WAIT_S = 20.0
+RETRY_S = 2.0
+JOIN_TIMEOUT = (
+    "Timeout was reached before node joined. The attempt to join the swarm will continue in the background. "
+    'Use the "docker info" command to see the current swarm status of your node.'
+)
+LAST_MANAGER = (
+    "You are attempting to leave the swarm on a node that is participating as a manager. "
+    "Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
+)
+
+MakeNetwork = Callable[[AgentConfig, EngineClient], NodeNetwork]
+
+
+class Daemon:
+    """One agent. Implements ``api.backend.Backend``."""
+
+    def __init__(
+        self, config: AgentConfig, make_network: MakeNetwork, rng: random.Random | None = None
+    ) -> None:
+        self.config = config
+        self.engine = EngineClient(config.engine_socket)
+        self.rng = rng or random.Random(secrets.randbits(128))
+        self._network = make_network(config, self.engine)
+        self._state_dir = Path(config.state_dir)
+        self.member: Member | None = None
+        self.error = ""
+        self._pending = False
+        self._changing = asyncio.Lock()
+        self._reserved: set[str] = set()
+        self._events: ClusterEvents | None = None
+        self._events_of: Store | None = None
+        self.api = Api(self, self._cluster_events)
+        self._server = HttpServer(self.api.handle)
+        self.observe = ObserveServer(self)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- life ----------------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Serve the socket, then come back as the member we were."""
+        self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        membership = load_membership(self._state_dir)
+        identity = load_identity(self._state_dir)
+        self._pending = membership is not None and identity is not None
+        await self._server.start_unix(self.config.socket)
+        await self.observe.start(self.config.metrics_addr)
+        if membership is not None and identity is not None:
+            self._spawn(self._resume(membership, identity))
+
+    async def stop(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.stop()
+        if self.member is not None:
+            await self.member.stop()
+        await self.observe.stop()
+        await self.engine.close()
+
+    async def _resume(self, membership: Membership, identity: NodeIdentity) -> None:
+        """Start the member, again and again while the engine or a port is not there."""
+        while True:
+            member = self._make_member(membership, identity)
+            try:
+                await member.start()
+            except (SwarmError, OSError) as err:
+                if str(err) != self.error:
+                    log.error("cannot resume membership yet: %s", err)
+                self.error = str(err)
+                await asyncio.sleep(RETRY_S)
+                continue
+            self.member, self.error, self._pending = member, "", False
+            return
+
+    def _spawn(self, work: object) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _make_member(self, membership: Membership, identity: NodeIdentity) -> Member:
+        return Member(
+            membership,
+            identity,
+            self._state_dir,
+            self.config.rpc_port,
+            self.engine,
+            self._network,
+            self.api.serve_forwarded,
+            self.new_id,
+            self.rng,
+            self._was_removed,
+        )
+
+    def _was_removed(self) -> None:
+        """The cluster does not know this node any more: forget the cluster, stop its tasks."""
+        self._spawn(self._forget())
+
+    async def _forget(self) -> None:
+        member, self.member = self.member, None
+        if member is not None:
+            await member.worker.remove_all()
+            await member.stop()
+            await member.forget()
+
+    # --- Backend: this node ------------------------------------------------------------------------------------------
+    @property
+    def state(self) -> str:
+        if self.member is not None:
+            return "active"
+        if self._pending:
+            return "error" if self.error else "pending"
+        return "inactive"
+
+    @property
+    def node_id(self) -> str:
+        return self.member.membership.node_id if self.member is not None else ""
+
+    @property
+    def node_addr(self) -> str:
+        return self.member.membership.advertise_host if self.member is not None else ""
+
+    @property
+    def is_manager(self) -> bool:
+        return self.member is not None and self.member.manager is not None
+
+    @property
+    def is_leader(self) -> bool:
+        return self.member is not None and self.member.manager is not None and self.member.manager.is_leader
+
+    def remote_managers(self) -> list[RemoteManager]:
+        if self.member is None:
+            return []
+        known = [RemoteManager(m.node_id, m.addr) for m in self.member.membership.managers]
+        manager = self.member.manager
+        if manager is not None and all(m.node_id != self.node_id for m in known):
+            known.append(RemoteManager(self.node_id, manager.settings.manager_addr))
+        return known
+
+    def manager_health(self) -> dict[str, ManagerHealth]:
+        member = self.member
+        if member is None or member.manager is None or member.manager.raft is None:
+            return {}
+        status = member.manager.status
+        active = {p.raft_id for p in status.peers if p.active} | {status.raft_id}
+        leader = status.leader.raft_id if status.leader is not None else 0
+        return {m.node_id: ManagerHealth(m.raft_id == leader, m.raft_id in active) for m in status.members}
+
+    # --- Backend: membership -------------------------------------------------------------------------------------------
+    async def init(self, request: InitRequest) -> str:
+        """Found a cluster. Nothing is left behind when it fails."""
+        async with self._changing:
+            self._must_be_outside()
+            await self._check_engine()
+            listen_host, port = split_addr(request.listen_addr or "0.0.0.0:2377", self.config.front_door_port)
+            wanted, _ = split_addr(request.advertise_addr or "", port)
+            host = choose_address(
+                wanted or ("" if listen_host == "0.0.0.0" else listen_host), "advertise address"
+            )
+            data_addr = choose_address(request.data_path_addr or host, "data path address")
+            if request.data_path_port not in (None, 0, 4789):
+                raise HttpError(
+                    501, "--data-path-port other than 4789 is not supported by this version of swarm-agent"
+                )
+            node_id, cluster_id = self.new_id(), self.new_id()
+            root = ca.make_root()
+            key, csr = ca.make_request()
+            spec = defaults.cluster_defaults(request.spec or ClusterSpec())
+            cert, ends = ca.sign(
+                root, csr, ca.Subject(node_id, "manager", cluster_id), defaults.node_cert_expiry(spec)
+            )
+            cluster = Cluster(
+                id=cluster_id,
+                spec=spec,
+                root_ca=root,
+                join_tokens=new_tokens(root.digest),
+                default_addr_pool=request.default_addr_pool or ("10.0.0.0/8",),
+                pool_given=bool(request.default_addr_pool) or request.subnet_size is None,
+                subnet_size=request.subnet_size or 24,
+            )
+            node = Node(
+                id=node_id,
+                spec=NodeSpec(role="manager", availability=request.availability or "active"),
+                role="manager",
+                status=NodeStatus(addr=host),
+                manager_addr=f"{host}:{port}",
+                rpc_addr=f"{host}:{self.config.rpc_port}",
+                cert_not_after=ends,
+            )
+            membership = Membership(
+                cluster_id=cluster_id,
+                node_id=node_id,
+                role="manager",
+                advertise_host=host,
+                listen_host=listen_host,
+                front_door_port=port,
+                data_addr=data_addr,
+                managers=(),
+            )
+            member = await self._become(membership, NodeIdentity(key, cert, root.cert), (cluster, node))
+            await member.wait_connected(JOIN_WAIT_S)
+            return node_id
+
+    async def join(self, request: JoinRequest) -> None:
+        """Join a cluster; errors before the certificate leave nothing behind."""
+        async with self._changing:
+            self._must_be_outside()
+            token = request.join_token or ""
+            parse_token(token)
+            await self._check_engine()
+            listen_host, port = split_addr(request.listen_addr or "0.0.0.0:2377", self.config.front_door_port)
+            wanted, _ = split_addr(request.advertise_addr or "", port)
+            remotes = [":".join(map(str, split_addr(r, 2377))) for r in request.remote_addrs or ()]
+            host = choose_address(wanted, "advertise address") if wanted else await _address_towards(remotes)
+            data_addr = choose_address(request.data_path_addr or host, "data path address")
+            identity, issued = await self._get_certificate(remotes, token, request.availability or "")
+            membership = Membership(
+                cluster_id=issued.cluster_id,
+                node_id=issued.node_id,
+                role=issued.role,
+                advertise_host=host,
+                listen_host=listen_host,
+                front_door_port=port,
+                data_addr=data_addr,
+                managers=issued.managers,
+            )
+            member = await self._become(membership, identity, None)
+            if not await self._joined(member):
+                raise PlainUnavailable(JOIN_TIMEOUT)
+
+    async def _joined(self, member: Member) -> bool:
+        deadline = asyncio.get_running_loop().time() + JOIN_WAIT_S
+        if not await member.wait_connected(JOIN_WAIT_S):
+            return False
+        while member.membership.role == "manager":
+            manager = member.manager
+            ready = (
+                manager is not None
+                and manager.store.cluster is not None
+                and manager.status.leader is not None
+            )
+            if ready and any(m.node_id == self.node_id and not m.learner for m in manager.status.members):  # type: ignore[union-attr]
+                return True
+            if asyncio.get_running_loop().time() > deadline:
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    async def _get_certificate(
+        self, remotes: list[str], token: str, availability: str
+    ) -> tuple[NodeIdentity, Issued]:
+        """Ask one manager after the other."""
+        key, csr = ca.make_request()
+        request = IssueRequest(
+            csr=csr,
+            token=token,
+            availability=availability,
+            hostname=socket.gethostname(),
+            clock=time.time_ns(),
+        )
+        error: SwarmError = Unavailable("no manager to join was named")
+        for addr in remotes:
+            try:
+                root = await fetch_root(addr, token)
+                issued = await ask_for_certificate(addr, root, request)
+            except JoinRefused:
+                raise
+            except SwarmError as err:
+                error = err
+                continue
+            return NodeIdentity(key, issued.cert, root), issued
+        raise error
+
+    async def _become(
+        self, membership: Membership, identity: NodeIdentity, founding: tuple[Cluster, Node] | None
+    ) -> Member:
+        save_identity(self._state_dir, identity)
+        save_membership(self._state_dir, membership)
+        member = self._make_member(membership, identity)
+        try:
+            await member.start(founding)
+        except BaseException:
+            await member.forget()
+            raise
+        self.member = member
+        return member
+
+    async def leave(self, *, force: bool) -> None:
+        async with self._changing:
+            member = self.member
+            if member is None:
+                await self._leave_while_down(force=force)
+                return
+            if member.manager is not None and not force:
+                raise HttpError(503, self._leave_warning(member))
+            self.member = None
+            await member.leave()
+
+    async def _leave_while_down(self, *, force: bool) -> None:
+        """A member that cannot start may still leave."""
+        if not force:
+            raise HttpError(
+                503, f"this node cannot reach its swarm ({self.error}): use --force to leave it all the same"
+            )
+        for task in list(self._tasks):
+            task.cancel()
+        membership, identity = load_membership(self._state_dir), load_identity(self._state_dir)
+        if membership is not None and identity is not None:
+            await self._make_member(membership, identity).forget()
+        self._pending, self.error = False, ""
+
+    def _leave_warning(self, member: Member) -> str:
+        assert member.manager is not None
+        voters = [m for m in member.manager.status.members if not m.learner]
+        if len(voters) == 1:
+            return LAST_MANAGER
+        text = "You are attempting to leave the swarm on a node that is participating as a manager. "
+        if not member.manager.may_lose(member.membership.node_id):
+            return (
+                f"{text}Removing this node leaves {len(voters) - 1} managers out of {len(voters)}. Without a Raft quorum your swarm "
+                "will be inaccessible. The only way to restore a swarm that has lost consensus is to reinitialize it with "
+                "`--force-new-cluster`. Use `--force` to suppress this message."
+            )
+        return f'{text}Demote it first with "docker node demote", or use `--force` to suppress this message.'
+
+    def _must_be_outside(self) -> None:
+        if self.state != "inactive":
+            raise HttpError(
+                503,
+                'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.',
+            )
+
+    async def _check_engine(self) -> None:
+        try:
+            check_engine(await self.engine.call("GET", "/info"))
+        except EngineUnreachable as err:
+            raise PlainUnavailable(f"{err}. Start it (systemctl start docker) and try again") from err
+        except EngineError as err:
+            raise PlainUnavailable(f"the Docker Engine does not work: {err}") from err
+
+    # --- Backend: the cluster's state ----------------------------------------------------------------------------------
+    @property
+    def store(self) -> Store:
+        return self._manager().store
+
+    def _manager(self) -> Manager:
+        if self.member is None or self.member.manager is None:
+            raise NoLeader
+        return self.member.manager
+
+    async def propose(self, groups: tuple[Group, ...]) -> ApplyResult:
+        return await self._manager().propose(groups)
+
+    async def read_barrier(self) -> None:
+        await self._manager().read_barrier()
+
+    @contextlib.contextmanager
+    def reserve(self, *names: str) -> Iterator[None]:
+        for name in names:
+            if name in self._reserved:
+                raise AlreadyExists(f"{name} is being created by another request")
+        self._reserved.update(names)
+        try:
+            yield
+        finally:
+            self._reserved.difference_update(names)
+
+    def forward(self, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:
+        return self._manager().forward(call)
+
+    def logs(self, tasks: list[Task], query: dict[str, str]) -> AsyncIterator[LogPiece]:
+        return self._manager().read_logs(tasks, query)
+
+    def may_lose(self, node_id: str) -> bool:
+        return self._manager().may_lose(node_id)
+
+    def new_id(self) -> str:
+        return new_id(self.rng)
+
+    def now(self) -> int:
+        return time.time_ns()
+
+    def _cluster_events(self) -> ClusterEvents | None:
+        if self.member is None or self.member.manager is None:
+            return None
+        store = self.member.manager.store
+        if self._events_of is not store:
+            self._events, self._events_of = ClusterEvents(store, self.now), store
+        return self._events
+
+
+class PlainUnavailable(Unavailable):
+    """Plain text at the edge, as Docker's daemon says it."""
+
+    code = ""
+
+
+async def _address_towards(remotes: list[str]) -> str:
+    """The address of ours the way to a manager starts from."""
+    for remote in remotes:
+        host, _, port = remote.rpartition(":")
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, int(port)))
+            address: str = probe.getsockname()[0]
+            return address
+    return choose_address("", "advertise address")
+
+
+# --- the process -------------------------------------------------------------------------------------------------------
+def notify(text: str) -> None:
+    """Tell systemd, where there is one."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+            sock.connect("\0" + path[1:] if path.startswith("@") else path)
+            sock.send(text.encode())
+
+
+async def _watchdog() -> None:
+    """Feed systemd's watchdog as long as the loop turns."""
+    period = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
+    while period:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(period)
+
+
+async def run(config: AgentConfig, make_network: MakeNetwork) -> None:
+    """Until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    loop.add_signal_handler(signal.SIGUSR1, logging.getLogger("swarm_agent").setLevel, logging.DEBUG)
+    loop.add_signal_handler(
+        signal.SIGUSR2, logging.getLogger("swarm_agent").setLevel, config.log_level.upper()
+    )
+    daemon = Daemon(config, make_network)
+    await daemon.start()
+    watchdog = asyncio.create_task(_watchdog())
+    log.info("swarm-agent %s serves %s", __version__, config.socket)
+    notify("READY=1")
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+    await ended.wait()
+    notify("STOPPING=1")
+    log.info("stopping; containers go on")
+    watchdog.cancel()
+    await daemon.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="swarm-agent", description="A self-healing cluster of Docker Engines."
+    )
+    parser.add_argument("--config", type=Path, help=f"configuration file (default {DEFAULT_PATH}, if there)")
+    parser.add_argument("--version", action="version", version=f"swarm-agent {__version__}")
+    arguments = parser.parse_args()
+    try:
+        config = load_config(arguments.config or DEFAULT_PATH, must_exist=arguments.config is not None)
+    except InvalidSpec as err:
+        sys.exit(f"swarm-agent: {err}")
+    set_up_logging(config.log_level, config.log_format)
+    sys.setswitchinterval(0.0005)
+    from swarm_agent.network.host import make_host_network  # noqa: PLC0415 - needs the host's libraries
+
+    try:
+        uvloop.run(run(config, make_host_network))
+    except (SwarmError, OSError, ValueError) as err:
+        sys.exit(f"swarm-agent: {err}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""The front door, 2377/tcp: HTTPS for whoever has no certificate yet, two calls and no more.
+
+``GET /v1/root`` hands out the root certificate; ``POST /v1/issue`` takes a signing request with a join token. The joiner
+reads the root over an unverified connection, checks it against the token's digest, reconnects verified, and only then
+sends the token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import logging
+import ssl
+import tempfile
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import h11
+import msgspec
+
+from swarm_agent.identity.ca import SERVER_NAME
+from swarm_agent.identity.files import NodeIdentity
+from swarm_agent.identity.tokens import parse_token, root_digest
+from swarm_agent.objects.errors import SwarmError, Unavailable, UserError
+
+log = logging.getLogger(__name__)
+
+CALLS_A_MINUTE = 60  # from one address; a whole rack joining at once stays below
+MAX_BODY = 64 * 1024
+CALL_TIMEOUT_S = 10.0
+
+
+class IssueRequest(msgspec.Struct):
+    csr: bytes
+    token: str
+    availability: str = ""
+    hostname: str = ""
+    clock: int = 0  # the joiner's, nanoseconds
+
+
+class Manager(msgspec.Struct, frozen=True):
+    """Where a manager is: its front door and its RPC server, ``ip:port``."""
+
+    node_id: str
+    addr: str
+    rpc_addr: str
+
+
+class Issued(msgspec.Struct):
+    node_id: str
+    cluster_id: str
+    role: str
+    cert: bytes
+    managers: tuple[Manager, ...]
+
+
+class Refusal(msgspec.Struct):
+    message: str
+    status: int = 500
+
+
+class JoinRefused(UserError):
+    """The manager said no, or is not who the token says."""
+
+
+Issue = Callable[[IssueRequest], Awaitable[Issued]]
+
+
+# --- server ----------------------------------------------------------------------------------------------------------
+class FrontDoor:
+    """Serves joiners on a manager. ``issue`` is asked for certificates; it may forward to the leader."""
+
+    def __init__(self, identity: Callable[[], NodeIdentity], issue: Issue) -> None:
+        self._identity = identity
+        self._issue = issue
+        self._server: asyncio.Server | None = None
+        self._calls: defaultdict[str, list[float]] = defaultdict(list)
+
+    async def start(self, host: str, port: int) -> None:
+        context = server_context(self._identity())
+        self._server = await asyncio.start_server(self._serve, host, port, ssl=context)
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S * 2):
+                status, body = await self._answer(reader, str(writer.get_extra_info("peername")[0]))
+                writer.write(
+                    b"HTTP/1.1 %d x\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+                    % (status, len(body))
+                    + body
+                )
+                await writer.drain()
+        except (OSError, TimeoutError, h11.ProtocolError, asyncio.IncompleteReadError) as err:
+            log.debug("front door: %s", err)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError, ssl.SSLError):
+                await writer.wait_closed()
+
+    async def _answer(self, reader: asyncio.StreamReader, address: str) -> tuple[int, bytes]:
+        request, body = await _read_request(reader)
+        if not self._may(address):
+            return _refusal(429, "too many calls from your address: wait a minute and join again")
+        target = request.target.decode()
+        if request.method == b"GET" and target == "/v1/root":
+            return 200, msgspec.json.encode({"root": self._identity().root})
+        if request.method == b"POST" and target == "/v1/issue":
+            try:
+                issued = await self._issue(msgspec.json.decode(body, type=IssueRequest))
+            except SwarmError as err:
+                text = f"rpc error: code = {err.code} desc = {err}" if err.code else str(err)
+                return _refusal(err.http_status, text)
+            except msgspec.ValidationError as err:
+                return _refusal(400, f"malformed request: {err}")
+            return 200, msgspec.json.encode(issued)
+        return _refusal(404, "page not found")
+
+    def _may(self, address: str) -> bool:
+        now = asyncio.get_running_loop().time()
+        recent = [t for t in self._calls[address] if t > now - 60]
+        self._calls[address] = [*recent, now]
+        if len(self._calls) > 10_000:
+            self._calls.clear()
+        return len(recent) < CALLS_A_MINUTE
+
+
+async def _read_request(reader: asyncio.StreamReader) -> tuple[h11.Request, bytes]:
+    connection = h11.Connection(h11.SERVER)
+    request: h11.Request | None = None
+    body = b""
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(await reader.read(MAX_BODY))
+        elif isinstance(event, h11.Request):
+            request = event
+        elif isinstance(event, h11.Data):
+            body += event.data
+            if len(body) > MAX_BODY:
+                raise h11.RemoteProtocolError("body too large")
+        elif isinstance(event, h11.EndOfMessage) and request is not None:
+            return request, body
+        else:
+            raise h11.RemoteProtocolError("connection closed early")
+
+
+def _refusal(status: int, message: str) -> tuple[int, bytes]:
+    return status, msgspec.json.encode(Refusal(message, status))
+
+
+def server_context(identity: NodeIdentity) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    with tempfile.TemporaryDirectory() as directory:  # the ssl module reads keys from files only
+        path = Path(directory) / "pair.pem"
+        path.touch(0o600)
+        path.write_bytes(identity.key + identity.cert)
+        context.load_cert_chain(path)
+    return context
+
+
+# --- client ----------------------------------------------------------------------------------------------------------
+async def fetch_root(addr: str, token: str) -> bytes:
+    """The root certificate of the manager at ``addr``, checked against the token.
+
+    Raises:
+        InvalidJoinToken, JoinRefused (another cluster's token), Unavailable (nobody there).
+    """
+    digest = parse_token(token).digest
+    unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unverified.check_hostname = False
+    unverified.verify_mode = ssl.CERT_NONE
+    answer = await _call(addr, unverified, "GET", "/v1/root", b"")
+    root: bytes = msgspec.json.decode(answer, type=dict[str, bytes])["root"]
+    if not hmac.compare_digest(root_digest(root), digest):
+        expected = hashlib.sha256(root).hexdigest()
+        raise JoinRefused(
+            f"remote CA does not match fingerprint. The manager at {addr} has a root certificate with digest {expected}, "
+            "which is not the one this token was made for: the token belongs to another cluster, or its root CA was rotated. "
+            'Get a new token with "docker swarm join-token" on a manager of the cluster you want to join'
+        )
+    return root
+
+
+async def ask_for_certificate(addr: str, root: bytes, request: IssueRequest) -> Issued:
+    """Send the token and the signing request, over a connection verified against ``root``."""
+    verified = ssl.create_default_context(cadata=root.decode())
+    verified.minimum_version = ssl.TLSVersion.TLSv1_2
+    return msgspec.json.decode(
+        await _call(addr, verified, "POST", "/v1/issue", msgspec.json.encode(request)), type=Issued
+    )
+
+
+async def _call(addr: str, context: ssl.SSLContext, method: str, target: str, body: bytes) -> bytes:
+    host, _, port = addr.rpartition(":")
+    try:
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(
+                host.strip("[]"), int(port), ssl=context, server_hostname=SERVER_NAME
+            )
+            try:
+                head = f"{method} {target} HTTP/1.1\r\nHost: {SERVER_NAME}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+                writer.write(head.encode() + body)
+                await writer.drain()
+                status, answer = await _read_answer(reader)
+            finally:
+                writer.close()
+    except ssl.SSLCertVerificationError as err:
+        raise JoinRefused(
+            f"the manager at {addr} does not prove to be part of the cluster: {err.verify_message}. "
+            "If the clocks of the two hosts differ, set them right and join again"
+        ) from err
+    except TimeoutError as err:
+        raise Unavailable(
+            f"the manager at {addr} did not answer within {CALL_TIMEOUT_S:g} s: is port {port} open?"
+        ) from err
+    except (OSError, h11.ProtocolError) as err:
+        raise Unavailable(
+            f"cannot reach a manager at {addr}: {err}. Check the address, that swarm-agent runs there and that port {port} is open"
+        ) from err
+    if status >= 400:
+        refusal = msgspec.json.decode(answer, type=Refusal)
+        error = JoinRefused(refusal.message)
+        error.http_status = status
+        error.code = ""
+        raise error
+    return answer
+
+
+async def _read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    connection = h11.Connection(h11.CLIENT)
+    connection.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
+    connection.send(h11.EndOfMessage())
+    status, body = 0, b""
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(await reader.read(MAX_BODY))
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+        elif isinstance(event, h11.Data):
+            body += event.data
+        elif isinstance(event, h11.EndOfMessage):
+            return status, body
+        else:
+            raise h11.RemoteProtocolError("the manager closed the connection early")

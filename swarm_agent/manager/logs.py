@@ -1,0 +1,60 @@
+"""Collecting the logs of many tasks: the leader asks their nodes, the nodes send, the API reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+from swarm_agent.identity.ca import Subject
+from swarm_agent.objects.records import Task
+from swarm_agent.session.dispatcher import Dispatcher
+from swarm_agent.session.wire import LogPiece, LogsWanted, Nothing
+
+MAX_QUEUED = 256  # pieces of one reader; a node waits when its reader is slow
+LOOK_S = 1.0  # how often a silent node's session is looked at
+
+
+class LogBroker:
+    """Joins readers (the API) with writers (nodes)."""
+
+    def __init__(self, new_id: Callable[[], str]) -> None:
+        self._new_id = new_id
+        self._readers: dict[str, asyncio.Queue[LogPiece]] = {}
+
+    async def read(
+        self, dispatcher: Dispatcher, tasks: list[Task], query: dict[str, str]
+    ) -> AsyncIterator[LogPiece]:
+        """Pieces of all the tasks' logs until every one is done; a task whose node is away ends with an error."""
+        request_id = self._new_id()
+        queue: asyncio.Queue[LogPiece] = asyncio.Queue(MAX_QUEUED)
+        self._readers[request_id] = queue
+        waiting: dict[str, str] = {t.id: t.node_id for t in tasks}
+        try:
+            for node_id in dict.fromkeys(waiting.values()):
+                ids = tuple(t for t, n in waiting.items() if n == node_id)
+                dispatcher.ask_logs(node_id, LogsWanted(request_id, ids, query))
+            while waiting:
+                try:
+                    async with asyncio.timeout(LOOK_S):
+                        piece = await queue.get()
+                except TimeoutError:
+                    for task_id, node_id in [i for i in waiting.items() if i[1] not in dispatcher.sessions]:
+                        del waiting[task_id]
+                        yield LogPiece(
+                            request_id, task_id, done=True, error=f"node {node_id} is not available"
+                        )
+                    continue
+                if piece.done:
+                    waiting.pop(piece.task_id, None)
+                yield piece
+        finally:
+            del self._readers[request_id]
+
+    async def serve(self, caller: Subject, pieces: AsyncIterator[LogPiece]) -> Nothing:  # noqa: ARG002 - any node
+        """Take a node's pieces; ends early when nobody reads any more."""
+        async for piece in pieces:
+            queue = self._readers.get(piece.request_id)
+            if queue is None:
+                break
+            await queue.put(piece)
+        return Nothing()

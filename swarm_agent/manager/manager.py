@@ -1,0 +1,407 @@
+"""A manager's parts and their life: Raft, store, RPC server, front door, and the duties that come with leadership."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc.aio
+import msgspec
+
+from swarm_agent.control.loop import ControlLoop
+from swarm_agent.identity.ca import Subject
+from swarm_agent.identity.door import FrontDoor, Issued, IssueRequest
+from swarm_agent.identity.files import NodeIdentity
+from swarm_agent.manager.authority import Authority
+from swarm_agent.manager.logs import LogBroker
+from swarm_agent.manager.roles import RoleKeeper, admit
+from swarm_agent.objects.errors import NoLeader, PermissionDenied, SwarmError, Unavailable
+from swarm_agent.objects.records import Cluster, Node, Task
+from swarm_agent.raft import Member, NotLeader, RaftConfig, RaftNode, RaftStatus, RealDisk
+from swarm_agent.session.dispatcher import Dispatcher
+from swarm_agent.session.peers import PeerTransport
+from swarm_agent.session.rpc import Method, Redirect, RpcClient, RpcServer, translate
+from swarm_agent.session.wire import (
+    Down,
+    ForwardedAnswer,
+    ForwardedCall,
+    IssueFor,
+    JoinRaft,
+    Leave,
+    LogPiece,
+    Members,
+    Nothing,
+    Renew,
+    Up,
+)
+from swarm_agent.store import ApplyResult, Entry, Group, Put, Store, encode_entry
+
+log = logging.getLogger(__name__)
+
+LEADER_WAIT_S = 5.0  # how long a call waits out an election before it says there is no leader
+
+ServeForwarded = Callable[[ForwardedCall], AsyncIterator[ForwardedAnswer]]
+
+
+class ManagerSettings(msgspec.Struct, frozen=True):
+    """What a manager needs to know of its host."""
+
+    node_id: str
+    cluster_id: str
+    raft_id: int
+    listen_host: str
+    front_door_port: int
+    rpc_port: int
+    advertise_host: str
+    raft_dir: Path
+
+    @property
+    def rpc_addr(self) -> str:
+        return f"{self.advertise_host}:{self.rpc_port}"
+
+    @property
+    def manager_addr(self) -> str:
+        return f"{self.advertise_host}:{self.front_door_port}"
+
+
+class _Duties:
+    """What one term of leadership runs."""
+
+    def __init__(self, manager: Manager, raft: RaftNode) -> None:
+        self.control = ControlLoop(manager.store, manager.propose, manager.new_id)
+        self.dispatcher = Dispatcher(manager.store, manager.propose, manager.new_id)
+        self.roles = RoleKeeper(manager.store, raft, manager.propose)
+        self.task = asyncio.create_task(self._run(), name="leader duties")
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.control.run())
+            group.create_task(self.dispatcher.run())
+            group.create_task(self.roles.run())
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        self.dispatcher.close()
+
+
+class Manager:
+    """One manager. ``start`` it after construction; ``serve_forwarded`` is the API's answer to calls followers pass on."""
+
+    def __init__(
+        self,
+        settings: ManagerSettings,
+        identity: Callable[[], NodeIdentity],
+        serve_forwarded: ServeForwarded,
+        new_id: Callable[[], str],
+        rng: random.Random,
+    ) -> None:
+        self.settings = settings
+        self.store = Store()
+        self.new_id = new_id
+        self._identity = identity
+        self._serve_forwarded = serve_forwarded
+        self._rng = rng
+        self._transport = PeerTransport(identity)
+        self._disk: RealDisk | None = None
+        self.raft: RaftNode | None = None
+        self.duties: _Duties | None = None
+        self._authority = Authority(self.store, self.propose, new_id)
+        self.logs = LogBroker(new_id)
+        self._rpc = RpcServer(identity, self._allow, self._methods())
+        self._door = FrontDoor(identity, self.issue)
+        self._clients: dict[str, RpcClient] = {}
+        self._leading = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._follow: asyncio.Task[None] | None = None
+        self._serving = False
+
+    # --- life ----------------------------------------------------------------------------------------------------
+    async def start(self, founding: tuple[Cluster, Node] | None = None) -> None:
+        """Recover or found (``founding``: the first records), then serve.
+
+        Raises:
+            Unavailable: a port is taken; nothing is left running.
+        """
+        settings = self.settings
+        try:
+            await self._rpc.start(f"{settings.listen_host}:{settings.rpc_port}")
+            try:
+                await self._door.start(settings.listen_host, settings.front_door_port)
+            except OSError as err:
+                raise Unavailable(
+                    f"cannot listen on {settings.listen_host}:{settings.front_door_port}: {err.strerror}. "
+                    "Free the port or set front_door_port in the agent's configuration"
+                ) from err
+            self._serving = True
+            settings.raft_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._disk = RealDisk(settings.raft_dir)
+            me = Member(raft_id=settings.raft_id, node_id=settings.node_id, addr=settings.rpc_addr)
+            self.raft = await RaftNode.start(
+                RaftConfig(
+                    cluster_id=settings.cluster_id,
+                    raft_id=settings.raft_id,
+                    node_id=settings.node_id,
+                    addr=settings.rpc_addr,
+                ),
+                disk=self._disk,
+                transport=self._transport,
+                fsm=self.store,
+                rng=self._rng,
+                bootstrap=me if founding is not None else None,
+            )
+        except BaseException:
+            await self.stop()
+            raise
+        self._transport.receive = self.raft.receive
+        self._transport.lost = self.raft.peer_lost
+        self.raft.on_change(self._on_raft_change)
+        self._follow = asyncio.create_task(self._follow_leadership(), name="follow leadership")
+        self._changed.set()
+        if founding is not None:
+            await self._wait_until(lambda: self.is_leader, 20.0, "to lead the new cluster")
+            if self.store.cluster is None:
+                await self.propose((Group("founding", tuple(Put(r, 0) for r in founding)),))
+
+    async def stop(self) -> None:
+        """Hand over what can be handed over, then close. Containers and networks of the host are not our business."""
+        if self._follow is not None:
+            self._follow.cancel()
+            await asyncio.gather(self._follow, return_exceptions=True)
+        if self.duties is not None:
+            await self.duties.stop()
+            self.duties = None
+        if self.raft is not None:
+            await self.raft.stop(transfer=True)
+        if self._serving:
+            await self._door.stop()
+        await self._rpc.stop()
+        await self._transport.stop()
+        for client in self._clients.values():
+            await client.close()
+        self._clients.clear()
+        if self._disk is not None:
+            self._disk.close()
+            self._disk = None
+
+    # --- leadership ------------------------------------------------------------------------------------------------
+    @property
+    def status(self) -> RaftStatus:
+        assert self.raft is not None, "the manager is not started"
+        return self.raft.status()
+
+    @property
+    def is_leader(self) -> bool:
+        """Leads and has caught up with its own log: may decide."""
+        return self.duties is not None
+
+    def _on_raft_change(self, status: RaftStatus) -> None:
+        self._transport.keep({m.raft_id for m in status.members})
+        self._changed.set()
+
+    async def _follow_leadership(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            leads = self.status.role == "leader"
+            if leads and self.duties is None:
+                with contextlib.suppress(SwarmError):
+                    assert self.raft is not None
+                    await self.raft.read_barrier()
+                    if self.status.role == "leader":
+                        log.info("this manager leads now", extra={"node": self.settings.node_id})
+                        self.duties = _Duties(self, self.raft)
+                        self.duties.task.add_done_callback(self._duties_ended)
+            elif not leads and self.duties is not None:
+                log.info("this manager leads no more", extra={"node": self.settings.node_id})
+                duties, self.duties = self.duties, None
+                await duties.stop()
+
+    def _duties_ended(self, task: asyncio.Task[None]) -> None:
+        """A leader whose duties died must not stay leader: another may do better."""
+        if task.cancelled() or task.exception() is None:
+            return
+        log.error("a leader's duty failed, handing leadership over", exc_info=task.exception())
+        self._resigning = asyncio.create_task(self._resign(), name="resign")
+
+    async def _resign(self) -> None:
+        duties, self.duties = self.duties, None
+        if duties is not None:
+            await duties.stop()
+        assert self.raft is not None
+        with contextlib.suppress(SwarmError):
+            await self.raft.transfer()
+        self._changed.set()  # alone we go on with fresh duties
+
+    async def _wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                while not condition():
+                    await asyncio.sleep(0.01)
+        except TimeoutError as err:
+            raise Unavailable(f"waited {seconds:g} s {what}, in vain: see this node's log") from err
+
+    # --- state -----------------------------------------------------------------------------------------------------
+    async def propose(self, groups: tuple[Group, ...]) -> ApplyResult:
+        """Commit an entry; its result once it is applied here. NoLeader when this manager does not lead."""
+        assert self.raft is not None
+        try:
+            result = await self.raft.propose(encode_entry(Entry(time.time_ns(), groups)))
+        except NotLeader as err:
+            raise NoLeader from err
+        assert isinstance(result, ApplyResult)
+        return result
+
+    async def read_barrier(self) -> None:
+        """After this, reads of the local store see everything acknowledged before."""
+        assert self.raft is not None
+        try:
+            async with asyncio.timeout(LEADER_WAIT_S):
+                await self.raft.read_barrier()
+        except (TimeoutError, NotLeader) as err:
+            raise NoLeader from err
+
+    async def leader_addr(self) -> str:
+        """The leader's RPC address, waiting out a short election; NoLeader when there is none."""
+        deadline = asyncio.get_running_loop().time() + LEADER_WAIT_S
+        while asyncio.get_running_loop().time() < deadline:
+            leader = self.status.leader
+            if leader is not None and (leader.raft_id != self.settings.raft_id or self.is_leader):
+                return leader.addr
+            await asyncio.sleep(0.02)
+        raise NoLeader
+
+    async def _leader_client(self) -> RpcClient:
+        addr = await self.leader_addr()
+        client = self._clients.get(addr)
+        if client is None:
+            client = self._clients[addr] = RpcClient(addr, self._identity())
+        return client
+
+    async def forward(self, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:
+        """Have the leader answer an API call; this manager may have become it meanwhile."""
+        if await self.leader_addr() == self.settings.rpc_addr:
+            async for piece in self._serve_forwarded(call):
+                yield piece
+            return
+        client = await self._leader_client()
+        try:
+            async for piece in client.download("Forward", call):
+                yield piece
+        except grpc.aio.AioRpcError as err:
+            raise translate(err, client.addr) from err
+
+    # --- RPC surface -------------------------------------------------------------------------------------------------
+    def _methods(self) -> list[Method]:
+        return [
+            Method("Session", True, True, True, self._session),
+            Method("Frames", True, False, False, self._transport.serve),
+            Method("Logs", True, False, True, self.logs.serve),
+            Method("Forward", False, True, False, self._forwarded),
+            Method("JoinRaft", False, False, False, self._join_raft),
+            Method("Renew", False, False, True, self._renew),
+            Method("Issue", False, False, False, self._issue_for),
+            Method("Leave", False, False, True, self._leave),
+        ]
+
+    def _allow(self, caller: Subject, workers: bool) -> None:
+        """The second check of every call: the node table. A joining manager has no table yet and trusts certificates."""
+        if caller.cluster_id != self.settings.cluster_id:
+            raise PermissionDenied("Permission denied: remote certificate is of another cluster")
+        cluster = self.store.cluster
+        if cluster is None:
+            return
+        if caller.node_id in cluster.removed_nodes:
+            raise PermissionDenied(f"Permission denied: node {caller.node_id} was removed from swarm")
+        node = self.store.nodes.get(caller.node_id)
+        if node is None:
+            raise PermissionDenied(f"Permission denied: node {caller.node_id} is not known here")
+        if not workers and node.role != "manager":
+            raise PermissionDenied(f"Permission denied: node {caller.node_id} is not a manager")
+
+    async def _must_lead(self) -> _Duties:
+        """Our duties, or a redirect to whoever leads."""
+        if self.duties is None:
+            addr = await self.leader_addr()
+            if self.duties is None:
+                raise Redirect(addr)
+        return self.duties
+
+    async def _session(self, caller: Subject, requests: AsyncIterator[Up]) -> AsyncIterator[Down]:
+        duties = await self._must_lead()
+        async for message in duties.dispatcher.session(caller.node_id, requests, ""):
+            yield message
+
+    async def _forwarded(self, caller: Subject, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:  # noqa: ARG002
+        await self._must_lead()
+        async for piece in self._serve_forwarded(call):
+            yield piece
+
+    async def _join_raft(self, caller: Subject, request: JoinRaft) -> Members:
+        await self._must_lead()
+        assert self.raft is not None
+        await admit(
+            self.raft,
+            self.store,
+            self.propose,
+            caller.node_id,
+            request.raft_id,
+            request.rpc_addr,
+            request.manager_addr,
+        )
+        members = tuple((m.raft_id, m.node_id, m.addr) for m in self.status.members)
+        return Members(members, self.settings.cluster_id)
+
+    async def _renew(self, caller: Subject, request: Renew) -> Issued:
+        await self._must_lead()
+        return await self._authority.renew(caller, request.csr)
+
+    async def _issue_for(self, caller: Subject, request: IssueFor) -> Issued:  # noqa: ARG002 - managers only
+        await self._must_lead()
+        return await self._authority.issue(request.request)
+
+    async def issue(self, request: IssueRequest) -> Issued:
+        """The front door's call: here when we lead, else at the leader."""
+        if self.is_leader:
+            return await self._authority.issue(request)
+        client = await self._leader_client()
+        issued: Issued = await client.unary("Issue", IssueFor(request))
+        return issued
+
+    async def _leave(self, caller: Subject, request: Leave) -> Nothing:  # noqa: ARG002
+        """A node leaves for good: a manager is first made a worker, so that it counts no more."""
+        await self._must_lead()
+        while True:
+            node = self.store.nodes.get(caller.node_id)
+            if node is None:
+                return Nothing()
+            changed = msgspec.structs.replace(node, spec=msgspec.structs.replace(node.spec, role="worker"))
+            if changed == node:
+                break
+            if (await self.propose((Group(f"node/{node.id}", (Put(changed, node.version),)),))).accepted[0]:
+                break
+        await self._wait_until(
+            lambda: all(m.node_id != caller.node_id for m in self.status.members),
+            10.0,
+            "for Raft to let the manager go",
+        )
+        return Nothing()
+
+    # --- what the API asks ---------------------------------------------------------------------------------------------
+    async def read_logs(self, tasks: list[Task], query: dict[str, str]) -> AsyncIterator[LogPiece]:
+        duties = await self._must_lead()
+        async for piece in self.logs.read(duties.dispatcher, tasks, query):
+            yield piece
+
+    def may_lose(self, node_id: str) -> bool:
+        """Whether enough reachable voters remain without this manager."""
+        status = self.status
+        voters = [m for m in status.members if not m.learner]
+        active = {p.raft_id for p in status.peers if p.active} | {status.raft_id}
+        left = [m for m in voters if m.node_id != node_id]
+        return sum(1 for m in left if m.raft_id in active) >= len(left) // 2 + 1

@@ -1,0 +1,370 @@
+"""This host as a member of a swarm: its identity, its worker side, its session, and its manager side while it has one.
+
+Owns the order in which these start, change role and end. ``daemon.py`` owns the process around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import msgspec
+
+from swarm_agent.identity import ca
+from swarm_agent.identity.door import Issued
+from swarm_agent.identity.door import Manager as ManagerAddress
+from swarm_agent.identity.files import NodeIdentity, remove_identity, save_identity
+from swarm_agent.manager.manager import Manager, ManagerSettings, ServeForwarded
+from swarm_agent.membership import Membership, forget_membership, save_membership
+from swarm_agent.network.model import NetworkView, NodeNetwork
+from swarm_agent.node.container import container_name
+from swarm_agent.node.describe import describe
+from swarm_agent.node.engine import EngineClient, EngineError, EngineUnreachable
+from swarm_agent.node.worker import Assignment, Worker
+from swarm_agent.objects.errors import SwarmError, Unavailable
+from swarm_agent.objects.records import Cluster, Node, NodeDescription, TaskStatus
+from swarm_agent.session.agent import SessionAgent
+from swarm_agent.session.rpc import Redirect, RpcClient
+from swarm_agent.session.wire import Hello, JoinRaft, Leave, LogPiece, LogsWanted, Renew
+
+log = logging.getLogger(__name__)
+
+DESCRIBE_EVERY_S = 20.0
+ROLE_WAIT_S = 20.0
+RETRY_S = 0.5
+RENEW_AT = (0.5, 0.8)  # of a certificate's life, drawn at random between
+
+
+class Member:
+    """See the module. Implements ``session.agent.Orders``."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        identity: NodeIdentity,
+        state_dir: Path,
+        rpc_port: int,
+        engine: EngineClient,
+        network: NodeNetwork,
+        serve_forwarded: ServeForwarded,
+        new_id: Callable[[], str],
+        rng: random.Random,
+        on_removed: Callable[[], None],
+    ) -> None:
+        self.membership = membership
+        self.identity = identity
+        self._state_dir = state_dir
+        self._rpc_port = rpc_port
+        self._engine = engine
+        self._network = network
+        self._serve_forwarded = serve_forwarded
+        self._new_id = new_id
+        self._rng = rng
+        self._on_removed = on_removed
+        self.manager: Manager | None = None
+        self._description = NodeDescription()
+        self.session = SessionAgent(self, lambda: self.identity, self._known_managers, self._hello, rng)
+        self.worker = Worker(membership.node_id, engine, network, self.session.report)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._role_lock = asyncio.Lock()
+        self.node: Node | None = None
+
+    # --- life ----------------------------------------------------------------------------------------------------
+    async def start(self, founding: tuple[Cluster, Node] | None = None) -> None:
+        """Bring everything up. ``founding``: this host starts a new cluster."""
+        try:
+            await self._describe()
+            if self.membership.role == "manager":
+                await self._start_manager(founding)
+            await self._network.start()
+            await self.worker.start()
+        except BaseException:
+            await self.stop()
+            raise
+        self._spawn(self.session.run(), "session")
+        self._spawn(self._keep_described(), "describe")
+        self._spawn(self._keep_certificate(), "certificate")
+
+    async def stop(self) -> None:
+        """Let go of everything. Containers, networks and the data path go on."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.worker.stop()
+        await self._network.stop()
+        if self.manager is not None:
+            await self.manager.stop()
+            self.manager = None
+
+    async def wait_connected(self, seconds: float) -> bool:
+        """Whether a session was open within this time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.session.connected.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _spawn(self, work: object, name: str) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work, name=name)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s failed", task.get_name(), exc_info=task.exception())
+
+    # --- the manager side ------------------------------------------------------------------------------------------
+    async def _start_manager(self, founding: tuple[Cluster, Node] | None = None) -> None:
+        if not self.membership.raft_id:
+            self._remember(raft_id=self._rng.getrandbits(62) | 1)
+        settings = ManagerSettings(
+            node_id=self.membership.node_id,
+            cluster_id=self.membership.cluster_id,
+            raft_id=self.membership.raft_id,
+            listen_host=self.membership.listen_host,
+            front_door_port=self.membership.front_door_port,
+            rpc_port=self._rpc_port,
+            advertise_host=self.membership.advertise_host,
+            raft_dir=self._state_dir / "raft",
+        )
+        manager = Manager(settings, lambda: self.identity, self._serve_forwarded, self._new_id, self._rng)
+        await manager.start(founding)
+        self.manager = manager
+        if founding is None:
+            self._spawn(self._join_raft(manager), "join raft")
+        self._spawn(self._watch_removal(manager), "watch removal")
+
+    async def _join_raft(self, manager: Manager) -> None:
+        """Ask whoever leads to take us in (or to learn our address), until it is done."""
+        settings = manager.settings
+        request = JoinRaft(settings.raft_id, settings.rpc_addr, settings.manager_addr)
+        while self.manager is manager:
+            if manager.is_leader:
+                return
+            try:
+                await self._ask_leader("JoinRaft", request, 15.0)
+            except SwarmError as err:
+                log.info("not yet a member of raft: %s", err)
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
+
+    async def _watch_removal(self, manager: Manager) -> None:
+        """Raft let us go: stop being a manager, the rest of the role change follows by session."""
+        while self.manager is manager and not manager.status.removed:
+            await asyncio.sleep(RETRY_S)
+        if self.manager is manager:
+            async with self._role_lock:
+                await self._end_manager()
+
+    async def _end_manager(self) -> None:
+        manager, self.manager = self.manager, None
+        if manager is None:
+            return
+        log.info("this node is no manager any more")
+        await manager.stop()
+        shutil.rmtree(self._state_dir / "raft", ignore_errors=True)
+        self._remember(raft_id=0)
+
+    async def _follow_role(self, node: Node) -> None:
+        """Make certificate and manager side fit the role our record has."""
+        async with self._role_lock:
+            if node.role != self.identity.subject.role:
+                await self._renew_until(node.role)
+            if node.role == "manager" and self.manager is None:
+                self._remember(role="manager")
+                await self._start_manager()
+            elif node.role == "worker":
+                self._remember(role="worker")
+                await self._end_manager()
+
+    # --- certificates ------------------------------------------------------------------------------------------------
+    async def _renew_until(self, role: str) -> None:
+        while self.identity.subject.role != role:
+            try:
+                await self._renew()
+            except SwarmError as err:
+                log.info("cannot renew the certificate yet: %s", err)
+                await asyncio.sleep(RETRY_S)
+
+    async def _renew(self) -> None:
+        key, csr = ca.make_request()
+        issued: Issued = await self._ask_leader("Renew", Renew(csr), 10.0)
+        self.identity = NodeIdentity(key, issued.cert, self.identity.root)
+        save_identity(self._state_dir, self.identity)
+        log.info("certificate renewed, role %s", issued.role)
+
+    async def _keep_certificate(self) -> None:
+        """Renew somewhere between half and four fifths of a certificate's life."""
+        while True:
+            life = ca.life_of(self.identity.cert)
+            at = life.begins + int((life.ends - life.begins) * self._rng.uniform(*RENEW_AT))
+            while time.time_ns() < at and ca.life_of(self.identity.cert) == life:
+                await asyncio.sleep(min(60.0, max(0.1, (at - time.time_ns()) / 1e9)))
+            if ca.life_of(self.identity.cert) != life:
+                continue
+            try:
+                await self._renew()
+            except SwarmError as err:
+                log.warning("cannot renew the certificate, trying again: %s", err)
+                await asyncio.sleep(30.0)
+
+    async def _ask_leader(self, name: str, request: object, timeout_s: float) -> Any:
+        """A call only the leader answers; any manager may send us on to it."""
+        addresses = [m.rpc_addr for m in self._known_managers() if m.rpc_addr]
+        if self.session.leader:
+            addresses.insert(0, self.session.leader)
+        error: SwarmError = Unavailable("no manager is known")
+        for addr in dict.fromkeys(addresses):
+            target = addr
+            for _ in range(3):
+                client = RpcClient(target, self.identity)
+                try:
+                    return await client.unary(name, request, timeout_s)
+                except Redirect as err:
+                    if not err.addr:
+                        break
+                    target = err.addr
+                except SwarmError as err:
+                    error = err
+                    break
+                finally:
+                    await client.close()
+        raise error
+
+    # --- what we say -----------------------------------------------------------------------------------------------
+    def _known_managers(self) -> tuple[ManagerAddress, ...]:
+        return self.membership.managers
+
+    def _hello(self) -> Hello:
+        manager = self.manager
+        return Hello(
+            self._description,
+            self.membership.data_addr,
+            manager.settings.manager_addr if manager is not None else "",
+            manager.settings.rpc_addr if manager is not None else "",
+        )
+
+    async def _describe(self) -> None:
+        self._description = await describe(self._engine, ca.issuer_of(self.identity.root))
+
+    async def _keep_described(self) -> None:
+        while True:
+            await asyncio.sleep(DESCRIBE_EVERY_S)
+            before = self._description
+            try:
+                await self._describe()
+            except (EngineError, EngineUnreachable) as err:
+                log.warning("cannot describe this node: %s", err)
+                continue
+            if self._description != before:
+                self.session.described(self._description)
+
+    def _remember(self, **changes: object) -> None:
+        changed = msgspec.structs.replace(self.membership, **changes)
+        if changed != self.membership:
+            self.membership = changed
+            save_membership(self._state_dir, changed)
+
+    # --- Orders: what a manager tells us -------------------------------------------------------------------------------
+    async def assign(self, full: bool, assignments: tuple[Assignment, ...], removed: tuple[str, ...]) -> None:
+        await self.worker.assign(full, assignments, removed)
+
+    async def network(self, view: NetworkView) -> None:
+        await self._network.apply(view)
+
+    async def node_changed(self, node: Node) -> None:
+        self.node = node
+        if node.role != self.identity.subject.role or (node.role == "manager") != (self.manager is not None):
+            self._spawn(self._follow_role(node), "role change")
+
+    async def managers_changed(self, managers: tuple[ManagerAddress, ...]) -> None:
+        if managers:
+            self._remember(managers=managers)
+
+    async def root_changed(self, root: bytes) -> None:
+        if root and root != self.identity.root:
+            raise SwarmError("the manager has another root certificate than the one this node joined with")
+
+    def logs_wanted(self, wanted: LogsWanted) -> None:
+        self._spawn(self._send_logs(wanted), "logs")
+
+    def statuses(self) -> list[tuple[str, TaskStatus]]:
+        return self.worker.statuses()
+
+    async def removed(self) -> None:
+        self._on_removed()
+
+    # --- logs --------------------------------------------------------------------------------------------------------
+    async def _send_logs(self, wanted: LogsWanted) -> None:
+        client = RpcClient(self.session.leader, self.identity)
+        queue: asyncio.Queue[LogPiece | None] = asyncio.Queue(64)
+        readers = [asyncio.create_task(self._read_log(wanted, t, queue)) for t in wanted.task_ids]
+        try:
+            call = client.upload("Logs")
+            left = len(readers)
+            while left:
+                piece = await queue.get()
+                if piece is not None:
+                    await call.write(piece)
+                    left -= piece.done
+            await call.done_writing()
+            await call
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as err:
+            log.debug("the reader of logs is gone: %r", err)
+        finally:
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+            await client.close()
+
+    async def _read_log(
+        self, wanted: LogsWanted, task_id: str, queue: asyncio.Queue[LogPiece | None]
+    ) -> None:
+        error = ""
+        runner = self.worker.runners.get(task_id)
+        if runner is None:
+            error = f"task {task_id} has no container on this node"
+        else:
+            with contextlib.suppress(EngineUnreachable):
+                try:
+                    async with self._engine.stream(
+                        "GET", f"/containers/{container_name(runner.task)}/logs", query=wanted.query
+                    ) as pieces:
+                        async for data in pieces:
+                            await queue.put(LogPiece(wanted.request_id, task_id, data))
+                except EngineError as err:
+                    error = "" if err.status == 404 else str(err)
+        await queue.put(LogPiece(wanted.request_id, task_id, done=True, error=error))
+
+    # --- leaving -----------------------------------------------------------------------------------------------------
+    async def leave(self) -> None:
+        """Leave for good: tell the leader, stop our tasks, forget who we were. Nobody need answer for it to succeed."""
+        alone = self.manager is not None and len(self.manager.status.members) <= 1
+        if not alone:
+            with contextlib.suppress(SwarmError):
+                if self.manager is not None:
+                    await self._ask_leader("Leave", Leave(), 12.0)
+                await self.session.leave()
+        for task in self._tasks:
+            if task.get_name() != "session":
+                task.cancel()
+        await self.worker.remove_all()
+        await self.stop()
+        await self.forget()
+
+    async def forget(self) -> None:
+        """Remove what makes this host a member."""
+        shutil.rmtree(self._state_dir / "raft", ignore_errors=True)
+        forget_membership(self._state_dir)
+        remove_identity(self._state_dir)

@@ -1,0 +1,294 @@
+"""``HostNetwork``: the real ``NodeNetwork``. Applies plans to this host and tells netd what it needs.
+
+Owns: the order of things and what is believed of the host. One worker thread does all kernel work, so the daemon's
+loop never waits for netlink, nftables or conntrack; the engine is asked from the loop.
+Refuses: deciding what should be (``model``), being needed while it is away: everything it made works on without it.
+
+Life: ``start`` (looks only), ``apply`` as often as the view changes (the first one looks at everything the host has
+and takes away strays of ours), ``attach`` and ``detach`` per task, ``stop`` (leaves the data path) or ``leave``
+(takes everything away). A part that failed is forgotten, so the next ``apply`` makes sure of all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from swarm_agent.network import firewall, links, model, namespaces, rules
+from swarm_agent.network.engine import Engine, EngineNetworks, EngineRefused, container_network
+from swarm_agent.network.firewall import MissingPart
+from swarm_agent.network.journal import Journal, NamesEntry, NetworkEntry, ResolverEntry, TaskEntry
+from swarm_agent.network.model import (
+    NODE_NETNS,
+    NODE_NETWORK_ID,
+    AttachRequest,
+    Change,
+    ContainerNetwork,
+    NetworkView,
+    Plan,
+    TaskAddress,
+)
+from swarm_agent.network.nft import Loaders, NftError
+from swarm_agent.objects.errors import FailedPrecondition, Unavailable
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_FAILURES = (OSError, NftError, MissingPart, KeyError, ValueError)
+
+
+class NetworkError(Unavailable):
+    """Parts of a view could not be applied; the rest was. They are tried again with the next ``apply``."""
+
+
+class HostNetwork:
+    def __init__(
+        self, engine: Engine, journal: Journal | None = None, loaders: Loaders | None = None
+    ) -> None:
+        self._journal = journal or Journal()
+        self._engine = EngineNetworks(engine, self._journal)
+        self._loaders = loaders
+        self._spaces: links.Spaces | None = None
+        self._worker: ThreadPoolExecutor | None = None
+        self._lock = asyncio.Lock()
+        self._current = Plan()
+        self._looked = False  # the first apply looks at everything
+        self._attached: set[str] = set()
+        self._engine_strays: set[str] | None = None  # None: not asked yet
+
+    # --- the contract
+
+    async def start(self) -> None:
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="swarm-network")
+        await self._run(self._start)
+
+    async def apply(self, view: NetworkView) -> None:
+        async with self._lock:
+            wanted = await self._run(lambda: model.plan(view))
+            await self._remove_engine_networks(wanted)
+            failures = await self._run(lambda: self._apply(wanted))
+        if failures:
+            raise NetworkError("the network of this node is not as wanted: " + "; ".join(failures))
+
+    async def attach(self, req: AttachRequest) -> ContainerNetwork:
+        current = self._current
+        if current.node is None:
+            raise FailedPrecondition(
+                "the node network is not up on this node yet; apply a network view first"
+            )
+        missing = [network_id for network_id, _, _ in req.overlays if network_id not in current.overlays]
+        if missing:
+            raise FailedPrecondition(
+                f"network {', '.join(missing)} is not on this node yet; apply a view that has it first"
+            )
+        number = current.node.number
+        networks = tuple(network_id for network_id, _, _ in req.overlays)
+        self._attached.add(req.task_id)
+        if req.node_address is not None:
+            task = TaskAddress(req.task_id, req.node_address, networks)
+            await self._run(lambda: self._write_task(task))
+            await self._engine.make(
+                NODE_NETWORK_ID, str(model.node_subnet(number)), model.node_gateway(number)
+            )
+        for network_id in networks:
+            overlay = current.overlays[network_id]
+            await self._engine.make(network_id, overlay.subnet, overlay.gateway)
+        return container_network(req, model.node_gateway(number))
+
+    async def detach(self, task_id: str) -> None:
+        self._attached.discard(task_id)
+        await self._run(lambda: self._journal.drop(TaskEntry, task_id))
+
+    async def stop(self) -> None:
+        if self._worker is None:
+            return
+        await self._run(self._close)
+        self._worker.shutdown()
+        self._worker = None
+
+    # --- beyond the contract
+
+    async def recheck(self) -> None:
+        """Believe nothing: the next ``apply`` looks at the whole host. For after a firewall or engine restart."""
+        async with self._lock:
+            self._current = Plan()
+            self._looked = False
+            self._engine_strays = None
+
+    async def leave(self) -> None:
+        """Take away everything of ours: engine networks, namespaces, links, rules, journal."""
+        async with self._lock:
+            self._engine_strays = None
+            await self._remove_engine_networks(Plan())
+            await self._run(self._leave)
+            self._current = Plan()
+            self._looked = False
+            self._attached.clear()
+
+    # --- engine networks that are no longer wanted
+
+    async def _remove_engine_networks(self, wanted: Plan) -> None:
+        """Before their namespaces go. The engine being away or slow to let go must not hold up the data path."""
+        keep = set(wanted.overlays) | ({NODE_NETWORK_ID} if wanted.node is not None else set())
+        try:
+            if self._engine_strays is None:
+                self._engine_strays = await self._engine.ours()
+        except (OSError, EngineRefused) as error:
+            log.warning(f"networks of the engine are looked at later: {error}")
+            return
+        self._engine_strays |= set(self._current.overlays)
+        for network_id in sorted(self._engine_strays - keep):
+            try:
+                await self._engine.remove(network_id)
+                self._engine_strays.discard(network_id)
+            except (OSError, EngineRefused) as error:
+                log.warning(f"tried again with the next change: {error}")
+        self._engine_strays -= keep
+
+    # --- in the worker thread
+
+    async def _run(self, work: Callable[[], _T]) -> _T:
+        if self._worker is None:
+            raise NetworkError("the network of this node is not started")
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+    def _start(self) -> None:
+        self._journal.prepare()
+        firewall.prepare_kernel()
+        if self._spaces is None:
+            self._spaces = links.Spaces(self._loaders or Loaders())
+
+    def _close(self) -> None:
+        if self._spaces is not None:
+            self._spaces.close_all()
+        self._spaces = None
+        self._current = Plan()
+        self._looked = False
+
+    @property
+    def _s(self) -> links.Spaces:
+        if self._spaces is None:
+            raise NetworkError("the network of this node is not started")
+        return self._spaces
+
+    def _apply(self, wanted: Plan) -> list[str]:
+        failures: list[str] = []
+        believed = wanted
+        if not self._looked:
+            failures += self._remove_strays(wanted)
+            self._looked = not failures
+        for change in model.changes(self._current, wanted):
+            try:
+                self._make(change)
+            except _FAILURES as error:
+                log.error(f"{type(change).__name__} failed: {error}")
+                failures.append(f"{type(change).__name__}: {error}")
+                believed = model.without(believed, change)
+                if isinstance(change, model.DropOverlay):
+                    self._looked = False
+        self._current = believed
+        return failures
+
+    def _remove_strays(self, wanted: Plan) -> list[str]:
+        failures = []
+        keep = {overlay.netns for overlay in wanted.overlays.values()} | {NODE_NETNS}
+        for netns in namespaces.names(links.PREFIX):
+            if netns not in keep:
+                log.info(f"namespace {netns} belongs to no network of this node any more: removed")
+                try:
+                    links.drop_overlay(self._s, netns)
+                except _FAILURES as error:
+                    failures.append(f"namespace {netns}: {error}")
+        for network_id in self._journal.keys(NetworkEntry):
+            if network_id not in wanted.overlays and network_id != NODE_NETWORK_ID:
+                self._journal.drop(NetworkEntry, network_id)
+        for network_id in self._journal.keys(NamesEntry):
+            if network_id not in wanted.names:
+                self._journal.drop(NamesEntry, network_id)
+        for task_id in self._journal.keys(TaskEntry):
+            if task_id not in wanted.tasks and task_id not in self._attached:
+                self._journal.drop(TaskEntry, task_id)
+        return failures
+
+    def _make(self, change: Change) -> None:
+        match change:
+            case model.MakeNode(node, ports):
+                self._make_node(node, ports)
+            case model.SetPeers(add, remove):
+                self._set_peers(add, remove)
+            case model.SetPorts(put, remove_ports, cuts):
+                self._s.host().nft.run(rules.update_ports(self._current.ports, put, remove_ports))
+                firewall.cut(None, cuts)
+            case model.MakeOverlay(overlay):
+                links.make_overlay(self._s, overlay)
+                entry = NetworkEntry(overlay.network_id, overlay.netns, overlay.mtu)
+                self._journal.put(overlay.network_id, entry)
+            case model.DropOverlay(network_id):
+                links.drop_overlay(self._s, model.netns_of(network_id))
+                self._journal.drop(NetworkEntry, network_id)
+            case model.SetRemotes(network_id, more, less):
+                links.set_remotes(self._s, model.netns_of(network_id), more, less)
+            case model.SetLocals(network_id, here, gone):
+                self._s.get(model.netns_of(network_id)).nft.run(rules.update_self(here, gone))
+            case model.SetVips():
+                self._set_vips(change)
+            case model.SetNames(network_id, None):
+                self._journal.drop(NamesEntry, network_id)
+            case model.SetNames(network_id, names) if names is not None:
+                self._journal.put(network_id, NamesEntry(network_id, names.name, names.names, names.pointers))
+            case model.SetTasks(tasks, gone_tasks):
+                for task in tasks:
+                    self._write_task(task)
+                for task_id in set(gone_tasks) - self._attached:
+                    self._journal.drop(TaskEntry, task_id)
+            case _:
+                raise AssertionError(f"no way to make {change}")
+
+    def _make_node(self, node: model.NodePlan, ports: dict[model.PortKey, model.PortPlan]) -> None:
+        links.make_node(self._s, node)
+        firewall.open_host_link()
+        firewall.open_forwarding()
+        self._s.host().nft.run(rules.host_table(node, ports))
+        gateway = model.node_gateway(node.number)
+        entry = NetworkEntry(
+            NODE_NETWORK_ID, NODE_NETNS, node.mtu, default_gateway=gateway, hairpin=False, isolated=True
+        )
+        self._journal.put(NODE_NETWORK_ID, entry)
+        self._journal.put_resolver(ResolverEntry(((NODE_NETNS, gateway),)))
+
+    def _set_peers(self, add: dict[int, str], remove: dict[int, str]) -> None:
+        assert self._current.node is not None
+        before = self._current.node.peers
+        after = {number: end for number, end in before.items() if number not in remove} | add
+        self._s.host().nft.run(rules.update_peers(before.values(), after.values()))
+        links.set_peers(self._s, add, remove)
+
+    def _set_vips(self, change: model.SetVips) -> None:
+        netns = model.netns_of(change.network_id)
+        before = self._current.overlays[change.network_id].vips
+        links.set_vip_addresses(self._s, netns, [vip for vip in change.put if vip not in before], ())
+        self._s.get(netns).nft.run(rules.update_vips(before, change.put, change.remove))
+        links.set_vip_addresses(self._s, netns, (), change.remove)
+        firewall.cut(netns, change.cut)
+
+    def _write_task(self, task: TaskAddress) -> None:
+        self._journal.put(task.task_id, TaskEntry(task.task_id, task.address, task.networks))
+
+    def _leave(self) -> None:
+        for netns in namespaces.names(links.PREFIX):
+            if netns != NODE_NETNS:
+                links.drop_overlay(self._s, netns)
+        links.drop_node(self._s)
+        self._s.host().nft.run(rules.NO_TABLE)
+        firewall.close_forwarding()
+        self._journal.put_resolver(ResolverEntry())
+        for kind in (NetworkEntry, NamesEntry, TaskEntry):
+            for key in self._journal.keys(kind):
+                self._journal.drop(kind, key)
+
+
+__all__ = ["HostNetwork", "NetworkError"]

@@ -1,0 +1,283 @@
+"""The one client of the Docker Engine's HTTP API: asyncio on h11, over its unix socket.
+
+Short calls return a whole answer; long ones are streamed. Connections that an answer leaves open are used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlencode
+
+import h11
+import msgspec
+
+from swarm_agent.objects.errors import SwarmError
+
+Headers = Sequence[tuple[bytes, bytes]]
+_CHUNK = 64 * 1024
+_IDLE_CONNECTIONS = 8
+WANTED_VERSION = (1, 41)  # what we speak; an engine that asks for more is spoken to in its oldest
+
+
+class EngineError(SwarmError):
+    """The engine refused. ``status`` is its HTTP status, the text its message."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class EngineUnreachable(SwarmError):
+    """No answer from the engine's socket: it is down, restarting or not installed."""
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Headers
+    body: bytes
+
+    def json(self) -> Any:
+        return msgspec.json.decode(self.body) if self.body else None
+
+
+class Engine(Protocol):
+    """What the rest of the project asks of an engine (``EngineClient`` and ``testing.FakeEngine``)."""
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = 60.0,
+    ) -> Any: ...
+
+    def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[bytes]]: ...
+
+
+class EngineConnection:
+    """One connection, request after request."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.http = h11.Connection(h11.CLIENT)
+
+    @classmethod
+    async def open(cls, path: str) -> EngineConnection:
+        try:
+            reader, writer = await asyncio.open_unix_connection(path, limit=1 << 20)
+        except OSError as err:
+            raise EngineUnreachable(
+                f"cannot reach the Docker Engine at {path}: {err.strerror or err}"
+            ) from err
+        return cls(reader, writer)
+
+    async def send(self, *events: h11.Event) -> None:
+        for event in events:
+            data = self.http.send(event)
+            if data:
+                self.writer.write(data)
+        await self.writer.drain()
+
+    async def next_event(self) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event:
+        while True:
+            event = self.http.next_event()
+            if event is not h11.NEED_DATA:
+                return event
+            self.http.receive_data(await self.reader.read(_CHUNK))
+
+    async def response(self) -> h11.Response:
+        """The head of the answer, 1xx other than an upgrade skipped."""
+        while True:
+            event = await self.next_event()
+            if isinstance(event, h11.Response):
+                return event
+            if isinstance(event, h11.InformationalResponse) and event.status_code != 101:
+                continue
+            raise EngineUnreachable(f"the Docker Engine closed the connection ({event!r})")
+
+    async def body(self) -> AsyncIterator[bytes]:
+        while True:
+            event = await self.next_event()
+            if isinstance(event, h11.Data):
+                yield bytes(event.data)
+            elif isinstance(event, h11.EndOfMessage):
+                return
+            else:
+                raise EngineUnreachable("the Docker Engine ended an answer early")
+
+    def reusable(self) -> bool:
+        """Whether another request may follow on this connection; prepares it for one."""
+        if self.http.our_state is not h11.DONE or self.http.their_state is not h11.DONE:
+            return False
+        self.http.start_next_cycle()
+        return not self.reader.at_eof()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class EngineClient:
+    """Calls one engine. Errors: EngineUnreachable, EngineError."""
+
+    def __init__(self, socket_path: str) -> None:
+        self.socket_path = socket_path
+        self._idle: list[EngineConnection] = []
+        self._prefix = ""
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = 60.0,
+    ) -> Any:
+        """One request; the decoded JSON answer (``None`` when it is empty).
+
+        Raises:
+            EngineError: the engine answered 400 or above.
+            EngineUnreachable: no answer, also when ``timeout_s`` passed.
+        """
+        answer = await self.answer(method, path, query=query, body=body, headers=headers, timeout_s=timeout_s)
+        if answer.status >= 400:
+            raise EngineError(answer.status, _message(answer.body))
+        try:
+            return answer.json()
+        except msgspec.DecodeError:
+            return answer.body.decode(errors="replace")
+
+    async def answer(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = 60.0,
+    ) -> Answer:
+        """One request; the answer as it is."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                prefix = await self._version_prefix()
+                return await self._exchange(method, _target(prefix + path, query), body, headers or {})
+        except TimeoutError as err:
+            raise EngineUnreachable(
+                f"the Docker Engine did not answer {method} {path} within {timeout_s:g} s"
+            ) from err
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """One request whose answer comes in pieces for as long as it takes."""
+        prefix = await self._version_prefix()
+        connection = await EngineConnection.open(self.socket_path)
+        try:
+            await connection.send(*_request(method, _target(prefix + path, query), None, headers or {}))
+            response = await connection.response()
+            if response.status_code >= 400:
+                whole = b"".join([piece async for piece in connection.body()])
+                raise EngineError(response.status_code, _message(whole))
+            yield connection.body()
+        except (OSError, h11.RemoteProtocolError) as err:
+            raise EngineUnreachable(f"lost the Docker Engine: {err}") from err
+        finally:
+            connection.close()
+
+    async def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+    async def _exchange(self, method: str, target: str, body: Any, headers: Mapping[str, str]) -> Answer:
+        while True:
+            fresh = not self._idle
+            connection = await EngineConnection.open(self.socket_path) if fresh else self._idle.pop()
+            done = False
+            try:
+                await connection.send(*_request(method, target, body, headers))
+                response = await connection.response()
+                whole = b"".join([piece async for piece in connection.body()])
+                done = True
+            except (OSError, h11.ProtocolError, EngineUnreachable) as err:
+                if fresh or method != "GET":
+                    raise EngineUnreachable(f"lost the Docker Engine: {err}") from err
+                continue  # an idle connection the engine had closed: ask again on a new one
+            finally:
+                if done and len(self._idle) < _IDLE_CONNECTIONS and connection.reusable():
+                    self._idle.append(connection)
+                else:
+                    connection.close()
+            return Answer(response.status_code, response.headers.raw_items(), whole)
+
+    async def _version_prefix(self) -> str:
+        if not self._prefix:
+            answer = await self._exchange("GET", "/version", None, {})
+            self._prefix = f"/v{_spoken(answer.json())}"
+        return self._prefix
+
+
+def _spoken(version: Mapping[str, str]) -> str:
+    def parse(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in text.split("."))
+
+    newest, oldest = parse(version["ApiVersion"]), parse(version.get("MinAPIVersion") or "1.12")
+    chosen = max(min(WANTED_VERSION, newest), oldest)
+    return ".".join(map(str, chosen))
+
+
+def _target(path: str, query: Mapping[str, str] | None) -> str:
+    return f"{path}?{urlencode(query)}" if query else path
+
+
+def _request(method: str, target: str, body: Any, headers: Mapping[str, str]) -> list[h11.Event]:
+    payload = b"" if body is None else body if isinstance(body, bytes) else msgspec.json.encode(body)
+    lines = [("Host", "docker"), ("Content-Length", str(len(payload))), *headers.items()]
+    if payload:
+        lines.append(("Content-Type", "application/json"))
+    events: list[h11.Event] = [h11.Request(method=method, target=target, headers=lines)]
+    if payload:
+        events.append(h11.Data(data=payload))
+    events.append(h11.EndOfMessage())
+    return events
+
+
+def _message(body: bytes) -> str:
+    try:
+        decoded = msgspec.json.decode(body)
+        return str(decoded["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return body.decode(errors="replace").strip()
+
+
+async def json_lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    """Decode a stream of newline- or concatenation-separated JSON objects as the engine sends them."""
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if line.strip():
+                yield msgspec.json.decode(line)
+    if rest.strip():
+        yield msgspec.json.decode(rest)

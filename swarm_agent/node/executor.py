@@ -1,0 +1,202 @@
+"""One task's container: prepare, start, wait, shut down, remove. Every operation may be repeated and cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
+
+from swarm_agent.network.model import AttachRequest, NodeNetwork
+from swarm_agent.node.container import container_name, create_body
+from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable, json_lines
+from swarm_agent.node.images import Images
+from swarm_agent.objects import defaults
+from swarm_agent.objects.errors import SwarmError
+from swarm_agent.objects.records import ContainerStatus, Revision, Task
+
+log = logging.getLogger(__name__)
+
+MAX_PARALLEL = 8  # engine operations of one kind at once; more only makes each slower
+
+
+class TaskFailed(SwarmError):
+    """The task is over. ``exit_code`` when its container has one."""
+
+    def __init__(self, message: str, exit_code: int = 0) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Shared(NamedTuple):
+    """What the executors of a node have in common."""
+
+    engine: Engine
+    network: NodeNetwork
+    images: Images
+    slots: asyncio.Semaphore
+
+
+class Executor:
+    """Drives one container. ``poke`` tells it that the engine has news."""
+
+    def __init__(self, shared: Shared, task: Task, revision: Revision, registry_auth: str) -> None:
+        self._engine = shared.engine
+        self._network = shared.network
+        self._images = shared.images
+        self._slots = shared.slots
+        self.task = task
+        self.revision = revision
+        self.registry_auth = registry_auth
+        self._news = asyncio.Event()
+        self.container = ContainerStatus()
+
+    @property
+    def _path(self) -> str:
+        return f"/containers/{container_name(self.task)}"
+
+    def poke(self) -> None:
+        self._news.set()
+
+    # --- operations ----------------------------------------------------------------------------------------------
+    async def prepare(self) -> None:
+        """Image, network, container. A container of our name is what an earlier attempt made."""
+        if await self._inspect() is not None:
+            return
+        spec = defaults.container(self.revision.template)
+        await self._images.ensure(spec.image or "", self.registry_auth)
+        async with self._slots:
+            wiring = await self._network.attach(self._attach_request())
+            body = create_body(self.task, self.revision, wiring)
+            try:
+                await self._engine.call(
+                    "POST", "/containers/create", query={"name": container_name(self.task)}, body=body
+                )
+            except EngineError as err:
+                if err.status != 409:  # a conflict: made by an attempt whose answer was lost
+                    raise
+            for network, endpoint in wiring.connect:
+                await self._engine.call(
+                    "POST",
+                    f"/networks/{network}/connect",
+                    body={"Container": container_name(self.task), "EndpointConfig": endpoint},
+                )
+        await self._inspect()
+
+    async def start(self) -> None:
+        """Start it; with a health check, return once it is healthy."""
+        state = await self._state()
+        if state.get("Status") == "created":
+            async with self._slots:
+                await self._engine.call("POST", f"{self._path}/start", timeout_s=120)
+        while True:
+            self._news.clear()
+            state = await self._state()
+            if not state.get("Running"):
+                raise _ended(state)
+            health = (state.get("Health") or {}).get("Status", "none")
+            if health in ("none", "healthy"):
+                return
+            if health == "unhealthy":
+                raise await self._kill_unhealthy()
+            await self._news.wait()
+
+    async def wait(self) -> None:
+        """Return when the container ended by itself with 0; raise TaskFailed otherwise."""
+        while True:
+            self._news.clear()
+            state = await self._state()
+            if not state.get("Running"):
+                failure = _ended(state)
+                if failure.exit_code == 0 and not state.get("Error"):
+                    return
+                raise failure
+            if (state.get("Health") or {}).get("Status") == "unhealthy":
+                raise await self._kill_unhealthy()
+            await self._news.wait()
+
+    async def shutdown(self) -> None:
+        """Stop it within its grace period; fine when there is none."""
+        grace = defaults.stop_grace(defaults.container(self.revision.template)) // defaults.SECOND
+        with _missing_is_fine():
+            await self._engine.call(
+                "POST", f"{self._path}/stop", query={"t": str(grace)}, timeout_s=grace + 60
+            )
+        await self._inspect()
+
+    async def remove(self) -> None:
+        """Stop and delete the container with its anonymous volumes, and give its addresses back."""
+        await self.shutdown()
+        with _missing_is_fine():
+            await self._engine.call("DELETE", self._path, query={"v": "1", "force": "1"}, timeout_s=120)
+        await self._network.detach(self.task.id)
+
+    # --- looking -------------------------------------------------------------------------------------------------
+    async def _inspect(self) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = await self._engine.call("GET", f"{self._path}/json")
+        except EngineError as err:
+            if err.status == 404:
+                return None
+            raise
+        state = found["State"]
+        self.container = ContainerStatus(
+            container_id=found["Id"], pid=state.get("Pid", 0), exit_code=state.get("ExitCode", 0)
+        )
+        return found
+
+    async def _state(self) -> dict[str, Any]:
+        found = await self._inspect()
+        if found is None:
+            raise TaskFailed(f"container {container_name(self.task)} is gone: it was removed from the engine")
+        state: dict[str, Any] = found["State"]
+        return state
+
+    async def _kill_unhealthy(self) -> TaskFailed:
+        await self.shutdown()
+        return TaskFailed(
+            f"task: non-zero exit ({self.container.exit_code}): dockerexec: unhealthy container",
+            self.container.exit_code,
+        )
+
+    def _attach_request(self) -> AttachRequest:
+        aliases = {t.target: t.aliases or () for t in self.revision.template.networks or ()}
+        return AttachRequest(
+            task_id=self.task.id,
+            node_address=self.task.node_address or None,
+            overlays=tuple(
+                (n.network_id, n.address, aliases.get(n.network_id, ())) for n in self.task.networks
+            ),
+        )
+
+
+def _ended(state: dict[str, Any]) -> TaskFailed:
+    code = state.get("ExitCode", 0)
+    text = f"task: non-zero exit ({code})"
+    if state.get("Error"):
+        text += f": {state['Error']}"
+    return TaskFailed(text, code)
+
+
+@contextlib.contextmanager
+def _missing_is_fine() -> Any:
+    try:
+        yield
+    except EngineError as err:
+        if err.status not in (404, 304):
+            raise
+
+
+async def container_events(engine: Engine) -> AsyncIterator[str | None]:
+    """Task ids with news, for ever; ``None`` means everything must be looked at (the stream was lost and is back)."""
+    filters = '{"type":["container"],"label":["com.docker.swarm.task.id"]}'
+    while True:
+        try:
+            async with engine.stream("GET", "/events", query={"filters": filters}) as pieces:
+                yield None
+                async for event in json_lines(pieces):
+                    yield event["Actor"]["Attributes"].get("com.docker.swarm.task.id", "")
+        except (EngineError, EngineUnreachable) as err:
+            log.warning("the engine's event stream is lost, trying again: %s", err)
+        await asyncio.sleep(1.0)

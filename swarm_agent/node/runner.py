@@ -1,0 +1,154 @@
+"""One task of this node, from assignment to removal: asks the state machine, lets the executor work, reports."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from swarm_agent.node.engine import EngineError, EngineUnreachable
+from swarm_agent.node.executor import Executor, TaskFailed
+from swarm_agent.node.fsm import Do, after_error, next_step
+from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.errors import SwarmError
+from swarm_agent.objects.records import ContainerStatus, Task, TaskStatus
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[str, TaskStatus], None]
+RETRY_S = 1.0  # after an engine that did not answer
+
+
+class Runner:
+    """Owns the asyncio task that walks one assignment. ``aim`` changes what is wanted, ``close`` ends and removes."""
+
+    def __init__(self, executor: Executor, report: Report, now: Callable[[], int]) -> None:
+        self.executor = executor
+        self._report = report
+        self._now = now
+        self.status = executor.task.status
+        self.desired = executor.task.desired_state
+        self._changed = asyncio.Event()
+        self._loop_task = asyncio.create_task(self._run(), name=f"task {executor.task.id}")
+
+    @property
+    def task(self) -> Task:
+        return self.executor.task
+
+    def poke(self) -> None:
+        self.executor.poke()
+
+    def aim(self, desired: TaskState) -> None:
+        """Change what is wanted; a wish below the present one is an old message."""
+        if desired > self.desired:
+            self.desired = desired
+            self._changed.set()
+
+    async def close(self) -> None:
+        """End the walk and remove the container. Returns when nothing of the task is left."""
+        await self._cancel()
+        while True:
+            try:
+                await self.executor.remove()
+            except EngineUnreachable as err:
+                log.warning("cannot remove %s yet: %s", self.task.name, err, extra={"task": self.task.id})
+                await asyncio.sleep(RETRY_S)
+            except EngineError as err:
+                log.error("cannot remove %s: %s", self.task.name, err, extra={"task": self.task.id})
+                return
+            else:
+                return
+
+    async def detach(self) -> None:
+        """End the walk, leave the container as it is: the daemon stops, the task goes on."""
+        await self._cancel()
+
+    async def _cancel(self) -> None:
+        self._loop_task.cancel()
+        await asyncio.gather(self._loop_task, return_exceptions=True)
+
+    # --- the walk ------------------------------------------------------------------------------------------------
+    async def _run(self) -> None:
+        while True:
+            self._changed.clear()
+            step = next_step(self.status.state, self.desired)
+            if step.do is Do.NOTHING:
+                await self._changed.wait()
+                continue
+            try:
+                if await self._do(step.do) and step.then is not None:
+                    self._move(step.then, step.message)
+            except TaskFailed as err:
+                self._fail(str(err))
+            except EngineUnreachable as err:
+                self._note(str(err))
+                await asyncio.sleep(RETRY_S)
+            except SwarmError as err:
+                self._fail(str(err))
+            except Exception as err:  # a bug of ours must end the task visibly, not hang it
+                log.exception("task %s", self.task.id, extra={"task": self.task.id})
+                self._fail(f"internal error on this node, see its log: {err!r}")
+
+    async def _do(self, do: Do) -> bool:
+        """Run the operation; False when a new wish made it pointless."""
+        operations: dict[Do, Callable[[], Coroutine[Any, Any, None]]] = {
+            Do.PREPARE: self.executor.prepare,
+            Do.START: self.executor.start,
+            Do.WAIT: self.executor.wait,
+            Do.SHUTDOWN: self.executor.shutdown,
+        }
+        operation = operations.get(do)
+        if operation is None:
+            return True
+        work = asyncio.create_task(operation())
+        change = asyncio.create_task(self._changed.wait())
+        try:
+            while True:
+                await asyncio.wait({work, change}, return_when=asyncio.FIRST_COMPLETED)
+                if work.done():
+                    work.result()
+                    return True
+                if next_step(self.status.state, self.desired).do is not do:
+                    return False
+                self._changed.clear()
+                change = asyncio.create_task(self._changed.wait())
+        finally:
+            for task in (work, change):
+                task.cancel()
+            await asyncio.gather(work, change, return_exceptions=True)
+
+    # --- status --------------------------------------------------------------------------------------------------
+    def _move(self, state: TaskState, message: str, err: str = "") -> None:
+        now = self._now()
+        container = self.executor.container if self.executor.container.container_id else None
+        self.status = msgspec.structs.replace(
+            self.status,
+            state=state,
+            message=message,
+            err=err,
+            timestamp=now,
+            container=container or self.status.container,
+            started_at=now if state == TaskState.RUNNING else self.status.started_at,
+            finished_at=now if state.terminal else 0,
+        )
+        self._report(self.task.id, self.status)
+
+    def _fail(self, err: str) -> None:
+        if self.desired >= TaskState.SHUTDOWN:
+            self._move(TaskState.SHUTDOWN, "shutdown", err)
+            return
+        log.info("%s: %s", self.task.name, err, extra={"task": self.task.id})
+        self._move(after_error(self.status.state), self.status.message, err)
+
+    def _note(self, err: str) -> None:
+        """Trouble that may pass: shown, but the state stays."""
+        if self.status.err != err:
+            self.status = msgspec.structs.replace(self.status, err=err, timestamp=self._now())
+            self._report(self.task.id, self.status)
+
+
+def exit_status(status: TaskStatus) -> ContainerStatus:
+    return status.container or ContainerStatus()

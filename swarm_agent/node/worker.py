@@ -1,0 +1,145 @@
+"""The tasks of this node: takes assignments, runs one runner each, adopts and cleans up what the engine has."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from swarm_agent.network.model import NodeNetwork
+from swarm_agent.node.container import LABEL_NODE, LABEL_TASK
+from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable
+from swarm_agent.node.executor import MAX_PARALLEL, Executor, Shared, container_events
+from swarm_agent.node.images import Images
+from swarm_agent.node.runner import Report, Runner
+from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.records import Revision, Task, TaskStatus
+
+log = logging.getLogger(__name__)
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """A task this node is to run, with what it needs for it."""
+
+    task: Task
+    revision: Revision
+    registry_auth: str = ""
+
+
+class Worker:
+    """Owns the containers labelled with this node's id. Everything else in the engine is none of its business."""
+
+    def __init__(
+        self,
+        node_id: str,
+        engine: Engine,
+        network: NodeNetwork,
+        report: Report,
+        now: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.node_id = node_id
+        self._engine = engine
+        self._report = report
+        self._now = now
+        self._shared = Shared(engine, network, Images(engine), asyncio.Semaphore(MAX_PARALLEL))
+        self.runners: dict[str, Runner] = {}
+        self._closing: dict[str, asyncio.Task[None]] = {}
+        self._events: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._events = asyncio.create_task(self._listen(), name="engine events")
+
+    async def stop(self) -> None:
+        """Let go of everything; the containers go on."""
+        if self._events is not None:
+            self._events.cancel()
+            await asyncio.gather(self._events, return_exceptions=True)
+        for closing in self._closing.values():
+            closing.cancel()
+        await asyncio.gather(*self._closing.values(), return_exceptions=True)
+        await asyncio.gather(*(r.detach() for r in self.runners.values()))
+        self.runners.clear()
+
+    # --- assignments ---------------------------------------------------------------------------------------------
+    async def assign(self, full: bool, assignments: Iterable[Assignment], removed: Iterable[str]) -> None:
+        """Take over a full list, or a change to the last one."""
+        given = {a.task.id: a for a in assignments}
+        for assignment in given.values():
+            self._assign(assignment)
+        gone = set(removed)
+        if full:
+            gone |= set(self.runners) - set(given)
+            await self._remove_strays(set(given))
+        for task_id in gone:
+            self._unassign(task_id)
+
+    def _assign(self, assignment: Assignment) -> None:
+        task = assignment.task
+        runner = self.runners.get(task.id)
+        if runner is not None:
+            runner.aim(task.desired_state)
+            return
+        if task.id in self._closing:
+            return
+        executor = Executor(self._shared, task, assignment.revision, assignment.registry_auth)
+        self.runners[task.id] = Runner(executor, self._report, self._now)
+
+    def _unassign(self, task_id: str) -> None:
+        runner = self.runners.pop(task_id, None)
+        if runner is None:
+            return
+        closing = asyncio.create_task(runner.close(), name=f"remove {task_id}")
+        self._closing[task_id] = closing
+        closing.add_done_callback(lambda _: self._closing.pop(task_id, None))
+
+    def statuses(self) -> list[tuple[str, TaskStatus]]:
+        """What this node knows of its tasks, for a manager that asks anew."""
+        return [(task_id, runner.status) for task_id, runner in self.runners.items()]
+
+    async def _remove_strays(self, known: set[str]) -> None:
+        """Containers of ours that no manager knows: left by tasks removed while we were away."""
+        try:
+            found = await self._engine.call(
+                "GET",
+                "/containers/json",
+                query={"all": "1", "filters": f'{{"label":["{LABEL_NODE}={self.node_id}"]}}'},
+            )
+        except (EngineError, EngineUnreachable) as err:
+            log.warning("cannot look for strays: %s", err)
+            return
+        for container in found or ():
+            task_id = container["Labels"].get(LABEL_TASK, "")
+            if task_id in known or task_id in self.runners or task_id in self._closing:
+                continue
+            log.info(
+                "removing container %s: no manager knows its task",
+                container["Id"][:12],
+                extra={"task": task_id},
+            )
+            try:
+                await self._engine.call(
+                    "DELETE", f"/containers/{container['Id']}", query={"force": "1", "v": "1"}
+                )
+            except (EngineError, EngineUnreachable) as err:
+                log.warning("cannot remove container %s: %s", container["Id"][:12], err)
+            await self._shared.network.detach(task_id)
+
+    async def remove_all(self) -> None:
+        """Leaving the swarm: every container of ours goes."""
+        for task_id in list(self.runners):
+            self._unassign(task_id)
+        await asyncio.gather(*self._closing.values(), return_exceptions=True)
+        await self._remove_strays(set())
+
+    # --- the engine's news -----------------------------------------------------------------------------------------
+    async def _listen(self) -> None:
+        async for task_id in container_events(self._engine):
+            runners = self.runners.values() if task_id is None else filter(None, (self.runners.get(task_id),))
+            for runner in list(runners):
+                runner.poke()
+
+    def running(self) -> int:
+        return sum(1 for r in self.runners.values() if r.status.state == TaskState.RUNNING)

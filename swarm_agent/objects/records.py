@@ -1,0 +1,211 @@
+"""What the replicated store holds. Only ``api/views.py`` turns records into Docker's JSON.
+
+Who may write a field: ``spec`` the API; ``desired_state``, ``node_id``, addresses and every Revision the leader's control
+loop; ``Task.status`` the node the task is assigned to (and the control loop while a task has no node); ``Node.status``
+the leader's session room; ``Node.role`` the leader's role manager.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from swarm_agent.objects.base import Record
+from swarm_agent.objects.enums import NodeState, TaskState
+from swarm_agent.objects.specs import (
+    ClusterSpec,
+    ConfigSpec,
+    EndpointSpec,
+    Labels,
+    NetworkCreate,
+    NodeSpec,
+    PortConfig,
+    SecretSpec,
+    ServiceSpec,
+    TaskTemplate,
+)
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A piece of a record."""
+
+
+# --- cluster -----------------------------------------------------------------------------------------------------
+class RootCA(Part, frozen=True, kw_only=True):
+    cert: bytes  # PEM
+    key: bytes  # PEM, PKCS#8; never leaves the managers
+    digest: str  # base 36 of the SHA-256 of ``cert``, the second part of every join token
+
+
+class JoinTokens(Part, frozen=True, kw_only=True):
+    worker: str
+    manager: str
+
+
+class Cluster(Record, frozen=True, kw_only=True, tag="cluster"):
+    """The one cluster object."""
+
+    spec: ClusterSpec
+    root_ca: RootCA
+    join_tokens: JoinTokens
+    default_addr_pool: tuple[str, ...] = ("10.0.0.0/8",)
+    pool_given: bool = False  # Docker shows no pool that nobody asked for
+    subnet_size: int = 24
+    data_path_port: int = 4789
+    feature_level: int = 1
+    removed_nodes: dict[str, int] = {}  # node id -> end of its last certificate's life
+
+
+# --- nodes -------------------------------------------------------------------------------------------------------
+class EnginePlugin(Part, frozen=True, kw_only=True):
+    type: str
+    name: str
+
+
+class NodeDescription(Part, frozen=True, kw_only=True):
+    hostname: str = ""
+    architecture: str = ""
+    os: str = ""
+    nano_cpus: int = 0
+    memory_bytes: int = 0
+    engine_version: str = ""
+    engine_labels: Labels = {}
+    plugins: tuple[EnginePlugin, ...] = ()
+    cert_issuer_subject: bytes = b""  # DER
+    cert_issuer_public_key: bytes = b""  # DER
+    agent_version: str = ""
+
+
+class NodeStatus(Part, frozen=True, kw_only=True):
+    state: NodeState = NodeState.UNKNOWN
+    message: str = ""
+    addr: str = ""
+
+
+class Node(Record, frozen=True, kw_only=True, tag="node"):
+    spec: NodeSpec
+    role: str = "worker"  # observed; ``spec.role`` is desired
+    number: int = 0  # 1.., unique in the cluster: the host's place on the node network
+    description: NodeDescription = NodeDescription()
+    status: NodeStatus = NodeStatus()
+    data_addr: str = ""  # where other hosts send overlay packets
+    manager_addr: str = ""  # ip:port people join at (the front door); managers only
+    rpc_addr: str = ""  # ip:port of the RPC server; managers only
+    raft_id: int = 0
+    cert_not_after: int = 0
+
+
+# --- services ----------------------------------------------------------------------------------------------------
+class Revision(Record, frozen=True, kw_only=True, tag="revision"):
+    """The immutable part of a service that tasks are made from. ``id`` is ``<service id>.<content digest>``."""
+
+    service_id: str
+    template: TaskTemplate
+    endpoint: EndpointSpec = EndpointSpec()
+    networks: tuple[str, ...] = ()  # resolved ids, in order
+
+
+class VirtualAddress(Part, frozen=True, kw_only=True):
+    network_id: str
+    address: str  # "10.0.1.2/24"
+
+
+class ServiceEndpoint(Part, frozen=True, kw_only=True):
+    ports: tuple[PortConfig, ...] = ()
+    virtual_ips: tuple[VirtualAddress, ...] = ()
+
+
+class UpdateStatus(Part, frozen=True, kw_only=True):
+    state: str
+    message: str
+    started_at: int = 0
+    completed_at: int = 0
+
+
+class Service(Record, frozen=True, kw_only=True, tag="service"):
+    spec: ServiceSpec
+    previous_spec: ServiceSpec | None = None
+    revision_id: str = ""
+    spec_index: int = 0  # version the present spec was written at
+    endpoint: ServiceEndpoint | None = None
+    update_status: UpdateStatus | None = None
+    registry_auth: str = ""  # X-Registry-Auth of the last create or update
+
+
+# --- tasks -------------------------------------------------------------------------------------------------------
+class ContainerStatus(Part, frozen=True, kw_only=True):
+    container_id: str = ""
+    pid: int = 0
+    exit_code: int = 0
+
+
+class TaskStatus(Part, frozen=True, kw_only=True):
+    state: TaskState = TaskState.NEW
+    message: str = ""
+    err: str = ""
+    timestamp: int = 0
+    container: ContainerStatus | None = None
+    ports: tuple[PortConfig, ...] = ()
+    started_at: int = 0  # when it was first RUNNING
+    finished_at: int = 0  # when it became terminal
+
+
+class Reason(Part, frozen=True, kw_only=True):
+    """Why a task is not placed: a filter, how many nodes it refused, and the nearest miss."""
+
+    code: str
+    nodes: int
+    text: str
+
+
+class NetworkAddress(Part, frozen=True, kw_only=True):
+    network_id: str
+    address: str  # "10.0.1.3/24"
+
+
+class Task(Record, frozen=True, kw_only=True, tag="task"):
+    service_id: str
+    service_name: str
+    revision_id: str
+    service_labels: Labels = {}
+    slot: int = 0
+    node_id: str = ""
+    desired_state: TaskState = TaskState.RUNNING
+    status: TaskStatus = TaskStatus()
+    reasons: tuple[Reason, ...] = ()
+    networks: tuple[NetworkAddress, ...] = ()
+    node_address: str = ""  # on the node network; "" when the task needs none
+    start_after: int = 0  # not to be started before this time (restart delay)
+    attempt: int = 0  # how many tasks of this slot and revision came before it
+    cause: str = ""  # why it was made: "create", "scale", "update", "restart", "node down", "drain"
+
+    @property
+    def name(self) -> str:
+        return f"{self.service_name}.{self.slot or self.node_id}.{self.id}"
+
+
+# --- networks, secrets, configs ------------------------------------------------------------------------------------
+class Network(Record, frozen=True, kw_only=True, tag="network"):
+    spec: NetworkCreate
+    subnet: str = ""  # "10.0.1.0/24"; "" until allocated
+    gateway: str = ""  # "10.0.1.1"
+    vni: int = 0
+
+
+class Attachment(Record, frozen=True, kw_only=True, tag="attachment"):
+    """A plain container on an attachable network."""
+
+    network_id: str
+    node_id: str
+    container_id: str
+    address: str
+
+
+class Secret(Record, frozen=True, kw_only=True, tag="secret"):
+    spec: SecretSpec
+
+
+class Config(Record, frozen=True, kw_only=True, tag="config"):
+    spec: ConfigSpec
+
+
+AnyRecord = Cluster | Node | Service | Revision | Task | Network | Attachment | Secret | Config

@@ -1,0 +1,328 @@
+"""Checks a submitted document must pass before it becomes a write, with Docker's texts (BEHAVIOUR 5).
+
+Only what can be said of a document alone is said here. Whether a name is free or a port taken is asked of the store by
+the API. What Docker knows and this version cannot honour is refused by name in :func:`refuse_unsupported`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+from swarm_agent.objects import defaults
+from swarm_agent.objects.constraints import parse_constraint
+from swarm_agent.objects.enums import (
+    AVAILABILITIES,
+    ENDPOINT_MODES,
+    FAILURE_ACTIONS,
+    MOUNT_TYPES,
+    PROTOCOLS,
+    PUBLISH_MODES,
+    RESTART_CONDITIONS,
+    ROLES,
+    UPDATE_ORDERS,
+)
+from swarm_agent.objects.errors import InvalidSpec, Unimplemented, UserError
+from swarm_agent.objects.images import is_image_id, parse_image
+from swarm_agent.objects.specs import (
+    ClusterSpec,
+    ContainerSpec,
+    EndpointSpec,
+    Healthcheck,
+    NetworkCreate,
+    NodeSpec,
+    PortConfig,
+    ServiceSpec,
+    TaskTemplate,
+    UpdateConfig,
+)
+
+_NAME = re.compile(r"[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*")
+_MIN_MEMORY = 4 * 1024 * 1024
+_MIN_NANO_CPUS = 1_000_000
+_MILLISECOND = 1_000_000
+_HOUR = 3600 * defaults.SECOND
+_DRIVERS = ("overlay", "")
+
+
+class BadWord(UserError):
+    """A plain-text refusal Docker's HTTP layer makes, without the gRPC prefix."""
+
+    code = ""
+
+
+def dns_name(name: str | None) -> None:
+    if not name:
+        raise InvalidSpec("meta: name must be provided", "Name")
+    if not _NAME.fullmatch(name):
+        raise InvalidSpec("name must be valid as a DNS name component", "Name")
+    if len(name) > 63:
+        raise InvalidSpec("name must be 63 characters or fewer", "Name")
+
+
+def service(spec: ServiceSpec) -> None:
+    """Raises InvalidSpec, BadWord or Unimplemented; returns when the spec may be stored."""
+    modes = [
+        m
+        for m in (spec.mode.replicated, spec.mode.global_, spec.mode.replicated_job, spec.mode.global_job)
+        if m
+    ]
+    if len(modes) > 1:
+        raise BadWord("must specify only one service mode")
+    dns_name(spec.name)
+    task(spec.task_template)
+    for config in (spec.update_config, spec.rollback_config):
+        update_config(config)
+    endpoint(spec.endpoint_spec)
+    if defaults.replicas(spec) < 0:
+        raise InvalidSpec("Number of replicas must be non-negative", "Mode.Replicated.Replicas")
+    refuse_unsupported(spec)
+
+
+def task(template: TaskTemplate) -> None:
+    if template.container_spec is None:
+        raise BadWord("mismatched Runtime and *Spec fields")
+    resources(template)
+    policy = template.restart_policy
+    if policy is not None:
+        if policy.condition and policy.condition not in RESTART_CONDITIONS:
+            raise BadWord(f'invalid RestartCondition: "{policy.condition}"')
+        for field, value in (("restart-delay", policy.delay), ("restart-window", policy.window)):
+            if value is not None and value < 0:
+                raise InvalidSpec(f"TaskSpec: {field} cannot be negative", "TaskTemplate.RestartPolicy")
+    container(template.container_spec)
+    for text in defaults.constraints(template):
+        parse_constraint(text)
+
+
+def resources(template: TaskTemplate) -> None:
+    wanted = template.resources
+    if wanted is None:
+        return
+    for part in (wanted.limits, wanted.reservations):
+        if part is None:
+            continue
+        if part.nano_cpus and part.nano_cpus < _MIN_NANO_CPUS:
+            cores = part.nano_cpus / 1e9
+            raise InvalidSpec(
+                f"invalid cpu value {cores:g}: Must be at least 0.001", "TaskTemplate.Resources"
+            )
+        if part.memory_bytes and part.memory_bytes < _MIN_MEMORY:
+            raise InvalidSpec(
+                f"invalid memory value {part.memory_bytes}: Must be at least 4MiB", "TaskTemplate.Resources"
+            )
+
+
+def container(spec: ContainerSpec) -> None:
+    path = "TaskTemplate.ContainerSpec"
+    if not spec.image:
+        raise InvalidSpec("ContainerSpec: image reference must be provided", f"{path}.Image")
+    if parse_image(spec.image) is None and not is_image_id(spec.image):
+        raise InvalidSpec(f'ContainerSpec: "{spec.image}" is not a valid repository/tag', f"{path}.Image")
+    targets: set[str] = set()
+    for i, mount in enumerate(spec.mounts or ()):
+        if mount.type and mount.type not in MOUNT_TYPES:
+            raise BadWord(f'invalid MountType: "{mount.type}"')
+        if mount.target in targets:
+            raise InvalidSpec(f"ContainerSpec: duplicate mount point: {mount.target}", f"{path}.Mounts[{i}]")
+        targets.add(mount.target or "")
+    if spec.healthcheck is not None:
+        healthcheck(spec.healthcheck)
+
+
+def healthcheck(check: Healthcheck) -> None:
+    for word, value in (
+        ("Interval", check.interval),
+        ("Timeout", check.timeout),
+        ("StartPeriod", check.start_period),
+        ("StartInterval", check.start_interval),
+    ):
+        if value and value < _MILLISECOND:
+            raise InvalidSpec(f"ContainerSpec: {word} in HealthConfig cannot be less than 1ms")
+    if check.retries is not None and check.retries < 0:
+        raise InvalidSpec("ContainerSpec: Retries in HealthConfig cannot be negative")
+
+
+def update_config(config: UpdateConfig | None) -> None:
+    if config is None:
+        return
+    if config.failure_action and config.failure_action not in FAILURE_ACTIONS:
+        raise BadWord(f"unrecognized update failure action {config.failure_action}")
+    if config.order and config.order not in UPDATE_ORDERS:
+        raise BadWord(f"unrecognized update order {config.order}")
+    for field, value in (("update-delay", config.delay), ("update-monitor", config.monitor)):
+        if value is not None and value < 0:
+            raise InvalidSpec(f"TaskSpec: {field} cannot be negative")
+    if config.parallelism < 0:
+        raise InvalidSpec("TaskSpec: update-parallelism cannot be negative")
+    if not 0 <= config.max_failure_ratio <= 1:
+        raise InvalidSpec("TaskSpec: update-maxfailureratio cannot be less than 0 or bigger than 1")
+
+
+def endpoint(spec: EndpointSpec | None) -> None:
+    if spec is None:
+        return
+    if spec.mode and spec.mode not in ENDPOINT_MODES:
+        raise BadWord(f'invalid resolution mode: "{spec.mode}"')
+    seen: set[tuple[str, int]] = set()
+    for i, port in enumerate(spec.ports or ()):
+        _port(port, f"EndpointSpec.Ports[{i}]")
+        key = (defaults.protocol(port), port.published_port or 0)
+        if key[1] and key in seen:
+            raise InvalidSpec("EndpointSpec: duplicate published ports provided", f"EndpointSpec.Ports[{i}]")
+        seen.add(key)
+        if spec.mode == "dnsrr" and defaults.publish_mode(port) == "ingress":
+            raise InvalidSpec("EndpointSpec: port published with ingress mode can't be used with dnsrr mode")
+
+
+def _port(port: PortConfig, path: str) -> None:
+    if port.protocol and port.protocol not in PROTOCOLS:
+        raise BadWord(f'invalid protocol: "{port.protocol}" ({path}.Protocol: tcp, udp or sctp)')
+    if port.publish_mode and port.publish_mode not in PUBLISH_MODES:
+        raise BadWord(f'invalid publish mode: "{port.publish_mode}" ({path}.PublishMode: ingress or host)')
+    for word, value in (("TargetPort", port.target_port), ("PublishedPort", port.published_port)):
+        if value is not None and not 0 <= value <= 65535:
+            raise InvalidSpec(
+                f"EndpointSpec: {word} {value} is not in the range 0 to 65535", f"{path}.{word}"
+            )
+    if not port.target_port:
+        raise InvalidSpec("EndpointSpec: a published port needs a target port", f"{path}.TargetPort")
+
+
+def refuse_unsupported(spec: ServiceSpec) -> None:
+    """Refuse by name what Docker knows and this version would otherwise ignore."""
+    mode, template = spec.mode, spec.task_template
+    ctr = defaults.container(template)
+    placement = template.placement
+    reservations = template.resources and template.resources.reservations
+    endpoint_spec = spec.endpoint_spec
+    ports = (endpoint_spec and endpoint_spec.ports) or ()
+    privileges = ctr.privileges
+    refused: tuple[tuple[str, object], ...] = (
+        ("global services (--mode global)", mode.global_),
+        ("jobs (--mode replicated-job, global-job)", mode.replicated_job or mode.global_job),
+        (
+            "rollback (--update-failure-action rollback)",
+            spec.update_config and spec.update_config.failure_action == "rollback",
+        ),
+        ("placement preferences (--placement-pref)", placement and placement.preferences),
+        ("generic resources (--generic-resource)", reservations and reservations.generic_resources),
+        ("secrets (--secret)", ctr.secrets),
+        ("configs (--config)", ctr.configs),
+        ("endpoint mode dnsrr (--endpoint-mode dnsrr)", defaults.endpoint_mode(endpoint_spec) == "dnsrr"),
+        ("SCTP ports", any(p.protocol == "sctp" for p in ports)),
+        ("credential specs (--credential-spec)", privileges and privileges.credential_spec),
+        ("isolation (--isolation)", ctr.isolation not in (None, "", "default")),
+        ("named pipe mounts", any(m.type == "npipe" for m in ctr.mounts or ())),
+        ("cluster volumes", any(m.type == "cluster" for m in ctr.mounts or ())),
+        ("plugin services", template.plugin_spec),
+        ("network attachment tasks", template.network_attachment_spec),
+        (
+            "swap limits",
+            template.resources and (template.resources.swap_bytes or template.resources.memory_swappiness),
+        ),
+        ("templates ({{...}}) in env, hostname and mounts", _has_template(ctr)),
+    )
+    for what, present in refused:
+        if present:
+            raise Unimplemented(
+                f"{what} are not supported by this version of swarm-agent"
+                if what.endswith("s")
+                else f"{what} is not supported by this version of swarm-agent"
+            )
+
+
+def _has_template(ctr: ContainerSpec) -> bool:
+    texts = [*(ctr.env or ()), ctr.hostname or ""]
+    for mount in ctr.mounts or ():
+        texts += [mount.source or "", mount.target or ""]
+    return any("{{" in t for t in texts)
+
+
+def node(spec: NodeSpec) -> None:
+    if spec.role not in ROLES:
+        raise BadWord(f'invalid Role: "{spec.role}"')
+    if spec.availability not in AVAILABILITIES:
+        raise BadWord(f'invalid Availability: "{spec.availability}"')
+
+
+def cluster(spec: ClusterSpec) -> None:
+    if spec.name not in (None, "", "default"):
+        raise BadWord('swarm spec must be named "default"')
+    if spec.ca_config.node_cert_expiry and spec.ca_config.node_cert_expiry < _HOUR:
+        raise InvalidSpec("minimum certificate expiry time is: 1h0m0s")
+    if spec.dispatcher.heartbeat_period is not None and spec.dispatcher.heartbeat_period < 0:
+        raise InvalidSpec("heartbeat time period cannot be a negative duration")
+    if 0 < (spec.dispatcher.heartbeat_period or 0) < defaults.SECOND:
+        raise InvalidSpec("heartbeat time period cannot be below 1s: nodes could not keep up and would flap")
+    if spec.encryption_config.auto_lock_managers:
+        raise Unimplemented("autolock (--autolock) is not supported by this version of swarm-agent")
+    ca = spec.ca_config
+    if ca.external_cas:
+        raise Unimplemented("external CAs (--external-ca) are not supported by this version of swarm-agent")
+    if ca.force_rotate or ca.signing_ca_cert or ca.signing_ca_key:
+        raise Unimplemented(
+            "root CA rotation (docker swarm ca --rotate) is not supported by this version of swarm-agent"
+        )
+
+
+def network(spec: NetworkCreate) -> None:
+    dns_name(spec.name)
+    if spec.driver not in (None, *_DRIVERS):
+        raise InvalidSpec(f"plugin {spec.driver} not supported", "Driver")
+    if spec.attachable:
+        raise Unimplemented(
+            "attachable networks (--attachable) are not supported by this version of swarm-agent"
+        )
+    if spec.enable_ipv6:
+        raise Unimplemented("IPv6 (--ipv6) is not supported by this version of swarm-agent")
+    if spec.ingress:
+        raise Unimplemented(
+            "a custom ingress network (--ingress) is not supported: ingress is routed between hosts"
+        )
+    if spec.config_only or (spec.config_from or {}).get("Network"):
+        raise Unimplemented("config-only networks are not supported for the overlay driver")
+    for key in spec.options or {}:
+        if key == "encrypted":
+            raise Unimplemented(
+                "overlay encryption (--opt encrypted) is not supported by this version of swarm-agent"
+            )
+        if key != "com.docker.network.driver.mtu":
+            raise Unimplemented(f"network option {key} is not supported by this version of swarm-agent")
+    ipam(spec)
+
+
+def ipam(spec: NetworkCreate) -> None:
+    if spec.ipam is None:
+        return
+    if spec.ipam.driver not in (None, "", "default"):
+        raise InvalidSpec(f"plugin {spec.ipam.driver} not supported", "IPAM.Driver")
+    configs = spec.ipam.config or ()
+    if len(configs) > 1:
+        raise Unimplemented(
+            "more than one subnet in a network is not supported by this version of swarm-agent"
+        )
+    for config in configs:
+        try:
+            subnet = ipaddress.IPv4Network(config.subnet or "")
+        except ValueError as err:
+            raise InvalidSpec(
+                f"ipam configuration: invalid subnet {config.subnet}", "IPAM.Config[0].Subnet"
+            ) from err
+        if subnet.prefixlen > 29:
+            raise InvalidSpec(
+                f"ipam configuration: subnet {subnet} is smaller than /29", "IPAM.Config[0].Subnet"
+            )
+        if config.ip_range or config.auxiliary_addresses:
+            raise Unimplemented(
+                "--ip-range and --aux-address are not supported by this version of swarm-agent"
+            )
+        if config.gateway:
+            try:
+                inside = ipaddress.IPv4Address(config.gateway) in subnet
+            except ValueError as err:
+                raise InvalidSpec(f"ipam configuration: invalid gateway {config.gateway}") from err
+            if not inside:
+                raise InvalidSpec(
+                    f"ipam configuration: subnet {subnet} does not contain gateway {config.gateway}"
+                )

@@ -1,0 +1,164 @@
+"""``/metrics``, ``/healthz``, ``/readyz`` on a local TCP port. Reads only."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from typing import Any, Protocol
+
+from swarm_agent import __version__
+
+log = logging.getLogger(__name__)
+
+LAG_EVERY_S = 0.25
+
+
+class Observed(Protocol):
+    """What is looked at: the daemon."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def error(self) -> str: ...
+    @property
+    def is_manager(self) -> bool: ...
+    @property
+    def is_leader(self) -> bool: ...
+    @property
+    def member(self) -> Any: ...
+
+
+class ObserveServer:
+    """A few lines of HTTP; everything it tells is read at the moment it is asked."""
+
+    def __init__(self, observed: Observed) -> None:
+        self._observed = observed
+        self._server: asyncio.Server | None = None
+        self._lag: asyncio.Task[None] | None = None
+        self.worst_lag_s = 0.0
+        self.stalls = 0
+
+    async def start(self, addr: str) -> None:
+        self._lag = asyncio.create_task(self._watch_lag(), name="loop lag")
+        if addr:
+            host, _, port = addr.rpartition(":")
+            self._server = await asyncio.start_server(self._serve, host, int(port))
+
+    async def stop(self) -> None:
+        if self._lag is not None:
+            self._lag.cancel()
+            await asyncio.gather(self._lag, return_exceptions=True)
+        if self._server is not None:
+            self._server.close()
+
+    async def _watch_lag(self) -> None:
+        """How late the loop is with what it should have done."""
+        loop = asyncio.get_running_loop()
+        while True:
+            before = loop.time()
+            await asyncio.sleep(LAG_EVERY_S)
+            lag = loop.time() - before - LAG_EVERY_S
+            self.worst_lag_s = max(self.worst_lag_s, lag)
+            if lag > LAG_EVERY_S:
+                self.stalls += 1
+                log.warning("the event loop stood still for %.0f ms", lag * 1000)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(5):
+                head = await reader.readuntil(b"\r\n\r\n")
+            path = head.split(b" ", 2)[1].partition(b"?")[0].decode("latin-1")
+            status, kind, text = self._answer(path)
+            body = text.encode()
+            writer.write(
+                f"HTTP/1.1 {status} x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+                + body
+            )
+            await writer.drain()
+        except (OSError, TimeoutError, EOFError, IndexError, asyncio.LimitOverrunError):
+            log.debug("bad request on the metrics port")
+        finally:
+            writer.close()
+
+    def _answer(self, path: str) -> tuple[int, str, str]:
+        if path == "/healthz":
+            return 200, "text/plain", "ok\n"
+        if path == "/readyz":
+            why = self._not_ready()
+            return (503, "text/plain", why + "\n") if why else (200, "text/plain", "ok\n")
+        if path == "/metrics":
+            return 200, "text/plain; version=0.0.4", "".join(self.metrics())
+        return 404, "text/plain", "page not found\n"
+
+    def _not_ready(self) -> str:
+        """Why this node does not do its work now; "" when it does. A node outside a swarm is ready to join one."""
+        observed = self._observed
+        if observed.state == "inactive":
+            return ""
+        if observed.state != "active":
+            return f"not active: {observed.error or observed.state}"
+        member = observed.member
+        if not member.session.connected.is_set():
+            return "no session with a leader"
+        if member.manager is not None and member.manager.status.leader is None:
+            return "raft has no leader"
+        return ""
+
+    def metrics(self) -> list[str]:
+        """Prometheus text; Docker's swarm metric names where Docker has one."""
+        observed = self._observed
+        out = [
+            _line("swarm_agent_info", 1, version=__version__),
+            _line("swarm_agent_loop_lag_worst_seconds", round(self.worst_lag_s, 6)),
+            _line("swarm_agent_loop_stalls_total", self.stalls),
+            _line("swarm_node_manager", int(observed.is_manager)),
+            _line("swarm_manager_leader", int(observed.is_leader)),
+        ]
+        member = observed.member
+        if member is None:
+            return out
+        out.append(
+            _line(
+                "swarm_node_info", 1, node_id=member.membership.node_id, swarm_id=member.membership.cluster_id
+            )
+        )
+        out.append(_line("swarm_agent_session_connected", int(member.session.connected.is_set())))
+        states = Counter(r.status.state.word for r in member.worker.runners.values())
+        out += [_line("swarm_agent_tasks", n, state=s) for s, n in sorted(states.items())]
+        manager = member.manager
+        if manager is not None and manager.raft is not None:
+            out += self._manager_metrics(manager)
+        return out
+
+    def _manager_metrics(self, manager: Any) -> list[str]:
+        store, status = manager.store, manager.status
+        out = [
+            _line("swarm_raft_term", status.term),
+            _line("swarm_raft_commit_index", status.commit),
+            _line("swarm_raft_applied_index", status.applied),
+            _line("swarm_raft_members", len(status.members)),
+            _line("swarm_raft_missed_ticks_total", status.missed_ticks),
+            _line("swarm_manager_services_total", len(store.services)),
+            _line("swarm_manager_networks_total", len(store.networks)),
+            _line("swarm_manager_secrets_total", len(store.secrets)),
+            _line("swarm_manager_configs_total", len(store.configs)),
+        ]
+        nodes = Counter(n.status.state.word for n in store.nodes.all())
+        out += [_line("swarm_manager_nodes", n, state=s) for s, n in sorted(nodes.items())]
+        tasks = Counter(t.status.state.word for t in store.tasks.all())
+        out += [_line("swarm_manager_tasks_total", n, state=s) for s, n in sorted(tasks.items())]
+        if manager.duties is not None:
+            control = manager.duties.control
+            out += [
+                _line("swarm_control_passes_total", control.passes),
+                _line("swarm_control_rejected_groups_total", control.rejected),
+                _line("swarm_control_last_pass_seconds", round(control.last_pass_s, 6)),
+                _line("swarm_manager_sessions", len(manager.duties.dispatcher.sessions)),
+            ]
+        return out
+
+
+def _line(name: str, value: float, **labels: str) -> str:
+    inner = ",".join(f'{k}="{v}"' for k, v in labels.items())
+    return f"{name}{{{inner}}} {value}\n" if inner else f"{name} {value}\n"

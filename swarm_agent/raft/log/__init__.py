@@ -1,0 +1,9 @@
+"""The log and the snapshots on disk."""
+
+from __future__ import annotations
+
+from swarm_agent.raft.log.records import Codec, PlainCodec
+from swarm_agent.raft.log.snapshots import Owner
+from swarm_agent.raft.log.store import Log, Recovered
+
+__all__ = ["Codec", "Log", "Owner", "PlainCodec", "Recovered"]

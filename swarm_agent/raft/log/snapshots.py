@@ -1,0 +1,108 @@
+"""Snapshot files: ``<index>-<term>.snap``, complete or not there.
+
+Written as ``.tmp`` in pieces (so that log batches get their turn on the worker between them), synced, renamed, directory synced.
+Records: head (owner, meta), data ..., end (number of bytes). A snapshot with anything wrong is corruption: it was
+durable before the log it stands for was dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from swarm_agent.raft.core.messages import SnapshotMeta
+from swarm_agent.raft.disk import Disk
+from swarm_agent.raft.errors import LogCorrupt, WrongOwner
+from swarm_agent.raft.log.records import Codec, frame, scan
+
+_HEAD, _DATA, _END = 16, 17, 18
+PIECE = 4 << 20
+SUFFIX = ".snap"
+
+
+class Owner(msgspec.Struct, frozen=True, array_like=True):
+    """Whose files these are. Another cluster's or node's log must never be taken for ours."""
+
+    cluster_id: str
+    node_id: str
+    raft_id: int
+
+
+class _Head(msgspec.Struct, frozen=True, array_like=True):
+    version: int
+    owner: Owner
+    meta: SnapshotMeta
+
+
+def write_steps(
+    disk: Disk, owner: Owner, codec: Codec, meta: SnapshotMeta, data: bytes
+) -> Iterator[Callable[[], None]]:
+    """Steps to run on the worker, in order; the snapshot exists once the last has returned."""
+    name = f"{meta.index:016d}-{meta.term:016d}{SUFFIX}"
+    temporary = name + ".tmp"
+    crc = salt = offset = 0
+
+    def put(kind: int, payload: bytes) -> None:
+        nonlocal crc, offset
+        stored = codec.seal(payload, f"{name}:{offset}".encode())
+        blob, crc = frame(kind, stored, crc, salt)
+        disk.append(temporary, blob)
+        offset += len(blob)
+
+    def head() -> None:
+        nonlocal salt
+        if temporary in disk.names():
+            disk.remove(temporary)
+        put(_HEAD, msgspec.msgpack.encode(_Head(1, owner, meta)))
+        salt = crc
+
+    def piece(start: int) -> None:
+        put(_DATA, data[start : start + PIECE])
+        disk.sync(temporary)
+
+    def end() -> None:
+        put(_END, msgspec.msgpack.encode(len(data)))
+        disk.sync(temporary)
+        disk.rename(temporary, name)
+        disk.sync_dir()
+
+    yield head
+    for at in range(0, len(data), PIECE):
+        yield lambda at=at: piece(at)  # type: ignore[misc]
+    yield end
+
+
+def load_newest(disk: Disk, owner: Owner, codec: Codec) -> tuple[SnapshotMeta, bytes] | None:
+    names = [name for name in disk.names() if name.endswith(SUFFIX)]
+    return _load(disk, names[-1], owner, codec) if names else None
+
+
+def remove_older(disk: Disk, index: int) -> None:
+    for name in disk.names():
+        if name.endswith(SUFFIX) and int(name.split("-")[0]) < index:
+            disk.remove(name)
+
+
+def _load(disk: Disk, name: str, owner: Owner, codec: Codec) -> tuple[SnapshotMeta, bytes]:
+    raw = disk.read(name)
+    first = next(scan(raw, 0, 0, 0), None)
+    if first is None or first.kind != _HEAD:
+        raise LogCorrupt(
+            f"snapshot {name}: its head is damaged; restore it from a backup or rejoin this node"
+        )
+    head = msgspec.msgpack.decode(codec.open(first.payload, f"{name}:0".encode()), type=_Head)
+    if head.version != 1:
+        raise LogCorrupt(f"snapshot {name}: version {head.version} is unknown to this release")
+    if head.owner != owner:
+        raise WrongOwner(f"snapshot {name} belongs to {head.owner}, not to {owner}")
+    parts: list[bytes] = []
+    for record in scan(raw, first.end, first.crc, first.crc):
+        payload = codec.open(record.payload, f"{name}:{record.offset}".encode())
+        if record.kind == _DATA:
+            parts.append(payload)
+        elif record.kind == _END and record.end == len(raw):
+            data = b"".join(parts)
+            if len(data) == msgspec.msgpack.decode(payload, type=int):
+                return head.meta, data
+    raise LogCorrupt(f"snapshot {name}: its data is damaged; restore it from a backup or rejoin this node")

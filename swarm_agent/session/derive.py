@@ -1,0 +1,184 @@
+"""What a node should have, as a function of the store and the node. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from swarm_agent.identity.door import Manager
+from swarm_agent.network.model import (
+    Endpoint,
+    NetworkView,
+    Overlay,
+    Peer,
+    PublishedPort,
+    TaskAddress,
+    VirtualIP,
+)
+from swarm_agent.node.worker import Assignment
+from swarm_agent.objects import defaults
+from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.records import Network, Node, Service, Task
+from swarm_agent.store import Store
+
+MTU = 1450
+MTU_OPTION = "com.docker.network.driver.mtu"
+
+
+def ready(task: Task) -> bool:
+    """Whether the task takes traffic."""
+    return task.status.state == TaskState.RUNNING and task.desired_state == TaskState.RUNNING
+
+
+def assignment(store: Store, task: Task) -> Assignment | None:
+    revision = store.revisions.get(task.revision_id)
+    if revision is None:
+        return None
+    service = store.services.get(task.service_id)
+    return Assignment(task, revision, service.registry_auth if service is not None else "")
+
+
+def managers(store: Store) -> tuple[Manager, ...]:
+    return tuple(
+        Manager(n.id, n.manager_addr, n.rpc_addr)
+        for n in sorted(store.nodes.by("role", "manager"), key=lambda n: n.id)
+        if n.rpc_addr
+    )
+
+
+class NetworkPicture:
+    """The network side of the whole cluster at one moment, from which each node's view is cut."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.peers = tuple(
+            Peer(n.id, n.number, n.data_addr)
+            for n in sorted(store.nodes.all(), key=lambda n: n.number)
+            if n.number and n.data_addr
+        )
+        self._tasks: defaultdict[str, list[Task]] = defaultdict(list)  # by service, those that hold addresses
+        self._on_node: defaultdict[str, list[Task]] = defaultdict(list)
+        for task in store.tasks.all():
+            if task.node_id and not task.status.state.terminal:
+                self._tasks[task.service_id].append(task)
+                self._on_node[task.node_id].append(task)
+        self._endpoints = self._all_endpoints()
+        self._vips = self._all_vips()
+        self._ingress = self._ingress_ports()
+
+    def view(self, node: Node) -> NetworkView:
+        """What this node is told; it knows only the networks its tasks are on."""
+        mine = [t for t in self._on_node.get(node.id, ()) if t.node_address or t.networks]
+        used = sorted({part.network_id for t in mine for part in t.networks})
+        overlays = [n for n in map(self._store.networks.get, used) if n is not None and n.subnet]
+        return NetworkView(
+            node_id=node.id,
+            number=node.number,
+            data_addr=node.data_addr,
+            peers=tuple(p for p in self.peers if p.node_id != node.id),
+            overlays=tuple(_overlay(n) for n in overlays),
+            endpoints=tuple(e for i in used for e in self._endpoints.get(i, ())),
+            vips=tuple(v for i in used for v in self._vips.get(i, ())),
+            ports=self._ingress + self._host_ports(mine),
+            local=tuple(
+                TaskAddress(t.id, t.node_address, tuple(p.network_id for p in t.networks))
+                for t in sorted(mine, key=lambda t: t.id)
+                if t.node_address
+            ),
+        )
+
+    def _all_endpoints(self) -> dict[str, list[Endpoint]]:
+        out: defaultdict[str, list[Endpoint]] = defaultdict(list)
+        for tasks in self._tasks.values():
+            for task in tasks:
+                aliases = self._aliases(task.revision_id)
+                for part in task.networks:
+                    out[part.network_id].append(
+                        Endpoint(
+                            network_id=part.network_id,
+                            task_id=task.id,
+                            task_name=task.name,
+                            service_id=task.service_id,
+                            service_name=task.service_name,
+                            node_id=task.node_id,
+                            address=part.address,
+                            aliases=aliases.get(part.network_id, ()),
+                            ready=ready(task),
+                        )
+                    )
+        for rows in out.values():
+            rows.sort(key=lambda e: e.task_id)
+        return out
+
+    def _all_vips(self) -> dict[str, list[VirtualIP]]:
+        out: defaultdict[str, list[VirtualIP]] = defaultdict(list)
+        for service in sorted(self._store.services.all(), key=lambda s: s.id):
+            aliases = self._aliases(service.revision_id)
+            for vip in (service.endpoint and service.endpoint.virtual_ips) or ():
+                out[vip.network_id].append(
+                    VirtualIP(
+                        network_id=vip.network_id,
+                        service_id=service.id,
+                        service_name=service.spec.name or "",
+                        address=vip.address,
+                        aliases=aliases.get(vip.network_id, ()),
+                    )
+                )
+        return out
+
+    def _aliases(self, revision_id: str) -> dict[str, tuple[str, ...]]:
+        revision = self._store.revisions.get(revision_id)
+        if revision is None:
+            return {}
+        attachments = revision.template.networks or ()
+        return {
+            network_id: attachment.aliases or ()
+            for network_id, attachment in zip(revision.networks, attachments, strict=False)
+        }
+
+    def _ingress_ports(self) -> tuple[PublishedPort, ...]:
+        out = []
+        for service in sorted(self._store.services.all(), key=lambda s: s.id):
+            backends = tuple(
+                sorted(t.node_address for t in self._tasks.get(service.id, ()) if ready(t) and t.node_address)
+            )
+            out += _published(service, "ingress", backends)
+        return tuple(out)
+
+    def _host_ports(self, mine: list[Task]) -> tuple[PublishedPort, ...]:
+        by_service: defaultdict[str, list[str]] = defaultdict(list)
+        for task in mine:
+            if task.node_address and ready(task):
+                by_service[task.service_id].append(task.node_address)
+        out: list[PublishedPort] = []
+        for service_id, addresses in sorted(by_service.items()):
+            service = self._store.services.get(service_id)
+            if service is not None:
+                out += _published(service, "host", tuple(sorted(addresses)))
+        return tuple(out)
+
+
+def _published(service: Service, mode: str, backends: tuple[str, ...]) -> list[PublishedPort]:
+    return [
+        PublishedPort(
+            service_id=service.id,
+            protocol=defaults.protocol(port),
+            published=port.published_port,
+            target=port.target_port or 0,
+            mode=mode,
+            backends=backends,
+        )
+        for port in (service.endpoint and service.endpoint.ports) or ()
+        if defaults.publish_mode(port) == mode and port.published_port
+    ]
+
+
+def _overlay(network: Network) -> Overlay:
+    return Overlay(
+        network_id=network.id,
+        name=network.spec.name or "",
+        vni=network.vni,
+        subnet=network.subnet,
+        gateway=network.gateway,
+        mtu=int((network.spec.options or {}).get(MTU_OPTION, MTU)),
+        internal=bool(network.spec.internal),
+    )

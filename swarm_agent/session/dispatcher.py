@@ -1,0 +1,426 @@
+"""The leader's side of every node's session: who is alive, what they are told, what they report.
+
+Made anew for each term of leadership. Heartbeats live in memory; what follows from them (a node is ready, down, unknown)
+is written through the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+import msgspec
+
+from swarm_agent.objects import defaults
+from swarm_agent.objects.enums import NodeState, TaskState
+from swarm_agent.objects.errors import NotFound, SwarmError
+from swarm_agent.objects.records import (
+    Network,
+    Node,
+    NodeDescription,
+    NodeStatus,
+    Revision,
+    Service,
+    Task,
+    TaskStatus,
+)
+from swarm_agent.session import derive
+from swarm_agent.session.wire import (
+    Assignments,
+    Beat,
+    Described,
+    Down,
+    Hello,
+    Leaving,
+    LogsWanted,
+    Managers,
+    Networks,
+    NodeChanged,
+    Statuses,
+    Up,
+    Welcome,
+)
+from swarm_agent.store import ApplyResult, Change, Group, Put, Store
+
+log = logging.getLogger(__name__)
+
+Propose = Callable[[tuple[Group, ...]], Awaitable[ApplyResult]]
+
+SILENCE = 0.7  # of a heartbeat period (five beats long) without a beat: the node is down
+NEW_LEADER_GRACE = 1.6  # periods a node has to find a new leader before its silence counts
+COALESCE_S = 0.02  # changes within this time go out as one message
+STATUS_COALESCE_S = 0.01
+MAX_STATUSES = 1000  # in one entry
+CHECK_S = 0.25
+
+
+class _Session:
+    """One node's open stream."""
+
+    def __init__(self, node_id: str, session_id: str) -> None:
+        self.node_id = node_id
+        self.id = session_id
+        self.wake = asyncio.Event()
+        self.closed = False
+        self.sequence = 0
+        self.sent: dict[str, int] = {}  # task id -> desired state as last told
+        self.tasks: set[str] | None = None  # task ids to look at; None: all
+        self.network_dirty = True
+        self.managers_dirty = True
+        self.node_dirty = True
+        self.last_view: bytes = b""
+        self.last_managers: object = None
+        self.last_node: Node | None = None
+        self.extra: list[Down] = []
+
+    def touch(self) -> None:
+        self.wake.set()
+
+
+class Dispatcher:
+    """See the module. ``run`` until leadership ends; ``session`` serves one node."""
+
+    def __init__(
+        self,
+        store: Store,
+        propose: Propose,
+        new_id: Callable[[], str],
+        now: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._store = store
+        self._propose = propose
+        self._new_id = new_id
+        self._now = now
+        self.sessions: dict[str, _Session] = {}
+        self._deadline: dict[str, float] = {}  # node id -> loop time after which silence is too long
+        self._statuses: dict[str, tuple[str, TaskStatus]] = {}  # task id -> (reporter, status)
+        self._status_news = asyncio.Event()
+        self._picture: derive.NetworkPicture | None = None
+        self._unwatch = store.watch(self._on_commit)
+        self.false_alarms = 0
+
+    # --- life ----------------------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Until cancelled: watch for silence, write reports."""
+        await self._everybody_unknown()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watch_silence())
+                group.create_task(self._write_statuses())
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End every session; nodes look for the new leader."""
+        self._unwatch()
+        for session in list(self.sessions.values()):
+            session.closed = True
+            session.touch()
+
+    def _period_s(self) -> float:
+        cluster = self._store.cluster
+        period = defaults.heartbeat_period(cluster.spec) if cluster is not None else defaults.HEARTBEAT_PERIOD
+        return period / 1e9
+
+    async def _everybody_unknown(self) -> None:
+        """A new leader knows nobody's pulse: nodes have a while to report, their tasks run on."""
+        loop = asyncio.get_running_loop()
+        grace = self._period_s() * NEW_LEADER_GRACE
+        for node in self._store.nodes.all():
+            if node.status.state != NodeState.DOWN:
+                self._deadline.setdefault(node.id, loop.time() + grace)
+                if node.id not in self.sessions:
+                    await self._set_state(
+                        node.id,
+                        NodeState.UNKNOWN,
+                        'Node moved to "unknown" state due to leadership change in cluster',
+                    )
+
+    # --- sessions --------------------------------------------------------------------------------------------------
+    async def session(self, node_id: str, requests: AsyncIterator[Up], peer: str) -> AsyncIterator[Down]:
+        """Serve one node until either side ends. ``peer``: the address it calls from."""
+        hello = await anext(requests, None)
+        if not isinstance(hello, Hello):
+            raise SwarmError("a session starts with Hello")
+        session = _Session(node_id, self._new_id())
+        await self._register(node_id, hello, peer)
+        previous = self.sessions.get(node_id)
+        if previous is not None:
+            previous.closed = True
+            previous.touch()
+        self.sessions[node_id] = session
+        self._beat(node_id)
+        reader = asyncio.create_task(self._read(session, requests), name=f"session {node_id}")
+        try:
+            cluster = self._store.cluster
+            root = cluster.root_ca.cert if cluster is not None else b""
+            yield Welcome(session.id, int(self._period_s() * 1e9), root)
+            async for message in self._messages(session):
+                yield message
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+            if self.sessions.get(node_id) is session:
+                del self.sessions[node_id]
+
+    async def _read(self, session: _Session, requests: AsyncIterator[Up]) -> None:
+        node_id = session.node_id
+        async for message in requests:
+            self._beat(node_id)
+            match message:
+                case Beat():
+                    pass
+                case Statuses(items):
+                    for task_id, status in items:
+                        self._statuses[task_id] = (node_id, status)
+                    self._status_news.set()
+                case Described(description):
+                    await self._change_node(node_id, functools.partial(_described, description))
+                case Leaving():
+                    self._deadline.pop(node_id, None)
+                    await self._set_state(node_id, NodeState.DOWN, "the node left the swarm")
+                case _:
+                    raise SwarmError(f"unexpected message {type(message).__name__}")
+        session.closed = True
+        session.touch()
+
+    async def _messages(self, session: _Session) -> AsyncIterator[Down]:
+        while not session.closed:
+            for message in self._due(session):
+                yield message
+            session.wake.clear()
+            if session.extra:
+                continue
+            await session.wake.wait()
+            await asyncio.sleep(COALESCE_S)
+
+    def _due(self, session: _Session) -> list[Down]:
+        """What has changed for this node since the last look."""
+        out: list[Down] = list(session.extra)
+        session.extra.clear()
+        node = self._store.nodes.get(session.node_id)
+        if node is None:
+            session.closed = True
+            return out
+        if session.managers_dirty:
+            session.managers_dirty = False
+            known = derive.managers(self._store)
+            if known != session.last_managers:
+                session.last_managers = known
+                out.append(Managers(known))
+        if session.node_dirty:
+            session.node_dirty = False
+            if (
+                session.last_node is None
+                or node.spec != session.last_node.spec
+                or node.role != session.last_node.role
+            ):
+                session.last_node = node
+                out.append(NodeChanged(node))
+        if session.network_dirty and node.number and node.data_addr:
+            session.network_dirty = False
+            if self._picture is None:
+                self._picture = derive.NetworkPicture(self._store)
+            view = self._picture.view(node)
+            encoded = msgspec.msgpack.encode(view)
+            if encoded != session.last_view:
+                session.last_view = encoded
+                out.append(Networks(view))
+        assignments = self._assignments(session)
+        if assignments is not None:
+            out.append(assignments)
+        return out
+
+    def _assignments(self, session: _Session) -> Assignments | None:
+        full = session.tasks is None
+        wanted = (
+            {t.id for t in self._store.tasks.by("node", session.node_id)} if full else session.tasks or set()
+        )
+        session.tasks = set()
+        given, removed = [], []
+        for task_id in wanted:
+            task = self._store.tasks.get(task_id)
+            if task is None or task.node_id != session.node_id:
+                if session.sent.pop(task_id, None) is not None:
+                    removed.append(task_id)
+                continue
+            if session.sent.get(task_id) == task.desired_state:
+                continue
+            found = derive.assignment(self._store, task)
+            if found is not None:
+                session.sent[task_id] = task.desired_state
+                given.append(found)
+        if not (full or given or removed):
+            return None
+        session.sequence += 1
+        return Assignments(session.sequence, full, tuple(given), tuple(removed))
+
+    def ask_logs(self, node_id: str, wanted: LogsWanted) -> bool:
+        """Tell a node to send logs; False when it has no session."""
+        session = self.sessions.get(node_id)
+        if session is None:
+            return False
+        session.extra.append(wanted)
+        session.touch()
+        return True
+
+    # --- what changed ----------------------------------------------------------------------------------------------
+    def _on_commit(self, index: int, changes: Sequence[Change]) -> None:  # noqa: ARG002 - the watcher's signature
+        network = managers = False
+        for change in changes:
+            match change.row:
+                case Task():
+                    self._task_changed(change)
+                    network = network or _network_sees_task(change)
+                case Service():
+                    network = network or _network_sees_service(change)
+                case Network():
+                    network = True
+                case Node() as node:
+                    network = network or _network_sees_node(change)
+                    managers = True
+                    session = self.sessions.get(node.id)
+                    if session is not None:
+                        session.node_dirty = True
+                        session.touch()
+                case Revision():
+                    pass
+                case _:
+                    pass
+        if network:
+            self._picture = None
+        if network or managers:
+            for session in self.sessions.values():
+                session.network_dirty = session.network_dirty or network
+                session.managers_dirty = session.managers_dirty or managers
+                session.touch()
+
+    def _task_changed(self, change: Change) -> None:
+        for task in (change.old, change.new):
+            session = self.sessions.get(task.node_id) if task is not None else None
+            if session is not None:
+                if session.tasks is not None:
+                    session.tasks.add(task.id)
+                session.touch()
+
+    # --- pulse -----------------------------------------------------------------------------------------------------
+    def _beat(self, node_id: str) -> None:
+        self._deadline[node_id] = asyncio.get_running_loop().time() + self._period_s() * SILENCE
+
+    async def _watch_silence(self) -> None:
+        """Look for silent nodes. Time we did not run ourselves is not held against them."""
+        loop = asyncio.get_running_loop()
+        last = loop.time()
+        while True:
+            await asyncio.sleep(CHECK_S)
+            now = loop.time()
+            late = now - last - CHECK_S
+            last = now
+            if late > CHECK_S:
+                for node_id in self._deadline:
+                    self._deadline[node_id] += late
+            for node_id, deadline in list(self._deadline.items()):
+                if deadline < now:
+                    del self._deadline[node_id]
+                    log.warning("node is silent", extra={"node": node_id})
+                    await self._set_state(node_id, NodeState.DOWN, "heartbeat failure")
+
+    async def _register(self, node_id: str, hello: Hello, peer: str) -> None:
+        addr = hello.data_addr or peer
+
+        def change(node: Node) -> Node:
+            return msgspec.structs.replace(
+                node,
+                description=hello.description,
+                data_addr=addr,
+                manager_addr=hello.manager_addr or node.manager_addr,
+                rpc_addr=hello.rpc_addr or node.rpc_addr,
+                status=NodeStatus(state=NodeState.READY, addr=addr),
+            )
+
+        await self._change_node(node_id, change)
+
+    async def _set_state(self, node_id: str, state: NodeState, message: str) -> None:
+        await self._change_node(
+            node_id,
+            lambda n: msgspec.structs.replace(
+                n, status=msgspec.structs.replace(n.status, state=state, message=message)
+            ),
+        )
+
+    async def _change_node(self, node_id: str, change: Callable[[Node], Node]) -> None:
+        """Read, change, write, until the version fits. NotFound when the node was removed."""
+        while True:
+            node = self._store.nodes.get(node_id)
+            if node is None:
+                raise NotFound(f"node {node_id} not found")
+            changed = change(node)
+            if changed == node:
+                return
+            result = await self._propose((Group(f"node/{node_id}", (Put(changed, node.version),)),))
+            if result.accepted[0]:
+                return
+
+    # --- reports -----------------------------------------------------------------------------------------------------
+    async def _write_statuses(self) -> None:
+        """Reports become writes, many at a time; what lost a race is tried again on the newer row."""
+        while True:
+            await self._status_news.wait()
+            await asyncio.sleep(STATUS_COALESCE_S)
+            self._status_news.clear()
+            batch = dict(list(self._statuses.items())[:MAX_STATUSES])
+            groups = tuple(filter(None, (self._status_group(t, *item) for t, item in batch.items())))
+            if groups:
+                result = await self._propose(groups)
+                lost = {g.key for g, done in zip(groups, result.accepted, strict=True) if not done}
+            else:
+                lost = set()
+            for task_id, item in batch.items():
+                if task_id not in lost and self._statuses.get(task_id) == item:
+                    del self._statuses[task_id]
+            if self._statuses:
+                self._status_news.set()
+
+    def _status_group(self, task_id: str, node_id: str, status: TaskStatus) -> Group | None:
+        task = self._store.tasks.get(task_id)
+        if task is None or task.node_id != node_id or status.state < task.status.state:
+            return None
+        if (
+            task.status.state.terminal
+            or status == task.status
+            or status.state in (TaskState.NEW, TaskState.PENDING)
+        ):
+            return None
+        return Group(task_id, (Put(msgspec.structs.replace(task, status=status), task.version),))
+
+
+def _described(description: NodeDescription, node: Node) -> Node:
+    return msgspec.structs.replace(node, description=description)
+
+
+def _network_sees_task(change: Change) -> bool:
+    """Whether addresses or readiness changed, of a task that has any."""
+    old, new = change.old, change.new
+    if old is not None and new is not None:
+        return bool(new.node_address or new.networks) and (
+            derive.ready(old) != derive.ready(new)
+            or old.status.state.terminal != new.status.state.terminal
+            or old.node_id != new.node_id
+        )
+    row: Task = change.row
+    return bool(row.node_address or row.networks)
+
+
+def _network_sees_service(change: Change) -> bool:
+    old, new = change.old, change.new
+    if old is None or new is None:
+        return bool(change.row.endpoint)
+    return bool(old.endpoint != new.endpoint or old.revision_id != new.revision_id)
+
+
+def _network_sees_node(change: Change) -> bool:
+    old, new = change.old, change.new
+    return old is None or new is None or (old.number, old.data_addr) != (new.number, new.data_addr)

@@ -1,0 +1,121 @@
+"""Raft's transport between managers: one stream to each peer, many frames in one write, nothing blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+import grpc.aio
+
+from swarm_agent.identity.ca import Subject
+from swarm_agent.identity.files import NodeIdentity
+from swarm_agent.raft import Member
+from swarm_agent.session.rpc import RpcClient
+from swarm_agent.session.wire import Nothing
+
+log = logging.getLogger(__name__)
+
+MAX_QUEUED = 4096  # frames waiting for one peer; beyond it the oldest are dropped, Raft sends again
+RECONNECT_S = 0.1
+
+
+class _Peer:
+    """The way to one manager."""
+
+    def __init__(
+        self, member: Member, identity: Callable[[], NodeIdentity], lost: Callable[[int], None]
+    ) -> None:
+        self.member = member
+        self._identity = identity
+        self._lost = lost
+        self.queue: deque[bytes] = deque(maxlen=MAX_QUEUED)
+        self.wake = asyncio.Event()
+        self.connected = False
+        self.task = asyncio.create_task(self._run(), name=f"raft to {member.node_id}")
+
+    def send(self, frame: bytes) -> None:
+        self.queue.append(frame)
+        self.wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            client = RpcClient(self.member.addr, self._identity(), self.member.node_id)
+            try:
+                call = client.upload("Frames")
+                await self._pump(call)
+            except grpc.aio.AioRpcError as err:
+                if self.connected:
+                    log.info("lost manager %s: %s", self.member.node_id, err.details())
+            except asyncio.InvalidStateError as err:  # grpc's word for a call that ended under us
+                log.debug("stream to %s: %s", self.member.node_id, err)
+            finally:
+                was, self.connected = self.connected, False
+                with contextlib.suppress(asyncio.CancelledError):
+                    await client.close()
+            if was:
+                self._lost(self.member.raft_id)
+            self.queue.clear()
+            await asyncio.sleep(RECONNECT_S)
+
+    async def _pump(self, call: grpc.aio.StreamUnaryCall) -> None:
+        await call.wait_for_connection()
+        self.connected = True
+        ended = asyncio.create_task(call.code())
+        try:
+            while not ended.done():
+                while self.queue:
+                    await call.write(self.queue.popleft())
+                self.wake.clear()
+                if self.queue:
+                    continue
+                waiting = asyncio.create_task(self.wake.wait())
+                await asyncio.wait({waiting, ended}, return_when=asyncio.FIRST_COMPLETED)
+                waiting.cancel()
+        finally:
+            ended.cancel()
+
+
+class PeerTransport:
+    """Implements ``raft.Transport`` over gRPC; incoming frames come in at :meth:`serve`."""
+
+    def __init__(self, identity: Callable[[], NodeIdentity]) -> None:
+        self._identity = identity
+        self._peers: dict[int, _Peer] = {}
+        self.receive: Callable[[bytes], None] = lambda frame: None  # noqa: ARG005 - set once the node is up
+        self.lost: Callable[[int], None] = lambda raft_id: None  # noqa: ARG005
+
+    def send(self, to: Member, frame: bytes) -> None:
+        peer = self._peers.get(to.raft_id)
+        if peer is None or peer.member.addr != to.addr:
+            if peer is not None:
+                peer.task.cancel()
+            peer = _Peer(to, self._identity, self._was_lost)
+            self._peers[to.raft_id] = peer
+        peer.send(frame)
+
+    def _was_lost(self, raft_id: int) -> None:
+        self.lost(raft_id)
+
+    def keep(self, raft_ids: set[int]) -> None:
+        """Forget peers that are no members any more."""
+        for raft_id in set(self._peers) - raft_ids:
+            self._peers.pop(raft_id).task.cancel()
+
+    def connected(self, raft_id: int) -> bool:
+        peer = self._peers.get(raft_id)
+        return peer is not None and peer.connected
+
+    async def serve(self, caller: Subject, frames: AsyncIterator[bytes]) -> Nothing:  # noqa: ARG002 - managers only
+        async for frame in frames:
+            self.receive(frame)
+        return Nothing()
+
+    async def stop(self) -> None:
+        tasks = [p.task for p in self._peers.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._peers.clear()

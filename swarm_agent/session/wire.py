@@ -1,0 +1,160 @@
+"""Every message that crosses between daemons. msgpack of tagged structs; unknown fields are ignored, so both ends may age."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from swarm_agent.identity.door import Issued, IssueRequest, Manager
+from swarm_agent.network.model import NetworkView
+from swarm_agent.node.worker import Assignment
+from swarm_agent.objects.records import Node, NodeDescription, TaskStatus
+
+
+# --- a node's session: one stream, both ways ---------------------------------------------------------------------------
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """First message of a node."""
+
+    description: NodeDescription
+    data_addr: str
+    manager_addr: str = ""  # managers only: front door
+    rpc_addr: str = ""
+
+
+class Beat(msgspec.Struct, frozen=True, tag="beat"):
+    """Still here; sent five times per heartbeat period."""
+
+
+class Statuses(msgspec.Struct, frozen=True, tag="statuses"):
+    items: tuple[tuple[str, TaskStatus], ...]
+
+
+class Described(msgspec.Struct, frozen=True, tag="described"):
+    """The node's description changed."""
+
+    description: NodeDescription
+
+
+class Leaving(msgspec.Struct, frozen=True, tag="leaving"):
+    """The node goes on purpose: no need to wait for silence."""
+
+
+Up = Hello | Beat | Statuses | Described | Leaving
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
+    """First message of the manager."""
+
+    session_id: str
+    heartbeat_period: int  # nanoseconds
+    root: bytes
+
+
+class Assignments(msgspec.Struct, frozen=True, tag="assignments"):
+    """What the node is to run. ``full``: everything else it has is to go. ``sequence`` counts up by one."""
+
+    sequence: int
+    full: bool
+    assignments: tuple[Assignment, ...]
+    removed: tuple[str, ...] = ()
+
+
+class Networks(msgspec.Struct, frozen=True, tag="networks"):
+    view: NetworkView
+
+
+class NodeChanged(msgspec.Struct, frozen=True, tag="node"):
+    """The node's own record, its desired role among it."""
+
+    node: Node
+
+
+class Managers(msgspec.Struct, frozen=True, tag="managers"):
+    managers: tuple[Manager, ...]
+
+
+class LogsWanted(msgspec.Struct, frozen=True, tag="logs"):
+    """Open a ``Logs`` stream with this id and send the logs of these tasks' containers."""
+
+    request_id: str
+    task_ids: tuple[str, ...]
+    query: dict[str, str]
+
+
+Down = Welcome | Assignments | Networks | NodeChanged | Managers | LogsWanted
+
+
+# --- logs --------------------------------------------------------------------------------------------------------------
+class LogPiece(msgspec.Struct, frozen=True):
+    """Bytes of one task's log as its engine streams them; ``done`` closes the task's part."""
+
+    request_id: str
+    task_id: str
+    data: bytes = b""
+    done: bool = False
+    error: str = ""
+
+
+# --- manager to manager ------------------------------------------------------------------------------------------------
+class ForwardedCall(msgspec.Struct, frozen=True):
+    """An API request a follower received."""
+
+    method: str
+    path: str
+    query: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+class ForwardedAnswer(msgspec.Struct, frozen=True):
+    """The head (``status`` set) and pieces of an answer."""
+
+    status: int = 0
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+
+
+class JoinRaft(msgspec.Struct, frozen=True):
+    """A new manager asks to become a member."""
+
+    raft_id: int
+    rpc_addr: str
+    manager_addr: str
+
+
+class Members(msgspec.Struct, frozen=True):
+    members: tuple[tuple[int, str, str], ...]  # raft id, node id, rpc address
+    cluster_id: str
+
+
+class Nothing(msgspec.Struct, frozen=True):
+    pass
+
+
+class Renew(msgspec.Struct, frozen=True):
+    csr: bytes
+
+
+class IssueFor(msgspec.Struct, frozen=True):
+    """A join request that came in at a follower's front door."""
+
+    request: IssueRequest
+
+
+class Leave(msgspec.Struct, frozen=True):
+    """A node that leaves on purpose; managers are taken out of Raft first."""
+
+    force: bool = False
+
+
+TYPES: dict[str, tuple[Any, Any]] = {
+    "Session": (Up, Down),
+    "Frames": (bytes, Nothing),
+    "Logs": (LogPiece, Nothing),
+    "Forward": (ForwardedCall, ForwardedAnswer),
+    "JoinRaft": (JoinRaft, Members),
+    "Renew": (Renew, Issued),
+    "Issue": (IssueFor, Issued),
+    "Leave": (Leave, Nothing),
+}

@@ -1,0 +1,148 @@
+"""Writes that are not committed yet, laid over a view: what a pass of decisions reads and fills."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any, Generic, TypeVar, cast
+
+from swarm_agent.objects.base import Record
+from swarm_agent.objects.records import (
+    Attachment,
+    Cluster,
+    Config,
+    Network,
+    Node,
+    Revision,
+    Secret,
+    Service,
+    Task,
+)
+from swarm_agent.store.store import Store
+from swarm_agent.store.tables import INDEXES, Table
+from swarm_agent.store.writes import Delete, Group, Put
+
+R = TypeVar("R", bound=Record)
+
+
+class _Rows(Generic[R]):
+    """One kind of record: the local rows hide the base ones; ``gone`` hides without replacing."""
+
+    __slots__ = ("base", "gone", "local")
+
+    def __init__(self, cls: type[R], base: Table[R]) -> None:
+        self.base = base
+        self.local: Table[R] = Table(INDEXES[cls])
+        self.gone: set[str] = set()
+
+    def get(self, id_: str) -> R | None:
+        if id_ in self.gone:
+            return None
+        return self.local.get(id_) or self.base.get(id_)
+
+    def all(self) -> Iterator[R]:
+        hidden = self.local.rows
+        yield from (r for r in self.base.all() if r.id not in hidden and r.id not in self.gone)
+        yield from self.local.all()
+
+    def by(self, index: str, key: Hashable) -> Iterator[R]:
+        hidden, gone = self.local.rows, self.gone
+        if not hidden and not gone:
+            return self.base.by(index, key)
+        found = [r for r in self.base.by(index, key) if r.id not in hidden and r.id not in gone]
+        found.extend(self.local.by(index, key))
+        return iter(found)
+
+    def __len__(self) -> int:
+        new = sum(1 for i in self.local.rows if i not in self.base.rows)
+        return len(self.base) + new - sum(1 for i in self.gone if i in self.base.rows)
+
+
+class Overlay:
+    """A view with writes on top. Writes are collected under the group key set by :meth:`group`.
+
+    A row written twice under different keys stays in the first group: the two decisions stand or fall together.
+    """
+
+    def __init__(self, base: Store) -> None:
+        self.base = base
+        self._rows: dict[type[Record], _Rows[Any]] = {cls: _Rows(cls, base.tables[cls]) for cls in INDEXES}
+        self._key = ""
+        self._owner: dict[tuple[type[Record], str], str] = {}
+
+    def group(self, key: str) -> None:
+        """Writes from here on belong to ``key``."""
+        self._key = key
+
+    def put(self, row: Record) -> None:
+        rows = self._rows[type(row)]
+        rows.gone.discard(row.id)
+        rows.local.put(row)
+        self._owner.setdefault((type(row), row.id), self._key)
+
+    def delete(self, row: Record) -> None:
+        rows = self._rows[type(row)]
+        rows.local.delete(row.id)
+        rows.gone.add(row.id)
+        self._owner.setdefault((type(row), row.id), self._key)
+
+    def drop(self, key: str) -> None:
+        """Forget every write of a group, as when its decision turned out impossible."""
+        for (cls, id_), owner in list(self._owner.items()):
+            if owner == key:
+                rows = self._rows[cls]
+                rows.local.delete(id_)
+                rows.gone.discard(id_)
+                del self._owner[cls, id_]
+
+    def groups(self) -> tuple[Group, ...]:
+        """The collected writes, each carrying the version it was based on; rows that ended as they began are left out."""
+        out: dict[str, list[Put | Delete]] = {}
+        for (cls, id_), key in self._owner.items():
+            rows = self._rows[cls]
+            stored = rows.base.get(id_)
+            now = rows.get(id_)
+            if now is stored or now == stored:
+                continue
+            expect = 0 if stored is None else stored.version
+            write: Put | Delete = (
+                Delete(cls.__name__.lower(), id_, expect) if now is None else Put(cast("Any", now), expect)
+            )
+            out.setdefault(key, []).append(write)
+        return tuple(Group(key, tuple(writes)) for key, writes in out.items())
+
+    # --- View ------------------------------------------------------------------------------------------------
+    @property
+    def nodes(self) -> _Rows[Node]:
+        return self._rows[Node]
+
+    @property
+    def services(self) -> _Rows[Service]:
+        return self._rows[Service]
+
+    @property
+    def revisions(self) -> _Rows[Revision]:
+        return self._rows[Revision]
+
+    @property
+    def tasks(self) -> _Rows[Task]:
+        return self._rows[Task]
+
+    @property
+    def networks(self) -> _Rows[Network]:
+        return self._rows[Network]
+
+    @property
+    def attachments(self) -> _Rows[Attachment]:
+        return self._rows[Attachment]
+
+    @property
+    def secrets(self) -> _Rows[Secret]:
+        return self._rows[Secret]
+
+    @property
+    def configs(self) -> _Rows[Config]:
+        return self._rows[Config]
+
+    @property
+    def cluster(self) -> Cluster | None:
+        return next(self._rows[Cluster].all(), None)

@@ -1,0 +1,77 @@
+"""A stand-in for the daemon, run inside a host of the lab: a ``HostNetwork`` driven by JSON lines on stdin.
+
+Killing it is killing the daemon; starting another one is upgrading it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from swarm_agent.network.host import HostNetwork
+from swarm_agent.network.journal import Journal
+from swarm_agent.network.model import AttachRequest, NetworkView
+from swarm_agent.network.nft import Loaders
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("engine", timeout=120)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def engine_request(path: str, method: str, target: str, body: Any = None) -> tuple[int, Any]:
+    connection = _UnixConnection(path)
+    try:
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        connection.request(method, target, json.dumps(body) if body is not None else None, headers)
+        answer = connection.getresponse()
+        data = answer.read()
+    finally:
+        connection.close()
+    return answer.status, json.loads(data) if data.strip() else None
+
+
+class UnixEngine:
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    async def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        return await asyncio.to_thread(engine_request, self._path, method, path, body)
+
+
+async def main(engine: str, state: str, library: str) -> None:
+    network = HostNetwork(UnixEngine(engine), Journal(Path(state)), Loaders(library=library == "library"))
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        call, argument = json.loads(line)
+        begun = loop.time()
+        try:
+            if call == "apply":
+                result = await network.apply(msgspec.convert(argument, NetworkView))
+            elif call == "attach":
+                result = await network.attach(msgspec.convert(argument, AttachRequest))
+            elif call == "detach":
+                result = await network.detach(argument)
+            else:
+                result = await getattr(network, call)()
+            answer = {"result": msgspec.to_builtins(result), "seconds": loop.time() - begun}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:4]))

@@ -1,0 +1,112 @@
+"""A client run inside some namespace (nsenter): prints one JSON line per answer.
+
+probe.py tcp HOST PORT COUNT [SPORT]   banner of COUNT new connections, or {"error": ...}
+probe.py udp HOST PORT COUNT [SPORT]   answer to COUNT datagrams
+probe.py dns SERVER NAME TYPE [tcp]    {"code":, "answers": [...]}
+probe.py hold HOST PORT COUNT          COUNT connections; then, per line on stdin, one line of all their answers
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import sys
+import time
+
+from swarm_agent.network import dnswire
+
+TIMEOUT = 3.0
+
+
+def show(value: object) -> None:
+    print(json.dumps(value), flush=True)
+
+
+def line_of(sock: socket.socket) -> dict[str, object]:
+    data = b""
+    while not data.endswith(b"\n"):
+        got = sock.recv(2048)
+        if not got:
+            return {"error": "closed"}
+        data += got
+    name, address, port = data.decode().split()[:3]
+    return {"name": name, "client": address, "port": int(port)}
+
+
+def attempt(call: object) -> dict[str, object]:
+    begun = time.monotonic()
+    try:
+        result = call()  # type: ignore[operator]
+    except OSError as error:
+        result = {"error": type(error).__name__}
+    return {**result, "seconds": round(time.monotonic() - begun, 3)}
+
+
+def connect(host: str, port: int, sport: int) -> socket.socket:
+    sock = socket.socket()
+    sock.settimeout(TIMEOUT)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sport:
+        sock.bind(("", sport))
+    sock.connect((host, port))
+    return sock
+
+
+def tcp(host: str, port: int, sport: int) -> dict[str, object]:
+    with connect(host, port, sport) as sock:
+        answer = line_of(sock)
+        if sport:  # leave no TIME_WAIT behind
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return answer
+
+
+def udp(host: str, port: int, sport: int) -> dict[str, object]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(TIMEOUT)
+        if sport:
+            sock.bind(("", sport))
+        sock.connect((host, port))
+        sock.send(b"x\n")
+        return line_of(sock)
+
+
+def dns(server: str, name: str, kind: int, stream: bool) -> None:
+    query = dnswire.query(4711, name, kind)
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM) as sock:
+        sock.settimeout(6)
+        sock.connect((server, 53))
+        sock.sendall(struct.pack("!H", len(query)) + query if stream else query)
+        data = sock.recv(65535)
+    reply = dnswire.read_reply(data[2:] if stream else data)
+    show({"code": reply.code, "truncated": reply.truncated, "answers": [answer[3] for answer in reply.answers]})
+
+
+def hold(host: str, port: int, count: int) -> None:
+    socks = [connect(host, port, 0) for _ in range(count)]
+    show([line_of(sock) for sock in socks])
+
+    def again(sock: socket.socket) -> dict[str, object]:
+        sock.sendall(b"again\n")
+        return line_of(sock)
+
+    for _ in sys.stdin:
+        show([attempt(lambda sock=sock: again(sock)) for sock in socks])
+
+
+def main() -> None:
+    what, host = sys.argv[1:3]
+    if what == "dns":
+        dns(host, sys.argv[3], int(sys.argv[4]), "tcp" in sys.argv[5:])
+        return
+    port, count = int(sys.argv[3]), int(sys.argv[4])
+    sport = int(sys.argv[5]) if len(sys.argv) > 5 else 0
+    if what == "hold":
+        hold(host, port, count)
+        return
+    call = tcp if what == "tcp" else udp
+    for _ in range(count):
+        show(attempt(lambda: call(host, port, sport)))
+
+
+main()

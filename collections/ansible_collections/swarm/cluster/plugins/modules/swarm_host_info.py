@@ -210,11 +210,18 @@ def os_release():
     return {"id": found.get("ID", ""), "version": found.get("VERSION_ID", ""), "name": found.get("PRETTY_NAME", "")}
 
 
-def membership(client):
-    try:
-        swarm = client.get("/info").get("Swarm") or {}
-    except ApiError as error:
-        return {"state": "absent", "reason": str(error), "manager": False, "node_id": "", "managers": []}
+def membership(client, patience=0.0):
+    """What the host's agent says; with patience, one that is just starting is awaited."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            swarm = client.get("/info").get("Swarm") or {}
+            break
+        except ApiError as error:
+            if time.monotonic() >= deadline:
+                reason = str(error) + (last_words() if patience else "")
+                return {"state": "absent", "reason": reason, "manager": False, "node_id": "", "managers": []}
+        time.sleep(0.3)
     return {
         "state": swarm.get("LocalNodeState") or "inactive",
         "reason": swarm.get("Error") or "",
@@ -223,6 +230,15 @@ def membership(client):
         "cluster_id": (swarm.get("Cluster") or {}).get("ID") or "",
         "managers": [m["Addr"] for m in swarm.get("RemoteManagers") or ()],
     }
+
+
+def last_words(lines=5):
+    command = ["journalctl", "--unit", UNITS[0], "--lines", str(lines), "--no-pager", "--output", "cat"]
+    try:
+        said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return "; its last words: " + said.stdout.strip() if said.stdout.strip() else ""
 
 
 def python():
@@ -262,7 +278,7 @@ def main():
         "ports": listeners(params["tcp_ports"], params["udp_ports"]),
         "engine": engine(params["engine_socket"]),
         "daemon_json": daemon_json(),
-        "swarm": membership(_client.Client.of(module)),
+        "swarm": membership(_client.Client.of(module), 0.0 if module.check_mode or "member" not in params["checks"] else 20.0),
         "time": time.time(),
     }
     module.exit_json(changed=False, ansible_facts={"cluster_host": facts})

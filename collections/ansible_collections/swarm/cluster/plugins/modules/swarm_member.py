@@ -118,8 +118,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.swarm.cluster.plugins.module_utils import _client
 from ansible_collections.swarm.cluster.plugins.module_utils._client import ApiError, Unreachable
 
-# Any of these in the state directory belongs to a member.
-TRACES = ("node.json", "certificates", "certs", "raft", "identity")
+# A member has a certificate.
+TRACE = os.path.join("certificates", "swarm-node.pem")
 
 
 class MemberModule:
@@ -137,7 +137,7 @@ class MemberModule:
         except Unreachable:
             if not self.module.check_mode:
                 raise
-            member = any(os.path.exists(os.path.join(self.params["state_dir"], trace)) for trace in TRACES)
+            member = os.path.exists(os.path.join(self.params["state_dir"], TRACE))
             return {"LocalNodeState": "active" if member else "inactive"}
 
     def result(self, action, swarm):

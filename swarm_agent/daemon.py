@@ -38,6 +38,8 @@ from swarm_agent.membership import (
     save_membership,
     split_addr,
 )
+from swarm_agent.network.host import HostNetwork
+from swarm_agent.network.journal import Journal
 from swarm_agent.network.model import NodeNetwork
 from swarm_agent.node.describe import check_engine
 from swarm_agent.node.engine import EngineClient, EngineError, EngineUnreachable
@@ -208,10 +210,14 @@ class Daemon:
             await self._check_engine()
             listen_host, port = split_addr(request.listen_addr or "0.0.0.0:2377", self.config.front_door_port)
             wanted, _ = split_addr(request.advertise_addr or "", port)
-            host = choose_address(
-                wanted or ("" if listen_host == "0.0.0.0" else listen_host), "advertise address"
+            host = await asyncio.to_thread(
+                choose_address,
+                wanted or ("" if listen_host == "0.0.0.0" else listen_host),
+                "advertise address",
             )
-            data_addr = choose_address(request.data_path_addr or host, "data path address")
+            data_addr = await asyncio.to_thread(
+                choose_address, request.data_path_addr or host, "data path address"
+            )
             if request.data_path_port not in (None, 0, 4789):
                 raise HttpError(
                     501, "--data-path-port other than 4789 is not supported by this version of swarm-agent"
@@ -265,8 +271,14 @@ class Daemon:
             listen_host, port = split_addr(request.listen_addr or "0.0.0.0:2377", self.config.front_door_port)
             wanted, _ = split_addr(request.advertise_addr or "", port)
             remotes = [":".join(map(str, split_addr(r, 2377))) for r in request.remote_addrs or ()]
-            host = choose_address(wanted, "advertise address") if wanted else await _address_towards(remotes)
-            data_addr = choose_address(request.data_path_addr or host, "data path address")
+            host = (
+                await asyncio.to_thread(choose_address, wanted, "advertise address")
+                if wanted
+                else await _address_towards(remotes)
+            )
+            data_addr = await asyncio.to_thread(
+                choose_address, request.data_path_addr or host, "data path address"
+            )
             identity, issued = await self._get_certificate(remotes, token, request.availability or "")
             membership = Membership(
                 cluster_id=issued.cluster_id,
@@ -443,6 +455,22 @@ class Daemon:
         return self._events
 
 
+class _EngineForNetwork:
+    """The engine as the network room asks for it."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self._engine = engine
+
+    async def request(self, method: str, path: str, body: object = None) -> tuple[int, object]:
+        answer = await self._engine.answer(method, path, body=body)
+        return answer.status, answer.json()
+
+
+def make_host_network(config: AgentConfig, engine: EngineClient) -> NodeNetwork:
+    """This host's real network."""
+    return HostNetwork(_EngineForNetwork(engine), Journal(Path(config.state_dir) / "net"))
+
+
 class PlainUnavailable(Unavailable):
     """Plain text at the edge, as Docker's daemon says it."""
 
@@ -457,7 +485,7 @@ async def _address_towards(remotes: list[str]) -> str:
             probe.connect((host, int(port)))
             address: str = probe.getsockname()[0]
             return address
-    return choose_address("", "advertise address")
+    return await asyncio.to_thread(choose_address, "", "advertise address")
 
 
 # --- the process -------------------------------------------------------------------------------------------------------
@@ -516,8 +544,6 @@ def main() -> None:
         sys.exit(f"swarm-agent: {err}")
     set_up_logging(config.log_level, config.log_format)
     sys.setswitchinterval(0.0005)
-    from swarm_agent.network.host import make_host_network  # noqa: PLC0415 - needs the host's libraries
-
     try:
         uvloop.run(run(config, make_host_network))
     except (SwarmError, OSError, ValueError) as err:

@@ -76,6 +76,10 @@ class Member:
         self._tasks: set[asyncio.Task[None]] = set()
         self._role_lock = asyncio.Lock()
         self.node: Node | None = None
+        self._view: NetworkView | None = None
+        self._view_done: NetworkView | None = None
+        self._view_news = asyncio.Event()
+        self._view_applied = asyncio.Event()
 
     # --- life ----------------------------------------------------------------------------------------------------
     async def start(self, founding: tuple[Cluster, Node] | None = None) -> None:
@@ -90,6 +94,7 @@ class Member:
             await self.stop()
             raise
         self._spawn(self.session.run(), "session")
+        self._spawn(self._apply_views(), "network")
         self._spawn(self._keep_described(), "describe")
         self._spawn(self._keep_certificate(), "certificate")
 
@@ -244,7 +249,11 @@ class Member:
 
     # --- what we say -----------------------------------------------------------------------------------------------
     def _known_managers(self) -> tuple[ManagerAddress, ...]:
-        return self.membership.managers
+        manager = self.manager
+        if manager is None:
+            return self.membership.managers
+        own = ManagerAddress(self.membership.node_id, manager.settings.manager_addr, manager.settings.rpc_addr)
+        return (own, *(m for m in self.membership.managers if m.node_id != own.node_id))
 
     def _hello(self) -> Hello:
         manager = self.manager
@@ -278,10 +287,36 @@ class Member:
 
     # --- Orders: what a manager tells us -------------------------------------------------------------------------------
     async def assign(self, full: bool, assignments: tuple[Assignment, ...], removed: tuple[str, ...]) -> None:
+        await self._view_ready()
         await self.worker.assign(full, assignments, removed)
 
     async def network(self, view: NetworkView) -> None:
-        await self._network.apply(view)
+        """The latest view counts; one that is overtaken is never applied."""
+        self._view = view
+        self._view_news.set()
+
+    async def _apply_views(self) -> None:
+        while True:
+            await self._view_news.wait()
+            self._view_news.clear()
+            view = self._view
+            if view is None:
+                continue
+            try:
+                await self._network.apply(view)
+            except SwarmError as err:
+                log.error("%s", err)
+                await asyncio.sleep(RETRY_S)
+                self._view_news.set()  # apply makes sure of what failed
+            self._view_done = view
+            self._view_applied.set()
+
+    async def _view_ready(self) -> None:
+        """Tasks need the networks of the view that came before them."""
+        wanted = self._view
+        while self._view_done is not wanted and self._view is wanted:
+            self._view_applied.clear()
+            await self._view_applied.wait()
 
     async def node_changed(self, node: Node) -> None:
         self.node = node
@@ -360,6 +395,8 @@ class Member:
             if task.get_name() != "session":
                 task.cancel()
         await self.worker.remove_all()
+        with contextlib.suppress(SwarmError, OSError):
+            await self._network.leave()
         await self.stop()
         await self.forget()
 

@@ -229,7 +229,9 @@ def set_peers(spaces: Spaces, add: dict[int, str], remove: dict[int, str]) -> No
             )
     for number, end in add.items():
         messages.append(route.forwarding_message(rules.SWING, node_mac(number), end, add=True))
-        messages.append(route.neighbour_message(rules.SWING, host_identity(number), node_mac(number), add=True))
+        messages.append(
+            route.neighbour_message(rules.SWING, host_identity(number), node_mac(number), add=True)
+        )
         messages += [route.route_message(r, add=True) for r in sorted(_peer_routes(number), key=_route_order)]
         messages.append(route.rule_message(_peer_rule(number), add=True))
     route.do(*messages)

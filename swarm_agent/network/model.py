@@ -126,6 +126,9 @@ class NodeNetwork(Protocol):
     async def attach(self, req: AttachRequest) -> ContainerNetwork:
         """Before ``docker create``. The overlays must be in the applied view."""
 
+    async def leave(self) -> None:
+        """Leaving the swarm: take everything of ours away."""
+
     async def detach(self, task_id: str) -> None:
         """After the container is gone. Not an error for a task never attached."""
 

@@ -8,12 +8,12 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
-from swarm_agent.network.model import AttachRequest, NodeNetwork
+from swarm_agent.network.model import AttachRequest, ContainerNetwork, NodeNetwork
 from swarm_agent.node.container import container_name, create_body
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable, json_lines
 from swarm_agent.node.images import Images
 from swarm_agent.objects import defaults
-from swarm_agent.objects.errors import SwarmError
+from swarm_agent.objects.errors import FailedPrecondition, SwarmError, Unavailable
 from swarm_agent.objects.records import ContainerStatus, Revision, Task
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Executor:
         spec = defaults.container(self.revision.template)
         await self._images.ensure(spec.image or "", self.registry_auth)
         async with self._slots:
-            wiring = await self._network.attach(self._attach_request())
+            wiring = await self._wiring()
             body = create_body(self.task, self.revision, wiring)
             try:
                 await self._engine.call(
@@ -130,7 +130,8 @@ class Executor:
         await self.shutdown()
         with _missing_is_fine():
             await self._engine.call("DELETE", self._path, query={"v": "1", "force": "1"}, timeout_s=120)
-        await self._network.detach(self.task.id)
+        if self.task.node_address or self.task.networks:
+            await self._network.detach(self.task.id)
 
     # --- looking -------------------------------------------------------------------------------------------------
     async def _inspect(self) -> dict[str, Any] | None:
@@ -159,6 +160,16 @@ class Executor:
             f"task: non-zero exit ({self.container.exit_code}): dockerexec: unhealthy container",
             self.container.exit_code,
         )
+
+    async def _wiring(self) -> ContainerNetwork:
+        """How the container is connected. A predefined local network of the engine needs nothing of ours."""
+        if not (self.task.node_address or self.task.networks):
+            local = [t.target for t in self.revision.template.networks or () if t.target]
+            return ContainerNetwork(network_mode=local[0] if local else "default", first=None)
+        try:
+            return await self._network.attach(self._attach_request())
+        except FailedPrecondition as err:
+            raise Unavailable(str(err)) from err  # the view that has it is on its way
 
     def _attach_request(self) -> AttachRequest:
         aliases = {t.target: t.aliases or () for t in self.revision.template.networks or ()}

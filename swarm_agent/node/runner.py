@@ -13,7 +13,7 @@ from swarm_agent.node.engine import EngineError, EngineUnreachable
 from swarm_agent.node.executor import Executor, TaskFailed
 from swarm_agent.node.fsm import Do, after_error, next_step
 from swarm_agent.objects.enums import TaskState
-from swarm_agent.objects.errors import SwarmError
+from swarm_agent.objects.errors import SwarmError, Unavailable
 from swarm_agent.objects.records import ContainerStatus, Task, TaskStatus
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Runner:
                     self._move(step.then, step.message)
             except TaskFailed as err:
                 self._fail(str(err))
-            except EngineUnreachable as err:
+            except (EngineUnreachable, Unavailable) as err:
                 self._note(str(err))
                 await asyncio.sleep(RETRY_S)
             except SwarmError as err:

@@ -73,7 +73,9 @@ class Space:
         flags = ["-n", "-m", "--propagation", "private"] if mounts else ["-n"]
         self._flags = ["-n", "-m"] if mounts else ["-n"]
         script = f"{prepare}ip link set lo up && echo up && exec sleep infinity"
-        self.holder = subprocess.Popen(["unshare", *flags, "sh", "-c", script], stdout=subprocess.PIPE, text=True)
+        self.holder = subprocess.Popen(
+            ["unshare", *flags, "sh", "-c", script], stdout=subprocess.PIPE, text=True
+        )
         assert self.holder.stdout is not None
         assert self.holder.stdout.readline() == "up\n"
         self.holder.stdout.close()
@@ -149,7 +151,9 @@ class Host:
     def spawn(self, *command: str, log: str, **more: Any) -> subprocess.Popen[str]:
         out = open(self.folder / log, "a")
         self._logs.append(out)
-        return subprocess.Popen([*self.space.enter, *command], stderr=out, text=True, **({"stdout": out} | more))
+        return subprocess.Popen(
+            [*self.space.enter, *command], stderr=out, text=True, **({"stdout": out} | more)
+        )
 
     # --- the engine
 
@@ -282,7 +286,9 @@ class Cluster:
     overlays: dict[str, Overlay] = field(default_factory=dict)
     tasks: dict[str, Task] = field(default_factory=dict)
     vips: list[VirtualIP] = field(default_factory=list)
-    ports: list[tuple[str, str, int, int, str]] = field(default_factory=list)  # service, protocol, published, target, mode
+    ports: list[tuple[str, str, int, int, str]] = field(
+        default_factory=list
+    )  # service, protocol, published, target, mode
 
     def view(self, number: int) -> NetworkView:
         host = self.hosts[number]
@@ -297,14 +303,26 @@ class Cluster:
             peers=tuple(Peer(h.node_id, h.number, h.address) for h in self.hosts.values()),
             overlays=tuple(self.overlays.values()),
             endpoints=tuple(
-                Endpoint(network, t.id, t.name, t.service, t.service, self.hosts[t.host].node_id, address, (), t.ready)
+                Endpoint(
+                    network,
+                    t.id,
+                    t.name,
+                    t.service,
+                    t.service,
+                    self.hosts[t.host].node_id,
+                    address,
+                    (),
+                    t.ready,
+                )
                 for t in self.tasks.values()
                 for network, address in t.addresses.items()
             ),
             vips=tuple(self.vips),
             ports=tuple(ports),
             local=tuple(
-                TaskAddress(t.id, t.node_address, tuple(t.addresses)) for t in self.tasks.values() if t.host == number
+                TaskAddress(t.id, t.node_address, tuple(t.addresses))
+                for t in self.tasks.values()
+                if t.host == number
             ),
         )
 
@@ -330,12 +348,21 @@ class Cluster:
         body = {
             "Image": IMAGE,
             "Cmd": ["/task", "serve", task.name, str(port)],
-            "HostConfig": {"NetworkMode": net["network_mode"], "Dns": net["dns"], "DnsOptions": net["dns_options"]},
+            "HostConfig": {
+                "NetworkMode": net["network_mode"],
+                "Dns": net["dns"],
+                "DnsOptions": net["dns_options"],
+            },
             "NetworkingConfig": {"EndpointsConfig": net["first"]},
         }
         self._ok(host, "POST", f"/containers/create?name={task.name}", body)
         for network, endpoint in net["connect"]:
-            self._ok(host, "POST", f"/networks/{network}/connect", {"Container": task.name, "EndpointConfig": endpoint})
+            self._ok(
+                host,
+                "POST",
+                f"/networks/{network}/connect",
+                {"Container": task.name, "EndpointConfig": endpoint},
+            )
         self._ok(host, "POST", f"/containers/{task.name}/start")
 
     def remove(self, task: Task) -> None:
@@ -403,7 +430,9 @@ def lab(folder: Path, numbers: tuple[int, ...] = (1, 2, 3), *, engines: bool = T
 
 
 def _wire(router: Space, port: str, space: Space, name: str, address: str, gateway: str) -> None:
-    router.run("ip", "link", "add", port, "type", "veth", "peer", "name", name, "netns", str(space.holder.pid))
+    router.run(
+        "ip", "link", "add", port, "type", "veth", "peer", "name", name, "netns", str(space.holder.pid)
+    )
     router.run("ip", "link", "set", port, "up")
     space.run("ip", "addr", "add", address, "dev", name)
     space.run("ip", "link", "set", name, "up")

@@ -79,7 +79,9 @@ def dns(server: str, name: str, kind: int, stream: bool) -> None:
         sock.sendall(struct.pack("!H", len(query)) + query if stream else query)
         data = sock.recv(65535)
     reply = dnswire.read_reply(data[2:] if stream else data)
-    show({"code": reply.code, "truncated": reply.truncated, "answers": [answer[3] for answer in reply.answers]})
+    show(
+        {"code": reply.code, "truncated": reply.truncated, "answers": [answer[3] for answer in reply.answers]}
+    )
 
 
 def hold(host: str, port: int, count: int) -> None:

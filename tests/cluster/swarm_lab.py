@@ -1,0 +1,130 @@
+"""Whole swarms for tests: the network lab's hosts, each with a real ``swarm-agent`` and the real ``docker`` CLI."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.network.daemon_side import engine_request
+from tests.cluster.network.lab import ROOT, Host, Space, _wire, build_image, run, until
+
+IMAGE = "swarm-test-task"
+CLIENT = "10.93.0.100"
+
+
+class SwarmHost(Host):
+    """A host whose daemon is the product."""
+
+    agent: subprocess.Popen[str] | None = None
+
+    @property
+    def socket(self) -> str:
+        return str(self.folder / "agent.sock")
+
+    def start_agent(self) -> None:
+        config = self.folder / "agent.toml"
+        config.write_text(
+            f'state_dir = "{self.folder}/state"\nsocket = "{self.socket}"\nengine_socket = "{self.engine_socket}"\n'
+            f'metrics_addr = "127.0.0.1:9323"\nlog_level = "debug"\n'
+        )
+        self.state.parent.mkdir(exist_ok=True)
+        self.agent = self.spawn(
+            sys.executable, "-X", "dev", "-m", "swarm_agent.daemon", "--config", str(config),
+            log="agent.log", env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        until(lambda: self.call_api("GET", "/_ping")[0] == 200, f"agent of host {self.number}", 30)
+
+    def kill_agent(self, number: int = signal.SIGKILL) -> None:
+        if self.agent is not None:
+            # the process we hold is nsenter, which becomes the agent by exec
+            self.agent.send_signal(number)
+            self.agent.wait(timeout=30)
+            self.agent = None
+
+    def call_api(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        try:
+            return engine_request(self.socket, method, path, body)
+        except json.JSONDecodeError:
+            return 200, None
+
+    def get(self, path: str) -> Any:
+        status, answer = self.call_api("GET", path)
+        assert status == 200, f"GET {path} on host {self.number}: {status} {answer}"
+        return answer
+
+    def swarm(self, *arguments: str, check: bool = True, **more: Any) -> str:
+        """The docker CLI against our socket."""
+        return run("docker", "-H", f"unix://{self.socket}", *arguments, check=check, **more)
+
+    def close(self) -> None:
+        self.kill_agent(signal.SIGTERM)
+        super().close()
+
+
+class Lab:
+    """Hosts, a client outside, and words for what tests await."""
+
+    def __init__(self, hosts: dict[int, SwarmHost], client: Space, router: Space, folder: Path) -> None:
+        self.hosts = hosts
+        self.client = client
+        self._router = router
+        self._folder = folder
+
+    def __getitem__(self, number: int) -> SwarmHost:
+        return self.hosts[number]
+
+    def tasks(self, via: int, service: str, state: str = "running") -> list[dict[str, Any]]:
+        filters = json.dumps({"service": [service]})
+        from urllib.parse import quote
+
+        found = self.hosts[via].get(f"/tasks?filters={quote(filters)}")
+        return [
+            t for t in found if t["Status"]["State"] == state and t["DesiredState"] in ("running", "ready")
+        ]
+
+    def running(self, via: int, service: str, count: int, seconds: float = 60) -> list[dict[str, Any]]:
+        def enough() -> list[dict[str, Any]] | None:
+            tasks = self.tasks(via, service)
+            return tasks if len(tasks) == count else None
+
+        return until(enough, f"{count} running tasks of {service}", seconds)
+
+
+@contextlib.contextmanager
+def swarm_lab(folder: Path, numbers: tuple[int, ...] = (1, 2, 3)) -> Iterator[Lab]:
+    """Hosts with engine, netd and agent running, in no swarm yet."""
+    with contextlib.ExitStack() as stack:
+        router, client = Space("router"), Space("client")
+        stack.callback(router.close)
+        stack.callback(client.close)
+        router.run("ip", "link", "add", "lan", "type", "bridge")
+        router.run("ip", "addr", "add", "10.92.0.254/24", "dev", "lan")
+        router.run("ip", "link", "set", "lan", "up")
+        router.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.bridge.bridge-nf-call-iptables=0")
+        _wire(router, "toclient", client, "eth0", f"{CLIENT}/24", "10.93.0.1")
+        router.run("ip", "addr", "add", "10.93.0.1/24", "dev", "toclient")
+        image = build_image(folder)
+        lab = Lab({}, client, router, folder)
+        for number in numbers:
+            host = SwarmHost(number, folder / f"host{number}")
+            stack.callback(host.close)
+            host.state = host.folder / "state" / "net"
+            host.state.mkdir(parents=True)
+            _wire(router, f"h{number}", host.space, "eth0", f"{host.address}/24", "10.92.0.254")
+            router.run("ip", "link", "set", f"h{number}", "master", "lan")
+            lab.hosts[number] = host
+        for host in lab.hosts.values():
+            host.start_netd()
+        for host in lab.hosts.values():
+            host.start_engine()
+            host.docker("import", str(image), f"{IMAGE}:1")
+            host.docker("tag", f"{IMAGE}:1", f"{IMAGE}:2")
+            host.start_agent()
+        yield lab

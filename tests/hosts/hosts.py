@@ -96,7 +96,7 @@ class HostSet:
         if self.engine.docker("network", "ls", "--quiet", "--filter", f"name=^{self.prefix}$"):
             return False
         self.engine.docker(
-            "network", "create", f"--subnet={self.subnet}", f"--ip-range={self.subnet.network_address + 128}/25",
+            "network", "create", f"--subnet={self.subnet}", f"--gateway={self.subnet.network_address + 1}", f"--ip-range={self.subnet.network_address + 128}/25",
             *self._labels(), self.prefix,
         )  # fmt: skip
         return True

@@ -252,7 +252,9 @@ class Member:
         manager = self.manager
         if manager is None:
             return self.membership.managers
-        own = ManagerAddress(self.membership.node_id, manager.settings.manager_addr, manager.settings.rpc_addr)
+        own = ManagerAddress(
+            self.membership.node_id, manager.settings.manager_addr, manager.settings.rpc_addr
+        )
         return (own, *(m for m in self.membership.managers if m.node_id != own.node_id))
 
     def _hello(self) -> Hello:
@@ -306,10 +308,17 @@ class Member:
                 await self._network.apply(view)
             except SwarmError as err:
                 log.error("%s", err)
-                await asyncio.sleep(RETRY_S)
-                self._view_news.set()  # apply makes sure of what failed
+                self._spawn(self._apply_again(), "apply again")
+            except Exception:  # a bug of ours in one view must not end the network of this host
+                log.exception("the network of this node could not be set up")
+                self._spawn(self._apply_again(), "apply again")
             self._view_done = view
             self._view_applied.set()
+
+    async def _apply_again(self) -> None:
+        """What failed is tried again for as long as it is wanted; tasks that do not need it go on meanwhile."""
+        await asyncio.sleep(RETRY_S)
+        self._view_news.set()
 
     async def _view_ready(self) -> None:
         """Tasks need the networks of the view that came before them."""

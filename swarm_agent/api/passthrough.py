@@ -31,8 +31,8 @@ async def pass_through(request: Request, socket_path: str, extra: tuple[tuple[st
         await engine.send(
             h11.Request(method=request.head.method, target=request.head.target, headers=headers)
         )
-        if upgrade and await _nothing_to_send(request):
-            await engine.send(h11.EndOfMessage())
+        if upgrade:
+            await _send_body(request, engine)  # small: the terms of what follows
             await _upgraded(request, engine)
             return HANDED_OVER
         sending = asyncio.create_task(_send_body(request, engine))
@@ -46,15 +46,6 @@ async def pass_through(request: Request, socket_path: str, extra: tuple[tuple[st
         with contextlib.suppress(OSError):
             client.writer.close()
     return HANDED_OVER
-
-
-async def _nothing_to_send(request: Request) -> bool:
-    length = request.header("content-length")
-    if request.header("transfer-encoding") or (length and length != "0"):
-        return False
-    async for _ in request.connection.request_body():
-        pass
-    return True
 
 
 async def _send_body(request: Request, engine: EngineConnection) -> None:

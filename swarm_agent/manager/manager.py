@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import grpc
 import grpc.aio
 import msgspec
 
@@ -88,6 +89,14 @@ class _Duties:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
         self.dispatcher.close()
+
+
+def _never_arrived(err: grpc.aio.AioRpcError) -> bool:
+    """Whether a call failed before anybody could have taken it."""
+    text = err.details() or ""
+    return err.code() == grpc.StatusCode.UNAVAILABLE and (
+        "failed to connect" in text or "knows no leader" in text
+    )
 
 
 class Manager:
@@ -284,17 +293,31 @@ class Manager:
         return client
 
     async def forward(self, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:
-        """Have the leader answer an API call; this manager may have become it meanwhile."""
-        if await self.leader_addr() == self.settings.rpc_addr:
-            async for piece in self._serve_forwarded(call):
-                yield piece
-            return
-        client = await self._leader_client()
-        try:
-            async for piece in client.download("Forward", call):
-                yield piece
-        except grpc.aio.AioRpcError as err:
-            raise translate(err, client.addr) from err
+        """Have the leader answer an API call; this manager may have become it meanwhile.
+
+        While nobody took the call it is offered again, to whoever leads by then; once a leader took it, its outcome
+        is the leader's word or unknown, and it is never sent twice.
+        """
+        deadline = asyncio.get_running_loop().time() + LEADER_WAIT_S
+        while True:
+            if await self.leader_addr() == self.settings.rpc_addr:
+                async for piece in self._serve_forwarded(call):
+                    yield piece
+                return
+            client = await self._leader_client()
+            stream = client.download("Forward", call)
+            try:
+                await stream.wait_for_connection()
+                async for piece in stream:
+                    yield piece
+            except grpc.aio.AioRpcError as err:
+                error = translate(err, client.addr)
+                not_taken = isinstance(error, Redirect) or _never_arrived(err)
+                if not not_taken or asyncio.get_running_loop().time() > deadline:
+                    raise error from err
+                await asyncio.sleep(0.02)
+            else:
+                return
 
     # --- RPC surface -------------------------------------------------------------------------------------------------
     def _methods(self) -> list[Method]:
@@ -324,26 +347,27 @@ class Manager:
         if not workers and node.role != "manager":
             raise PermissionDenied(f"Permission denied: node {caller.node_id} is not a manager")
 
-    async def _must_lead(self) -> _Duties:
-        """Our duties, or a redirect to whoever leads."""
+    def _must_lead(self) -> _Duties:
+        """Our duties, or at once a redirect to whoever leads: the caller knows other managers to ask."""
         if self.duties is None:
-            addr = await self.leader_addr()
-            if self.duties is None:
-                raise Redirect(addr)
+            leader = self.status.leader if self.raft is not None else None
+            if leader is None or leader.raft_id == self.settings.raft_id:
+                raise Unavailable("this manager knows no leader now")
+            raise Redirect(leader.addr)
         return self.duties
 
     async def _session(self, caller: Subject, requests: AsyncIterator[Up]) -> AsyncIterator[Down]:
-        duties = await self._must_lead()
+        duties = self._must_lead()
         async for message in duties.dispatcher.session(caller.node_id, requests, ""):
             yield message
 
     async def _forwarded(self, caller: Subject, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:  # noqa: ARG002
-        await self._must_lead()
+        self._must_lead()
         async for piece in self._serve_forwarded(call):
             yield piece
 
     async def _join_raft(self, caller: Subject, request: JoinRaft) -> Members:
-        await self._must_lead()
+        self._must_lead()
         assert self.raft is not None
         await admit(
             self.raft,
@@ -358,11 +382,11 @@ class Manager:
         return Members(members, self.settings.cluster_id)
 
     async def _renew(self, caller: Subject, request: Renew) -> Issued:
-        await self._must_lead()
+        self._must_lead()
         return await self._authority.renew(caller, request.csr)
 
     async def _issue_for(self, caller: Subject, request: IssueFor) -> Issued:  # noqa: ARG002 - managers only
-        await self._must_lead()
+        self._must_lead()
         return await self._authority.issue(request.request)
 
     async def issue(self, request: IssueRequest) -> Issued:
@@ -375,7 +399,7 @@ class Manager:
 
     async def _leave(self, caller: Subject, request: Leave) -> Nothing:  # noqa: ARG002
         """A node leaves for good: a manager is first made a worker, so that it counts no more."""
-        await self._must_lead()
+        self._must_lead()
         while True:
             node = self.store.nodes.get(caller.node_id)
             if node is None:
@@ -394,7 +418,7 @@ class Manager:
 
     # --- what the API asks ---------------------------------------------------------------------------------------------
     async def read_logs(self, tasks: list[Task], query: dict[str, str]) -> AsyncIterator[LogPiece]:
-        duties = await self._must_lead()
+        duties = self._must_lead()
         async for piece in self.logs.read(duties.dispatcher, tasks, query):
             yield piece
 

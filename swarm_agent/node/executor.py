@@ -177,7 +177,8 @@ class Executor:
             task_id=self.task.id,
             node_address=self.task.node_address or None,
             overlays=tuple(
-                (n.network_id, n.address, aliases.get(n.network_id, ())) for n in self.task.networks
+                (n.network_id, n.address.partition("/")[0], aliases.get(n.network_id, ()))
+                for n in self.task.networks
             ),
         )
 

@@ -225,11 +225,7 @@ def refuse_unsupported(spec: ServiceSpec) -> None:
     )
     for what, present in refused:
         if present:
-            raise Unimplemented(
-                f"{what} are not supported by this version of swarm-agent"
-                if what.endswith("s")
-                else f"{what} is not supported by this version of swarm-agent"
-            )
+            raise Unimplemented(f"not supported by this version of swarm-agent: {what}")
 
 
 def _has_template(ctr: ContainerSpec) -> bool:

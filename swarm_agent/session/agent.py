@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 BEATS_A_PERIOD = 5
 REPORT_COALESCE_S = 0.01
-CONNECT_TIMEOUT_S = 3.0
+CONNECT_TIMEOUT_S = 1.5
 LEAVE_TIMEOUT_S = 2.0
 BACK_OFF_S = (0.05, 1.0)  # first and longest pause between attempts
 

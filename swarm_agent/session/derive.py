@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from swarm_agent.control.ledger import bare
 from swarm_agent.identity.door import Manager
 from swarm_agent.network.model import (
     Endpoint,
@@ -100,7 +101,7 @@ class NetworkPicture:
                             service_id=task.service_id,
                             service_name=task.service_name,
                             node_id=task.node_id,
-                            address=part.address,
+                            address=bare(part.address),
                             aliases=aliases.get(part.network_id, ()),
                             ready=ready(task),
                         )
@@ -119,7 +120,7 @@ class NetworkPicture:
                         network_id=vip.network_id,
                         service_id=service.id,
                         service_name=service.spec.name or "",
-                        address=vip.address,
+                        address=bare(vip.address),
                         aliases=aliases.get(vip.network_id, ()),
                     )
                 )

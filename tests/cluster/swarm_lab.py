@@ -115,6 +115,9 @@ def swarm_lab(folder: Path, numbers: tuple[int, ...] = (1, 2, 3)) -> Iterator[La
         for number in numbers:
             host = SwarmHost(number, folder / f"host{number}")
             stack.callback(host.close)
+            # no resolver: looking a registry up must fail at once, not after a time-out
+            (host.folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+            host.space.run("mount", "--bind", str(host.folder / "resolv.conf"), "/etc/resolv.conf")
             host.state = host.folder / "state" / "net"
             host.state.mkdir(parents=True)
             _wire(router, f"h{number}", host.space, "eth0", f"{host.address}/24", "10.92.0.254")

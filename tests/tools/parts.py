@@ -37,17 +37,16 @@ UNIT = Part(
     ),
     "tests",
 )
-HOST = Part("kernel", 3, (*PYTEST, "-m", "host", "--ignore=tests/cluster", "tests"), "tests/network")
 SIM_SHORT = Part("sim", 2, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "50"),))
 SIM = Part("sim", 8, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "200"),))
 SIM_LONG = Part("sim", 120, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "2000"),))
-CLUSTER = Part("real processes and engines", 12, (*PYTEST, "-m", "engine", "tests/cluster"), "tests/cluster")
+CLUSTER = Part("real processes and engines", 12, (*PYTEST, "tests/cluster"), "tests/cluster")
 MOLECULE = Part("molecule default", 9, ("molecule", "test", "--scenario-name", "default"), "molecule/default")
 
 WORDS = {
     "check": (UNIT, SIM_SHORT),
-    "test": (UNIT, HOST, SIM, CLUSTER, MOLECULE),
-    "test-all": (UNIT, HOST, SIM_LONG, CLUSTER, MOLECULE),
+    "test": (UNIT, SIM, CLUSTER, MOLECULE),
+    "test-all": (UNIT, SIM_LONG, CLUSTER, MOLECULE),
 }
 _COUNTS = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
 

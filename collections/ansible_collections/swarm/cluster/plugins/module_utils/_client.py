@@ -134,6 +134,17 @@ def _leaderless(error):
     return "does not have a leader" in str(error)
 
 
+def undisturbed(step, attempts=5):
+    """Run ``step``, which reads and then writes; again, if somebody else wrote in between."""
+    for attempt in range(attempts):
+        try:
+            return step()
+        except ApiError as error:
+            if "out of sequence" not in str(error) or attempt == attempts - 1:
+                raise
+    raise AssertionError("the loop returns or raises")
+
+
 def is_manager(info):
     return bool((info.get("Swarm") or {}).get("ControlAvailable"))
 

@@ -122,14 +122,8 @@ class NodeModule:
         info = _client.require_manager(self.client)
         who = self.params["node"] or info["Swarm"]["NodeID"]
         if self.params["state"] == "absent":
-            return self.absent(who)
-        for attempt in range(5):
-            try:
-                return self.present(who, labels)
-            except ApiError as error:
-                if "out of sequence" not in str(error) or attempt == 4:
-                    raise
-        raise AssertionError("the loop returns or raises")
+            return _client.undisturbed(lambda: self.absent(who))
+        return _client.undisturbed(lambda: self.present(who, labels))
 
     def find(self, who):
         """A node by id or host name. A name that several nodes carry means the one that is not down."""

@@ -403,8 +403,6 @@ from ansible_collections.swarm.cluster.plugins.module_utils import _client, _com
 from ansible_collections.swarm.cluster.plugins.module_utils._client import ApiError
 from ansible_collections.swarm.cluster.plugins.module_utils._units import Invalid
 
-MATCHES_OUT_OF_SEQUENCE = "out of sequence"
-
 
 class ServiceModule:
     """From the module's options to the swarm's state."""
@@ -419,7 +417,7 @@ class ServiceModule:
         _service.check_name(self.name)
         _service.assignments(self.params, _AnyNetwork())  # bad values are refused before anything is asked
         _client.require_manager(self.client)
-        return self.absent() if self.params["state"] == "absent" else self.present()
+        return _client.undisturbed(self.absent if self.params["state"] == "absent" else self.present)
 
     # -- absent
 
@@ -457,16 +455,6 @@ class ServiceModule:
     # -- present
 
     def present(self):
-        for attempt in range(5):
-            try:
-                return self.once()
-            except ApiError as error:
-                # Somebody else changed the service between our read and our write: look again.
-                if MATCHES_OUT_OF_SEQUENCE not in str(error) or attempt == 4:
-                    raise
-        raise AssertionError("the loop returns or raises")
-
-    def once(self):
         service = self.find()
         if service is None:
             return self.create()

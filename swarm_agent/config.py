@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 
 from swarm_agent.objects.errors import InvalidSpec
+from swarm_agent.observe.logs import LOG_LEVELS
 
 DEFAULT_PATH = Path("/etc/swarm-agent/agent.toml")
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,7 +35,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """``/metrics``, ``/healthz``, ``/readyz``; "" for none."""
 
     log_level: str = "info"
-    """debug, info, warning or error; SIGUSR1 turns debug on, SIGUSR2 back."""
+    """debug, info, warning or error; ``swarmctl log-level`` changes it until the next start."""
 
     log_format: str = "text"
     """journal: one JSON object a line with node, task and cause; text: for people."""

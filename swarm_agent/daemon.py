@@ -81,7 +81,7 @@ class Daemon:
         self._network = make_network(config, self.engine)
         self._state_dir = Path(config.state_dir)
         self.member: Member | None = None
-        self.error = ""
+        self._error = ""
         self._pending = False
         self._changing = asyncio.Lock()
         self._reserved: set[str] = set()
@@ -121,12 +121,12 @@ class Daemon:
             try:
                 await member.start()
             except (SwarmError, OSError) as err:
-                if str(err) != self.error:
+                if str(err) != self._error:
                     log.error("cannot resume membership yet: %s", err)
-                self.error = str(err)
+                self._error = str(err)
                 await asyncio.sleep(RETRY_S)
                 continue
-            self.member, self.error, self._pending = member, "", False
+            self.member, self._error, self._pending = member, "", False
             return
 
     def _spawn(self, work: object) -> None:
@@ -169,12 +169,21 @@ class Daemon:
         return "inactive"
 
     @property
+    def error(self) -> str:
+        """What is wrong with this node's membership, "" when nothing is."""
+        return self._error or (self.member.trouble if self.member is not None else "")
+
+    @property
     def node_id(self) -> str:
         return self.member.membership.node_id if self.member is not None else ""
 
     @property
     def node_addr(self) -> str:
         return self.member.membership.advertise_host if self.member is not None else ""
+
+    @property
+    def role(self) -> str:
+        return self.member.membership.role if self.member is not None else ""
 
     @property
     def is_manager(self) -> bool:
@@ -373,7 +382,7 @@ class Daemon:
         membership, identity = load_membership(self._state_dir), load_identity(self._state_dir)
         if membership is not None and identity is not None:
             await self._make_member(membership, identity).forget()
-        self._pending, self.error = False, ""
+        self._pending, self._error = False, ""
 
     def _leave_warning(self, member: Member) -> str:
         assert member.manager is not None
@@ -512,10 +521,6 @@ async def run(config: AgentConfig, make_network: MakeNetwork) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    loop.add_signal_handler(signal.SIGUSR1, logging.getLogger("swarm_agent").setLevel, logging.DEBUG)
-    loop.add_signal_handler(
-        signal.SIGUSR2, logging.getLogger("swarm_agent").setLevel, config.log_level.upper()
-    )
     daemon = Daemon(config, make_network)
     await daemon.start()
     watchdog = asyncio.create_task(_watchdog())

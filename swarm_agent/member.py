@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 DESCRIBE_EVERY_S = 20.0
 ROLE_WAIT_S = 20.0
 RETRY_S = 0.5
+FAILED_RETRY_S = 5.0  # between attempts to bring a failed raft member back
 RENEW_AT = (0.5, 0.8)  # of a certificate's life, drawn at random between
 
 
@@ -76,6 +77,7 @@ class Member:
         self._tasks: set[asyncio.Task[None]] = set()
         self._role_lock = asyncio.Lock()
         self.node: Node | None = None
+        self.trouble = ""  # why this manager cannot serve, "" when it can
         self._view: NetworkView | None = None
         self._view_done: NetworkView | None = None
         self._view_news = asyncio.Event()
@@ -148,6 +150,7 @@ class Member:
         if founding is None:
             self._spawn(self._join_raft(manager), "join raft")
         self._spawn(self._watch_removal(manager), "watch removal")
+        self._spawn(self._watch_failure(manager), "watch raft")
 
     async def _join_raft(self, manager: Manager) -> None:
         """Ask whoever leads to take us in (or to learn our address), until it is done."""
@@ -171,6 +174,30 @@ class Member:
         if self.manager is manager:
             async with self._role_lock:
                 await self._end_manager()
+
+    async def _watch_failure(self, manager: Manager) -> None:
+        """Raft ended by itself (a full disk, a failing one): say so, and come back once it works again.
+
+        The tasks of this host run on meanwhile; the other managers go on without us.
+        """
+        await manager.wait_failed()
+        if self.manager is not manager or manager.status.removed:
+            return
+        self.trouble = f"this manager's raft member stopped: {manager.status.failure}"
+        log.error("%s", self.trouble)
+        async with self._role_lock:
+            self.manager = None
+            await manager.stop()
+            while self.membership.role == "manager":
+                await asyncio.sleep(FAILED_RETRY_S)
+                try:
+                    await self._start_manager()
+                except (SwarmError, OSError) as err:
+                    self.trouble = f"this manager's raft member cannot start: {err}"
+                    log.error("%s", self.trouble)
+                else:
+                    self.trouble = ""
+                    return
 
     async def _end_manager(self) -> None:
         manager, self.manager = self.manager, None
@@ -207,6 +234,8 @@ class Member:
         issued: Issued = await self._ask_leader("Renew", Renew(csr), 10.0)
         self.identity = NodeIdentity(key, issued.cert, self.identity.root)
         save_identity(self._state_dir, self.identity)
+        if self.manager is not None:
+            self.manager.certificate_renewed()
         log.info("certificate renewed, role %s", issued.role)
 
     async def _keep_certificate(self) -> None:

@@ -42,6 +42,10 @@ class Backend(Protocol):
     @property
     def node_addr(self) -> str: ...
     @property
+    def role(self) -> str:
+        """manager or worker, as the node's certificate says; a manager may still be unable to serve."""
+
+    @property
     def is_manager(self) -> bool: ...
     @property
     def is_leader(self) -> bool: ...

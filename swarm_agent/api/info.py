@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from swarm_agent.api import views
 from swarm_agent.api.backend import Backend
-from swarm_agent.api.http import Request, Response, json_response
+from swarm_agent.api.http import HttpError, Request, Response, json_response
+from swarm_agent.objects.base import Spec
+from swarm_agent.objects.normalise import normalise, parse_json
+from swarm_agent.observe.logs import LOG_LEVELS
+
+
+class LogLevel(Spec, frozen=True, kw_only=True):
+    level: str | None = None
+
 
 TWO_MANAGERS = (
     "WARNING: Running Swarm in a two-manager configuration. This configuration provides\n"
@@ -22,6 +31,15 @@ async def info(backend: Backend, request: Request) -> Response:  # noqa: ARG001
     if backend.is_manager and shown["Swarm"].get("Managers") == 2:
         shown["Warnings"] = [*(shown.get("Warnings") or ()), TWO_MANAGERS]
     return json_response(shown)
+
+
+async def log_level(backend: Backend, request: Request) -> Response:  # noqa: ARG001 - of this process
+    """Set this daemon's log level until it restarts: ``{"Level": "debug"}``."""
+    level = normalise(parse_json(await request.body()), LogLevel).level or ""
+    if level not in LOG_LEVELS:
+        raise HttpError(400, f"Level must be one of {', '.join(LOG_LEVELS)}, not {level!r}")
+    logging.getLogger("swarm_agent").setLevel(level.upper())
+    return Response()
 
 
 def swarm_section(backend: Backend) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from swarm_agent.api.filters import keep, label_matches, one_of, parse_filters
 from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
 from swarm_agent.api.swarm import the_cluster
-from swarm_agent.api.writes import version_of, write
+from swarm_agent.api.writes import version_of, write, write_spec
 from swarm_agent.objects import validate
 from swarm_agent.objects.enums import NodeState, TaskState
-from swarm_agent.objects.errors import FailedPrecondition, OutOfSequence
+from swarm_agent.objects.errors import FailedPrecondition
 from swarm_agent.objects.normalise import normalise, parse_json
 from swarm_agent.objects.records import Node
 from swarm_agent.objects.specs import NodeSpec
@@ -58,11 +58,16 @@ async def update(backend: Backend, request: Request, wanted: str) -> Response:
                 raise HttpError(400, f'invalid {key}: ""')
     spec = normalise(raw, NodeSpec)
     validate.node(spec)
-    if node.version != version:
-        raise OutOfSequence
     if node.spec.role == "manager" and spec.role == "worker":
         _may_demote(backend, node)
-    await write(backend, f"node/{node.id}", Put(msgspec.structs.replace(node, spec=spec), version))
+    await write_spec(
+        backend,
+        Node,
+        node.id,
+        version,
+        f"node/{node.id}",
+        lambda now: [Put(msgspec.structs.replace(now, spec=spec), now.version)],
+    )
     return Response()
 
 

@@ -37,6 +37,9 @@ ON_WORKER = (
     "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. "
     "Please run this command on a manager node or promote the current node to a manager."
 )
+PREPARING = (
+    "This node is not a swarm manager. Manager is being prepared or has trouble connecting to the cluster."
+)
 _VERSION = re.compile(r"/v(\d+\.\d+)(/.*)")
 _HOP_HEADERS = ("host", "connection", "content-length", "transfer-encoding", "upgrade")
 
@@ -89,6 +92,8 @@ ROUTES: tuple[Route, ...] = (
     _route("POST", "/(?:secrets|configs)/create", _no_secrets),
     _route("POST", "/(?:secrets|configs)/{id}/update", _no_secrets),
 )
+# what the docker CLI has no verb for
+OWN_ROUTES: tuple[Route, ...] = (_route("POST", "/swarm-agent/log-level", info.log_level, local=True),)
 # cluster networks share their paths with the engine's: which is meant shows only in the call
 CLUSTER_NETWORK_ROUTES: tuple[Route, ...] = (
     _route("GET", "/cluster-networks", networks.list_),
@@ -139,6 +144,9 @@ class Api:
         if backend.state != "active":
             raise HttpError(503, NOT_IN_SWARM)
         if not backend.is_manager:
+            if backend.role == "manager":
+                why = f" ({backend.error})" if backend.error else ""
+                raise HttpError(503, PREPARING + why)
             raise HttpError(503, ON_WORKER)
 
     async def _forward(self, request: Request, path: str, body: bytes) -> Any:
@@ -282,7 +290,7 @@ class Api:
 
 
 def find_route(
-    method: str, path: str, routes: tuple[Route, ...] = ROUTES
+    method: str, path: str, routes: tuple[Route, ...] = ROUTES + OWN_ROUTES
 ) -> tuple[Route, dict[str, str]] | None:
     for route in routes:
         if route.method == method:

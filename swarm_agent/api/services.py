@@ -9,7 +9,7 @@ from swarm_agent.api.backend import Backend
 from swarm_agent.api.filters import keep, label_matches, parse_filters
 from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
-from swarm_agent.api.writes import version_of, write
+from swarm_agent.api.writes import version_of, write, write_spec
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.objects import defaults, validate
 from swarm_agent.objects.errors import AlreadyExists, InvalidSpec, OutOfSequence, Unimplemented
@@ -82,23 +82,23 @@ async def update(backend: Backend, request: Request, wanted: str) -> Response:
     validate.service(spec)
     if spec.name != service.spec.name:
         raise Unimplemented("renaming services is not supported")
-    if service.version != version:
-        raise OutOfSequence
     with backend.reserve(*_port_names(spec)):
         _ports_are_free(backend, spec, service.id)
         revision = revision_of(service.id, spec, _network_ids(backend, spec))
-        writes: list[Put | Delete] = []
-        if backend.store.revisions.get(revision.id) is None:
-            writes.append(Put(revision, 0))
-        changed = msgspec.structs.replace(
-            service,
-            spec=spec,
-            previous_spec=service.spec,
-            revision_id=revision.id,
-            registry_auth=auth,
-            update_status=service.update_status if revision.id == service.revision_id else None,
-        )
-        await write(backend, service.id, *writes, Put(changed, version))
+
+        def change(now: Service) -> list[Put | Delete]:
+            known = backend.store.revisions.get(revision.id) is not None
+            changed = msgspec.structs.replace(
+                now,
+                spec=spec,
+                previous_spec=now.spec,
+                revision_id=revision.id,
+                registry_auth=auth,
+                update_status=now.update_status if revision.id == now.revision_id else None,
+            )
+            return [*(() if known else (Put(revision, 0),)), Put(changed, now.version)]
+
+        await write_spec(backend, Service, service.id, version, service.id, change)
     return json_response({"Warnings": None})
 
 

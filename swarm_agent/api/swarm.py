@@ -7,15 +7,15 @@ import msgspec
 from swarm_agent.api import views
 from swarm_agent.api.backend import Backend
 from swarm_agent.api.http import HttpError, Request, Response, json_response
-from swarm_agent.api.writes import version_of, write
+from swarm_agent.api.writes import version_of, write_spec
 from swarm_agent.identity.tokens import new_token
 from swarm_agent.objects import validate
 from swarm_agent.objects.defaults import cluster_defaults
-from swarm_agent.objects.errors import OutOfSequence, Unimplemented
+from swarm_agent.objects.errors import Unimplemented
 from swarm_agent.objects.normalise import normalise, parse_json
 from swarm_agent.objects.records import Cluster
 from swarm_agent.objects.specs import ClusterSpec, InitRequest, JoinRequest
-from swarm_agent.store import Put
+from swarm_agent.store import Delete, Put
 
 ALREADY = (
     'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.'
@@ -104,17 +104,20 @@ async def update(backend: Backend, request: Request) -> Response:
     spec = normalise(parse_json(await request.body()), ClusterSpec)
     validate.cluster(spec)
     record = the_cluster(backend)
-    if record.version != version:
-        raise OutOfSequence
     if _flag(request, "rotateManagerUnlockKey"):
         raise Unimplemented("unlock keys are not supported by this version of swarm-agent")
-    tokens, digest = record.join_tokens, record.root_ca.digest
-    if _flag(request, "rotateWorkerToken"):
-        tokens = msgspec.structs.replace(tokens, worker=new_token(digest))
-    if _flag(request, "rotateManagerToken"):
-        tokens = msgspec.structs.replace(tokens, manager=new_token(digest))
-    changed = msgspec.structs.replace(record, spec=cluster_defaults(spec), join_tokens=tokens)
-    await write(backend, "cluster", Put(changed, version))
+
+    def change(now: Cluster) -> list[Put | Delete]:
+        tokens, digest = now.join_tokens, now.root_ca.digest
+        if _flag(request, "rotateWorkerToken"):
+            tokens = msgspec.structs.replace(tokens, worker=new_token(digest))
+        if _flag(request, "rotateManagerToken"):
+            tokens = msgspec.structs.replace(tokens, manager=new_token(digest))
+        return [
+            Put(msgspec.structs.replace(now, spec=cluster_defaults(spec), join_tokens=tokens), now.version)
+        ]
+
+    await write_spec(backend, Cluster, record.id, version, "cluster", change)
     return Response()
 
 

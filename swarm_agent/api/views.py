@@ -184,6 +184,8 @@ def task(record: Task, store: Store) -> Json:
         out["NodeID"] = record.node_id
     out["Status"] = _task_status(record)
     out["DesiredState"] = record.desired_state.word
+    if record.reasons:  # ours: Docker's clients pass over it
+        out["Reasons"] = [{"Code": r.code, "Nodes": r.nodes, "Text": r.text} for r in record.reasons]
     attachments = [_attachment(a.network_id, a.address, store) for a in record.networks]
     if attachments:
         out["NetworksAttachments"] = [a for a in attachments if a]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from swarm_agent.api.backend import Backend
 from swarm_agent.api.http import HttpError, Request
+from swarm_agent.objects.base import Record
 from swarm_agent.objects.errors import OutOfSequence
 from swarm_agent.store import Delete, Group, Put
+
+R = TypeVar("R", bound=Record)
 
 
 async def write(backend: Backend, key: str, *writes: Put | Delete) -> None:
@@ -17,6 +23,31 @@ async def write(backend: Backend, key: str, *writes: Put | Delete) -> None:
     result = await backend.propose((Group(key, writes),))
     if not result.accepted[0]:
         raise OutOfSequence
+
+
+async def write_spec(
+    backend: Backend,
+    kind: type[R],
+    id_: str,
+    version: int,
+    key: str,
+    change: Callable[[R], list[Put | Delete]],
+) -> None:
+    """Write what ``change`` makes of the row, if its spec is still the one the client read at ``version``.
+
+    Progress the cluster itself writes into a row (an update's status, a node's pulse) does not count: Docker's clients
+    would fail with "update out of sequence" for no fault of theirs.
+
+    Raises:
+        OutOfSequence: somebody changed the spec meanwhile; nothing was written.
+    """
+    while True:
+        row: R | None = backend.store.tables[kind].get(id_)
+        if row is None or not row.spec_version <= version <= row.version:  # type: ignore[attr-defined]
+            raise OutOfSequence
+        result = await backend.propose((Group(key, tuple(change(row))),))
+        if result.accepted[0]:
+            return
 
 
 def version_of(request: Request, word: str) -> int:

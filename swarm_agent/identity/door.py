@@ -77,11 +77,19 @@ class FrontDoor:
         self._identity = identity
         self._issue = issue
         self._server: asyncio.Server | None = None
+        self._context: ssl.SSLContext | None = None
         self._calls: defaultdict[str, list[float]] = defaultdict(list)
 
     async def start(self, host: str, port: int) -> None:
-        context = server_context(self._identity())
-        self._server = await asyncio.start_server(self._serve, host, port, ssl=context)
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.renewed()
+        self._server = await asyncio.start_server(self._serve, host, port, ssl=self._context)
+
+    def renewed(self) -> None:
+        """Show the present certificate to whoever connects from now on."""
+        if self._context is not None:
+            load_pair(self._context, self._identity())
 
     async def stop(self) -> None:
         if self._server is not None:
@@ -156,15 +164,12 @@ def _refusal(status: int, message: str) -> tuple[int, bytes]:
     return status, msgspec.json.encode(Refusal(message, status))
 
 
-def server_context(identity: NodeIdentity) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+def load_pair(context: ssl.SSLContext, identity: NodeIdentity) -> None:
     with tempfile.TemporaryDirectory() as directory:  # the ssl module reads keys from files only
         path = Path(directory) / "pair.pem"
         path.touch(0o600)
         path.write_bytes(identity.key + identity.cert)
         context.load_cert_chain(path)
-    return context
 
 
 # --- client ----------------------------------------------------------------------------------------------------------

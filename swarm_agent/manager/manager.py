@@ -177,6 +177,15 @@ class Manager:
             if self.store.cluster is None:
                 await self.propose((Group("founding", tuple(Put(r, 0) for r in founding)),))
 
+    def certificate_renewed(self) -> None:
+        """New connections to the front door see it; the RPC server asks for it itself."""
+        self._door.renewed()
+
+    async def wait_failed(self) -> None:
+        """Return when Raft ended without being asked to, as when the disk is full."""
+        assert self.raft is not None
+        await self.raft.wait_closed(quietly=True)
+
     async def stop(self) -> None:
         """Hand over what can be handed over, then close. Containers and networks of the host are not our business."""
         if self._follow is not None:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 DRIVER = "swarm"
 OPTION = "swarm.network"
 _PREFIX = "swarm-"
+_NODE_NAME = "swarm_node"
+"""Sorts behind every ``swarm-<id>``: the engine's own resolver gives a container's address in the first network by name."""
 
 
 class Engine(Protocol):
@@ -35,7 +37,7 @@ class EngineRefused(Unavailable):
 
 
 def name_of(network_id: str) -> str:
-    return _PREFIX + network_id
+    return _NODE_NAME if network_id == NODE_NETWORK_ID else _PREFIX + network_id
 
 
 class EngineNetworks:
@@ -73,7 +75,8 @@ class EngineNetworks:
         if status >= 400:
             raise EngineRefused(f"the engine does not list its networks: {_words(answer)}")
         names = [network["Name"] for network in answer or [] if network.get("Driver") == DRIVER]
-        return {name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX)}
+        node = {NODE_NETWORK_ID} if _NODE_NAME in names else set()
+        return node | {name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX)}
 
     async def _inspect(self, network_id: str) -> dict[str, Any] | None:
         status, answer = await self._engine.request("GET", f"/networks/{name_of(network_id)}")

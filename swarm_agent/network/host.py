@@ -37,6 +37,9 @@ from swarm_agent.objects.errors import FailedPrecondition, Unavailable
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+_ENGINE_PATIENCE = (
+    10.0  # seconds the data path waits for an engine that does not answer about unwanted networks
+)
 _FAILURES = (OSError, NftError, MissingPart, KeyError, ValueError)
 
 
@@ -68,7 +71,10 @@ class HostNetwork:
 
     async def apply(self, view: NetworkView) -> None:
         async with self._lock:
-            wanted = await self._run(lambda: model.plan(view))
+            try:
+                wanted = await self._run(lambda: model.plan(view))
+            except ValueError as error:
+                raise NetworkError(f"the network view for this node cannot be true: {error}") from error
             await self._remove_engine_networks(wanted)
             failures = await self._run(lambda: self._apply(wanted))
         if failures:
@@ -136,14 +142,16 @@ class HostNetwork:
         keep = set(wanted.overlays) | ({NODE_NETWORK_ID} if wanted.node is not None else set())
         try:
             if self._engine_strays is None:
-                self._engine_strays = await self._engine.ours()
+                async with asyncio.timeout(_ENGINE_PATIENCE):
+                    self._engine_strays = await self._engine.ours()
         except (OSError, EngineRefused) as error:
             log.warning(f"networks of the engine are looked at later: {error}")
             return
         self._engine_strays |= set(self._current.overlays)
         for network_id in sorted(self._engine_strays - keep):
             try:
-                await self._engine.remove(network_id)
+                async with asyncio.timeout(_ENGINE_PATIENCE):
+                    await self._engine.remove(network_id)
                 self._engine_strays.discard(network_id)
             except (OSError, EngineRefused) as error:
                 log.warning(f"tried again with the next change: {error}")

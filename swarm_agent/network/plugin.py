@@ -133,7 +133,11 @@ class Plugin:
             "DisableGatewayService": True,
         }
         if network.default_gateway:
-            answer["Gateway"] = network.default_gateway
+            # As a route, not as "Gateway": an endpoint with a gateway is the one whose address the engine's own resolver
+            # gives for a container's name, and the node network's ports do not talk to each other.
+            answer["StaticRoutes"] = [
+                {"Destination": "0.0.0.0/0", "RouteType": 0, "NextHop": network.default_gateway}
+            ]
         return answer
 
     def _leave(self, request: Request) -> Answer:

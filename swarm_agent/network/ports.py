@@ -101,19 +101,37 @@ class Sweeper:
                 host.delete_link(name)
                 log.info(f"link {name} was left behind by a container that is gone: removed")
         self._suspects = suspects - set(removed)
+        self._forget_lost(now, grace)
         return removed
+
+    def _forget_lost(self, now: float, grace: float) -> None:
+        """Drop records of endpoints whose port is gone: the engine gave them up while we were away, or the host rebooted."""
+        links: dict[str, set[str]] = {}
+        for key in self._journal.keys(EndpointEntry):
+            if self._journal.age(EndpointEntry, key, now) < grace:
+                continue
+            record = self._journal.get(EndpointEntry, key)
+            network = self._journal.get(NetworkEntry, record.network) if record is not None else None
+            netns = network.netns if network is not None else ""
+            if netns and netns not in links:
+                links[netns] = _links_in(netns)
+            if port_name(key) not in links.get(netns, set()):
+                self._journal.drop(EndpointEntry, key)
 
     @staticmethod
     def _is_ours(name: str) -> bool:
         """Some namespace of ours holds the other end."""
         port = _PORT + name.removeprefix(_CONTAINER)
-        for netns in namespaces.names(PREFIX):
-            with namespaces.entered(netns):
-                inside = Netlink()
-            with inside:
-                if port in inside.links():
-                    return True
-        return False
+        return any(port in _links_in(netns) for netns in namespaces.names(PREFIX))
+
+
+def _links_in(netns: str) -> set[str]:
+    if not namespaces.usable(netns):
+        return set()
+    with namespaces.entered(netns):
+        inside = Netlink()
+    with inside:
+        return set(inside.links())
 
 
 def network_of(journal: Journal, engine_id: str) -> NetworkEntry:

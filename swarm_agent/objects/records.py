@@ -47,6 +47,7 @@ class Cluster(Record, frozen=True, kw_only=True, tag="cluster"):
     spec: ClusterSpec
     root_ca: RootCA
     join_tokens: JoinTokens
+    spec_version: int = 0
     default_addr_pool: tuple[str, ...] = ("10.0.0.0/8",)
     pool_given: bool = False  # Docker shows no pool that nobody asked for
     subnet_size: int = 24
@@ -83,6 +84,7 @@ class NodeStatus(Part, frozen=True, kw_only=True):
 
 class Node(Record, frozen=True, kw_only=True, tag="node"):
     spec: NodeSpec
+    spec_version: int = 0  # version the present spec was written at, set by the store
     role: str = "worker"  # observed; ``spec.role`` is desired
     number: int = 0  # 1.., unique in the cluster: the host's place on the node network
     description: NodeDescription = NodeDescription()
@@ -125,7 +127,7 @@ class Service(Record, frozen=True, kw_only=True, tag="service"):
     spec: ServiceSpec
     previous_spec: ServiceSpec | None = None
     revision_id: str = ""
-    spec_index: int = 0  # version the present spec was written at
+    spec_version: int = 0
     endpoint: ServiceEndpoint | None = None
     update_status: UpdateStatus | None = None
     registry_auth: str = ""  # X-Registry-Auth of the last create or update

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 _FIELDS = ("node", "task", "service", "cause")
 

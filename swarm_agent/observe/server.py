@@ -98,6 +98,8 @@ class ObserveServer:
             return ""
         if observed.state != "active":
             return f"not active: {observed.error or observed.state}"
+        if observed.error:
+            return observed.error
         member = observed.member
         if not member.session.connected.is_set():
             return "no session with a leader"

@@ -39,13 +39,13 @@ from swarm_agent.raft.core.conf import decode_change, encode_change
 from swarm_agent.raft.disk import Disk
 from swarm_agent.raft.errors import (
     EntryTooLarge,
-    MembershipRefused,
     NotLeader,
     Overloaded,
     Stopped,
     TransferFailed,
 )
 from swarm_agent.raft.log import Log, Owner, Recovered
+from swarm_agent.raft.membership import Membership
 from swarm_agent.raft.status import PeerProgress, RaftStatus, StateMachine
 from swarm_agent.raft.transfer import SnapshotReceiver, SnapshotSender
 from swarm_agent.raft.waiters import Proposals, Reads, settle
@@ -113,12 +113,13 @@ class RaftNode:
             snapshot=meta,
             entries=recovered.entries,
         )
+        self._membership = Membership(self)
         self._book: dict[int, Member] = {}  # who sent from where; a joining member knows nobody else
         self._proposals = Proposals()
         self._reads = Reads(rng.getrandbits(60))
         self._watchers: list[asyncio.Future[None]] = []
         self._callbacks: list[Callable[[RaftStatus], None]] = []
-        self._conf_lock = asyncio.Lock()
+
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._writing: asyncio.Task[None] | None = None
         self._snapshotting = False
@@ -146,7 +147,7 @@ class RaftNode:
         was done. ``OutcomeUnknown``: it may yet happen. Cancelling does not take back what is in the log."""
         if len(data) > self._config.max_entry_bytes:
             raise EntryTooLarge(len(data), self._config.max_entry_bytes)
-        self._require_leader()
+        self.require_leader()
         future = self._proposals.enqueue(data)
         self._wake()
         return await future
@@ -172,55 +173,25 @@ class RaftNode:
     def _read_expired(self, context: int, future: asyncio.Future[int]) -> None:
         self._reads.forget(context)
         if not future.done():
-            future.set_exception(NotLeader(self._leader()))
+            future.set_exception(NotLeader(self.leader()))
 
     async def add_member(self, m: Member) -> None:
         """Add as a learner, wait until it has caught up, make it a voter (unless ``m`` is to stay a learner). May be
         repeated after any failure. Waits as long as the member takes: bound it from outside."""
-        async with self._conf_lock:
-            known = self._known(m.raft_id)
-            if known is None or (known.learner and known != m):
-                learner = msgspec.structs.replace(m, learner=True)
-                if known != learner:
-                    await self._change(ConfChange(learner))
-            if not m.learner and (known is None or known.learner):
-                await self._caught_up(m.raft_id)
-            if self._known(m.raft_id) != m:
-                await self._change(ConfChange(m))
+        await self._membership.add(m)
 
     async def update_member(self, m: Member) -> None:
         """New address, or promote or demote. A leader that is to be demoted hands over and raises ``NotLeader``."""
-        if m.learner and m.raft_id == self._config.raft_id:
-            await self._step_aside()
-        async with self._conf_lock:
-            self._require_leader()
-            known = self._known(m.raft_id)
-            if known is None:
-                raise MembershipRefused(f"{m.raft_id} is not a member; add it first")
-            if m.learner and not known.learner:
-                self._require_quorum_without(m.raft_id)
-            if known != m:
-                await self._change(ConfChange(m))
+        await self._membership.update(m)
 
     async def remove_member(self, raft_id: int) -> None:
         """Remove for good. A leader that is to go hands over and raises ``NotLeader``: ask the next one."""
-        if raft_id == self._config.raft_id:
-            await self._step_aside()
-        async with self._conf_lock:
-            self._require_leader()
-            known = self.core.conf.get(raft_id)
-            if known is None:
-                if raft_id in self.core.conf.removed_ids():
-                    return
-                raise MembershipRefused(f"{raft_id} is not a member")
-            if not known.learner:
-                self._require_quorum_without(raft_id)
-            await self._change(ConfChange(known, remove=True))
+        await self._membership.remove(raft_id)
 
     async def transfer(self, to: int | None = None) -> None:
         """Hand leadership to ``to``, by default the most complete voter that is heard of. ``TransferFailed``: it stayed."""
-        self._require_leader()
-        await self._hand_over(to or 0)
+        self.require_leader()
+        await self.hand_over(to or 0)
 
     def receive(self, frame: bytes) -> None:
         """A frame arrived. What is no frame of this cluster is dropped, with a warning."""
@@ -276,7 +247,7 @@ class RaftNode:
             raft_id=self._config.raft_id,
             role="stopped" if closed else core.role.value,
             term=core.term,
-            leader=None if closed else self._leader(),
+            leader=None if closed else self.leader(),
             commit=core.log.commit,
             applied=self._applied,
             last_index=core.log.last_index,
@@ -322,67 +293,24 @@ class RaftNode:
         if self._closed.done() or not self._accepting:
             raise Stopped(str(self._failure) if self._failure else "")
 
-    def _require_leader(self) -> None:
+    def require_leader(self) -> None:
         self._require_open()
         if self.core.leading is None:
-            raise NotLeader(self._leader())
+            raise NotLeader(self.leader())
 
-    def _leader(self) -> Member | None:
+    def leader(self) -> Member | None:
         leader = self.core.leader
         if not leader:
             return None
         return self.core.conf.get(leader) or self._book.get(leader)
 
-    def _known(self, raft_id: int) -> Member | None:
-        self._require_leader()
-        if raft_id in self.core.conf.removed_ids():
-            raise MembershipRefused(
-                f"member {raft_id} was removed and its id is not used again; join with a new one"
-            )
-        return self.core.conf.get(raft_id)
-
-    def _require_quorum_without(self, raft_id: int) -> None:
-        rest = self.core.conf_voters - {raft_id}
-        if not rest:
-            raise MembershipRefused("the last voter cannot go; there would be no cluster")
-        if self.core.leading is not None and not self.core.leading.has_quorum(rest):
-            raise MembershipRefused(f"without member {raft_id} too few managers are reachable to go on")
-
-    async def _change(self, change: ConfChange) -> None:
-        while True:
-            self._require_leader()
-            index = self.core.propose_conf(change)
-            if index:
-                break
-            await self._progress()
+    async def logged(self, index: int) -> None:
         future: asyncio.Future[object] = self._loop.create_future()
         self._proposals.logged(index, self.core.term, future)
         self._wake()
         await future
 
-    async def _caught_up(self, raft_id: int) -> None:
-        """Wait until it has what we had when it began to follow."""
-        goal = 0
-        while True:
-            self._require_leader()
-            leading = self.core.leading
-            peer = leading.peers.get(raft_id) if leading else None
-            if peer is None:
-                raise MembershipRefused(f"member {raft_id} was removed while it caught up")
-            if peer.flow == "replicate":
-                goal = goal or self.core.log.last_index
-                if peer.match >= goal:
-                    return
-            await self._progress()
-
-    async def _step_aside(self) -> None:
-        self._require_leader()
-        if self.core.conf_voters == {self._config.raft_id}:
-            raise MembershipRefused("the last voter cannot go; there would be no cluster")
-        await self._hand_over(0)
-        raise NotLeader(self._leader())
-
-    async def _hand_over(self, to: int) -> None:
+    async def hand_over(self, to: int) -> None:
         term = self.core.term
         target = self.core.transfer(to)
         if not target:
@@ -393,29 +321,30 @@ class RaftNode:
             and self.core.term == term
             and leading.transferee == target
         ):
-            await self._progress()
+            await self.progress()
         if self._closed.done():
             raise Stopped
         if self.core.leading is not None and self.core.term == term:
             raise TransferFailed(f"member {target} did not take over within an election timeout")
         for _ in range(self._config.election_ticks):
-            if self.core.leader:
+            if self.core.leader not in {0, self._config.raft_id}:
                 return
-            await self._progress()
+            await self.progress()
+        raise TransferFailed("leadership was given up, and nobody has taken it yet")
 
     async def _leave_office(self) -> None:
         """Drain, then hand over; neither may hold up the end."""
         config = self._config
         deadline = self._loop.time() + config.drain_s
         while self._proposals and self.is_leader and self._loop.time() < deadline:
-            await self._progress()
+            await self.progress()
         if self.is_leader and self.core.conf_voters != {config.raft_id}:
             try:
-                await self._hand_over(0)
+                await self.hand_over(0)
             except (TransferFailed, Stopped) as error:
                 log.info("stopping without handing over: %s", error)
 
-    async def _progress(self) -> None:
+    async def progress(self) -> None:
         """Until the next tick or change."""
         if self._closed.done():
             raise Stopped(str(self._failure) if self._failure else "")
@@ -431,8 +360,12 @@ class RaftNode:
         elapsed = max(1, int((self._loop.time() - self._last_tick) / tick_s + 1e-6))
         self._last_tick += elapsed * tick_s
         self._missed_ticks += elapsed - 1
-        for _ in range(min(elapsed, self._config.election_ticks - 1)):
-            self.core.tick()
+        try:
+            for _ in range(min(elapsed, self._config.election_ticks - 1)):
+                self.core.tick()
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
+            return
         self._timer = self._loop.call_at(self._last_tick + tick_s, self._tick)
         self._release_watchers()
         self._wake()
@@ -471,7 +404,7 @@ class RaftNode:
         queue = self._proposals.take_queue()
         if leading is None:
             for _, future in queue:
-                future.set_exception(NotLeader(self._leader()))
+                future.set_exception(NotLeader(self.leader()))
             return
         first, term = self.core.log.last_index + 1, self.core.term
         taken = self.core.propose_batch([data for data, _ in queue])
@@ -660,7 +593,7 @@ class RaftNode:
         if self._seen_leader != (core.term, core.leader):
             self._seen_leader = (core.term, core.leader)
             self._proposals.lose_older_than(core.term if core.leading else core.term + 1)
-            self._reads.fail_asked(lambda: NotLeader(self._leader()))
+            self._reads.fail_asked(lambda: NotLeader(self.leader()))
         outline = self._outline()
         if outline != self._seen:
             self._seen = outline

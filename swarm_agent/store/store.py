@@ -164,11 +164,14 @@ class Store:
                 continue
             table = self.tables[type(write.record)]
             old = table.get(write.record.id)
-            row = msgspec.structs.replace(
-                write.record,
-                version=index,
-                created_at=old.created_at if old is not None else now,
-                updated_at=now,
-            )
+            stamps: dict[str, int] = {
+                "version": index,
+                "created_at": old.created_at if old is not None else now,
+                "updated_at": now,
+            }
+            if isinstance(write.record, Node | Service | Cluster):
+                unchanged = old is not None and old.spec == write.record.spec
+                stamps["spec_version"] = old.spec_version if old is not None and unchanged else index
+            row = msgspec.structs.replace(write.record, **stamps)
             table.put(row)
             yield Change(old, row)

@@ -102,8 +102,9 @@ class _Story:
                 host.node.abandon()
 
     async def run(self) -> ChaosResult:
-        await self.cluster.start()
         plan = self._plan
+        async with asyncio.timeout(plan.heal_s):
+            await self.cluster.start()
         work = [asyncio.ensure_future(self._client()) for _ in range(plan.clients)]
         work.append(asyncio.ensure_future(self._reader()))
         nemesis = asyncio.ensure_future(self._nemesis())
@@ -352,6 +353,7 @@ class _Story:
                 async with asyncio.timeout(2):
                     index = await leader.propose(data)
             except REFUSALS:
+                await asyncio.sleep(0.05)
                 continue
             assert isinstance(index, int)
             self.checks.acknowledged(data, index)

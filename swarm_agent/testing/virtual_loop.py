@@ -20,6 +20,10 @@ class Deadlock(Exception):
     """Something is awaited and no timer is set that could ever end the wait."""
 
 
+class Livelock(Exception):
+    """The loop is busy for ever without time passing."""
+
+
 class _Selector:
     """Stands where asyncio waits for sockets: waiting is moving the clock."""
 
@@ -47,6 +51,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Called after every pass of the loop; an exception ends the run. For invariants."""
         self.unhandled: list[dict[str, Any]] = []
         """What would have been logged and forgotten: exceptions in callbacks, tasks never awaited."""
+        self._passes = 0
         self.set_exception_handler(lambda _loop, context: self.unhandled.append(context))
 
     def time(self) -> float:
@@ -55,7 +60,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def pass_time(self, timeout: float | None) -> None:
         if timeout is None:
             raise Deadlock(f"at {self._now:.6f} s everything waits and nothing is scheduled")
+        self._passes += 1
+        if self._passes > 50_000:
+            raise Livelock(f"time stands still at {self._now:.6f} s")
         if timeout > 0:
+            self._passes = 0
             # The timer's own time, not a sum: sums of floats drift.
             self._now = max(self._now, self._scheduled[0].when())
 

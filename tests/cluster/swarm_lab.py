@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tests.cluster.network.daemon_side import engine_request
 from tests.cluster.network.lab import ROOT, Host, Space, _wire, build_image, run, until
 
 IMAGE = "swarm-test-task"
+SHELL = "swarm-test-shell:1"
 CLIENT = "10.93.0.100"
 
 
@@ -28,7 +32,11 @@ class SwarmHost(Host):
     def socket(self) -> str:
         return str(self.folder / "agent.sock")
 
-    def start_agent(self) -> None:
+    def start_agent(self, small_state: str = "") -> None:
+        """``small_state``: put the state on a file system of this size first."""
+        if small_state:
+            folder = str(self.folder / "state")
+            self.space.run("mount", "-t", "tmpfs", "-o", f"size={small_state}", "tmpfs", folder)
         config = self.folder / "agent.toml"
         config.write_text(
             f'state_dir = "{self.folder}/state"\nsocket = "{self.socket}"\nengine_socket = "{self.engine_socket}"\n'
@@ -68,6 +76,18 @@ class SwarmHost(Host):
         super().close()
 
 
+def build_shell(folder: Path) -> Path:
+    """A file system with a shell and a few words, from Debian's static busybox."""
+    archive = folder / "shell.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(shutil.which("busybox") or "/bin/busybox", "bin/busybox")
+        for name in ("sh", "echo", "sleep", "cat", "test", "touch", "rm"):
+            link = tarfile.TarInfo(f"bin/{name}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+    return archive
+
+
 class Lab:
     """Hosts, a client outside, and words for what tests await."""
 
@@ -82,12 +102,36 @@ class Lab:
 
     def tasks(self, via: int, service: str, state: str = "running") -> list[dict[str, Any]]:
         filters = json.dumps({"service": [service]})
-        from urllib.parse import quote
-
         found = self.hosts[via].get(f"/tasks?filters={quote(filters)}")
         return [
             t for t in found if t["Status"]["State"] == state and t["DesiredState"] in ("running", "ready")
         ]
+
+    def node_id(self, number: int) -> str:
+        found: str = self.hosts[number].get("/info")["Swarm"]["NodeID"]
+        return found
+
+    def leader(self) -> int:
+        """The host whose manager leads now."""
+
+        def find() -> int | None:
+            for number, host in self.hosts.items():
+                if host.agent is not None:
+                    metrics = host.space.run("curl", "-s", "http://127.0.0.1:9323/metrics", check=False)
+                    if "swarm_manager_leader 1" in metrics:
+                        return number
+            return None
+
+        found: int = until(find, "a leader")
+        return found
+
+    def greeting(self, number: int, port: int) -> list[str]:
+        """What the task program says to the client outside: its name, the address it sees, the port."""
+        script = f"exec 3<>/dev/tcp/{self.hosts[number].address}/{port}; read -t 5 line <&3; echo $line"
+        return self.client.run("bash", "-c", script, check=False).split()
+
+    def nodes(self, via: int) -> dict[str, dict[str, Any]]:
+        return {n["ID"]: n for n in self.hosts[via].get("/nodes")}
 
     def running(self, via: int, service: str, count: int, seconds: float = 60) -> list[dict[str, Any]]:
         def enough() -> list[dict[str, Any]] | None:
@@ -110,7 +154,7 @@ def swarm_lab(folder: Path, numbers: tuple[int, ...] = (1, 2, 3)) -> Iterator[La
         router.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.bridge.bridge-nf-call-iptables=0")
         _wire(router, "toclient", client, "eth0", f"{CLIENT}/24", "10.93.0.1")
         router.run("ip", "addr", "add", "10.93.0.1/24", "dev", "toclient")
-        image = build_image(folder)
+        image, shell = build_image(folder), build_shell(folder)
         lab = Lab({}, client, router, folder)
         for number in numbers:
             host = SwarmHost(number, folder / f"host{number}")
@@ -129,5 +173,6 @@ def swarm_lab(folder: Path, numbers: tuple[int, ...] = (1, 2, 3)) -> Iterator[La
             host.start_engine()
             host.docker("import", str(image), f"{IMAGE}:1")
             host.docker("tag", f"{IMAGE}:1", f"{IMAGE}:2")
+            host.docker("import", str(shell), SHELL)
             host.start_agent()
         yield lab

@@ -104,6 +104,8 @@ class EntryLog:
         """The highest of our entries at or below ``index`` whose term is at most ``term``: above it no agreement is
         possible, whatever the other log holds. Skips whole terms instead of one entry a round trip."""
         index = min(index, self.last_index)
+        if index < self.base_index:
+            return index, term  # compacted here: nothing to add
         while index > self.base_index:
             own = self.term(index)
             if own is not None and own <= term:

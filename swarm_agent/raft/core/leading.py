@@ -59,7 +59,10 @@ class Leading:
 
     def start(self) -> None:
         """The no-op whose commitment commits all that is inherited."""
-        self._own_term_start = self._append(EntryKind.NOOP, [b""])
+        self._own_term_start = self.propose_noop()
+
+    def propose_noop(self) -> int:
+        return self._append(EntryKind.NOOP, [b""])
 
     def _append(self, kind: EntryKind, batch: list[bytes]) -> int:
         core = self._core

@@ -33,6 +33,7 @@ from swarm_agent.raft.core.messages import (
     Heartbeat,
     HeartbeatReply,
     InstallSnapshot,
+    Knock,
     Message,
     ReadReply,
     ReadRequest,
@@ -110,8 +111,14 @@ class Core:
                 self.become_follower(self.term, 0)
             return
         self._elapsed += 1
-        if self._elapsed >= self._timeout and self.may_campaign:
+        if self._elapsed < self._timeout:
+            return
+        if self.may_campaign:
             self.become_pre_candidate()
+        elif not self.removed and self.raft_id not in self.conf_voters:
+            self._reset_election()
+            for voter in sorted(self.conf_voters):
+                self.say(Knock(self.raft_id, voter, self.term))
 
     @property
     def may_campaign(self) -> bool:
@@ -144,6 +151,11 @@ class Core:
         if target.raft_id == self.raft_id and (change.remove or target.learner):
             raise IllegalMove("a leader hands over before it is removed or demoted")
         return self.leading.propose_conf(change)
+
+    def propose_noop(self) -> int:
+        """The index of an empty entry, 0 unless we lead. Once it is committed, a majority knows what was committed when
+        it was proposed: its append said so."""
+        return self.leading.propose_noop() if self.leading is not None else 0
 
     def read_index(self, context: int) -> bool:
         """Ask for an index that is safe to read at; False if there is nobody to ask."""
@@ -189,11 +201,13 @@ class Core:
         if m.to != self.raft_id:
             return
         if m.frm in self._removed_ids:
-            if isinstance(m, VoteRequest):
+            if isinstance(m, VoteRequest | Knock):
                 self.say(RemovedNotice(self.raft_id, m.frm, self.term))
             return
         if isinstance(m, RemovedNotice):
             self._on_removed()
+            return
+        if isinstance(m, Knock):
             return
         if m.term > self.term:
             if isinstance(m, VoteRequest):

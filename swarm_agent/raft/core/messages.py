@@ -150,6 +150,14 @@ class RemovedNotice(msgspec.Struct, frozen=True, array_like=True, tag=11):
     term: int
 
 
+class Knock(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """From a learner that hears no leader: am I still a member? Voters learn the same by asking for votes."""
+
+    frm: int
+    to: int
+    term: int
+
+
 Message = (
     VoteRequest
     | VoteReply
@@ -162,6 +170,7 @@ Message = (
     | ReadRequest
     | ReadReply
     | RemovedNotice
+    | Knock
 )
 
 

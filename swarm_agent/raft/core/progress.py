@@ -92,9 +92,9 @@ class Progress:
 
     def rejected(self, index: int, agreement: int) -> bool:
         """The append after ``index`` did not fit; ``agreement`` is where the logs may meet. False for old news."""
+        if index <= self.match:
+            return False  # a late copy; or a peer that forgot what it acknowledged, and asking at once would never end
         if self.flow is Flow.REPLICATE:
-            if index <= self.match:
-                return False
             self.become_probe()
             return True
         if self.next - 1 != index:

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -34,6 +35,7 @@ from swarm_agent.network.model import (
     VirtualIP,
     node_subnet,
 )
+from tests.cluster.network.daemon_side import engine_request
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -92,8 +94,12 @@ class Space:
         self.holder.wait()
 
 
+def probe_command(*arguments: object) -> list[str]:
+    return [sys.executable, str(HERE / "probe.py"), *map(str, arguments)]
+
+
 def probe(enter: list[str], *arguments: object) -> list[dict[str, Any]]:
-    out = run(*enter, sys.executable, str(HERE / "probe.py"), *map(str, arguments))
+    out = run(*enter, *probe_command(*arguments))
     return [json.loads(line) for line in out.splitlines()]
 
 
@@ -126,6 +132,27 @@ class Held:
         self._process.stdout.close()
 
 
+class Listener:
+    """Datagrams received in some namespace, as they come."""
+
+    def __init__(self, enter: list[str], address: str, port: int) -> None:
+        command = [*enter, sys.executable, str(HERE / "probe.py"), "listen", address, str(port), "1"]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.next() == "listening"
+
+    def next(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the listener ended"
+        return str(json.loads(line))
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
 class Refused(Exception):
     """The daemon's side answered with an error."""
 
@@ -147,9 +174,10 @@ class Host:
         self.engine: subprocess.Popen[str] | None = None
         self.netd: subprocess.Popen[str] | None = None
         self.daemon: subprocess.Popen[str] | None = None
+        self.seconds = 0.0  # what the daemon's last call took
 
     def spawn(self, *command: str, log: str, **more: Any) -> subprocess.Popen[str]:
-        out = open(self.folder / log, "a")
+        out = (self.folder / log).open("a")
         self._logs.append(out)
         return subprocess.Popen(
             [*self.space.enter, *command], stderr=out, text=True, **({"stdout": out} | more)
@@ -157,13 +185,13 @@ class Host:
 
     # --- the engine
 
-    def start_engine(self) -> None:
+    def start_engine(self, *, live_restore: bool = True) -> None:
         config = self.folder / "daemon.json"
         config.write_text("{}")
         self.engine = self.spawn(
             "dockerd", "--config-file", str(config), "--data-root", str(self.folder / "docker"),
             "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid", "-H", f"unix://{self.engine_socket}",
-            "--live-restore", "--bip", "172.30.0.1/24", "--storage-driver", "overlay2",
+            *(["--live-restore"] if live_restore else []), "--bip", "172.30.0.1/24", "--storage-driver", "overlay2",
             log="dockerd.log",
         )  # fmt: skip
         until(lambda: self.api("GET", "/version")[0] == 200, f"engine of host {self.number}", 60)
@@ -175,8 +203,6 @@ class Host:
             self.engine = None
 
     def api(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        from tests.cluster.network.daemon_side import engine_request  # noqa: PLC0415
-
         return engine_request(self.engine_socket, method, path, body)
 
     def docker(self, *arguments: str, check: bool = True) -> str:
@@ -187,8 +213,6 @@ class Host:
     def start_netd(self) -> None:
         ready = self.folder / "notify.sock"
         ready.unlink(missing_ok=True)
-        import socket  # noqa: PLC0415
-
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(str(ready))
             notify.settimeout(20)
@@ -234,6 +258,7 @@ class Host:
         answer = json.loads(line)
         if "error" in answer:
             raise Refused(answer["error"])
+        self.seconds = answer["seconds"]
         return answer["result"]
 
     # --- looking
@@ -283,6 +308,7 @@ class Cluster:
 
     hosts: dict[int, Host]
     client: Space
+    router: Space
     overlays: dict[str, Overlay] = field(default_factory=dict)
     tasks: dict[str, Task] = field(default_factory=dict)
     vips: list[VirtualIP] = field(default_factory=list)
@@ -309,7 +335,7 @@ class Cluster:
                     t.name,
                     t.service,
                     t.service,
-                    self.hosts[t.host].node_id,
+                    f"node{t.host}",
                     address,
                     (),
                     t.ready,
@@ -426,7 +452,7 @@ def lab(folder: Path, numbers: tuple[int, ...] = (1, 2, 3), *, engines: bool = T
                 host.start_engine()
                 host.docker("import", str(image), IMAGE)
                 host.start_daemon()
-        yield Cluster(hosts, client)
+        yield Cluster(hosts, client, router)
 
 
 def _wire(router: Space, port: str, space: Space, name: str, address: str, gateway: str) -> None:

@@ -3,6 +3,8 @@
 probe.py tcp HOST PORT COUNT [SPORT]   banner of COUNT new connections, or {"error": ...}
 probe.py udp HOST PORT COUNT [SPORT]   answer to COUNT datagrams
 probe.py dns SERVER NAME TYPE [tcp]    {"code":, "answers": [...]}
+probe.py vxlan HOST VNI SOURCE TARGET  one tunnelled datagram from SOURCE to TARGET (addresses inside), port 7777
+probe.py listen ADDRESS PORT 1         says "listening", then each datagram's sender
 probe.py hold HOST PORT COUNT          COUNT connections; then, per line on stdin, one line of all their answers
 """
 
@@ -96,8 +98,39 @@ def hold(host: str, port: int, count: int) -> None:
         show([attempt(lambda sock=sock: again(sock)) for sock in socks])
 
 
+def checksum(data: bytes) -> int:
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+
+
+def vxlan(host: str, vni: int, source: str, target: str) -> None:
+    datagram = struct.pack("!4H", 5555, 7777, 8 + 2, 0) + b"x\n"
+    ends = socket.inet_aton(source) + socket.inet_aton(target)
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(datagram), 1, 0, 64, 17, 0)
+    head = head[:10] + struct.pack("!H", checksum(head + ends)) + ends
+    macs = b"\2\x42" + socket.inet_aton(target) + b"\2\x42" + socket.inet_aton(source)
+    tunnelled = struct.pack("!II", 0x08000000, vni << 8) + macs + b"\x08\x00" + head + datagram
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(tunnelled, (host, 4789))
+
+
+def listen(address: str, port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((address, port))
+        show("listening")
+        while True:
+            show(sock.recvfrom(2048)[1][0])
+
+
 def main() -> None:
     what, host = sys.argv[1:3]
+    if what == "vxlan":
+        vxlan(host, int(sys.argv[3]), *sys.argv[4:6])
+        return
+    if what == "listen":
+        listen(host, int(sys.argv[3]))
+        return
     if what == "dns":
         dns(host, sys.argv[3], int(sys.argv[4]), "tcp" in sys.argv[5:])
         return

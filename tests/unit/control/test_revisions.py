@@ -21,7 +21,7 @@ def digest(raw: dict[str, object]) -> str:
 
 
 @pytest.mark.parametrize(
-    "path, value",
+    ("path", "value"),
     [
         ("TaskTemplate.Runtime", "container"),
         ("TaskTemplate.ContainerSpec.Isolation", "default"),
@@ -40,7 +40,7 @@ def test_what_means_the_same_is_the_same_revision(path: str, value: object) -> N
 
 
 @pytest.mark.parametrize(
-    "path, value",
+    ("path", "value"),
     [
         ("TaskTemplate.ContainerSpec.Image", "web:2"),
         ("TaskTemplate.ForceUpdate", 1),

@@ -1,0 +1,89 @@
+"""``FakeNodeNetwork``: a ``NodeNetwork`` that touches nothing and remembers everything.
+
+Keeps the real one's contract (``tests/unit/network/contract.py`` runs against both): what may be called when, what is
+refused and with which error, what ``attach`` answers. Faults are asked for with ``fail``.
+"""
+
+from __future__ import annotations
+
+from swarm_agent.network import model
+from swarm_agent.network.engine import container_network
+from swarm_agent.network.host import NetworkError
+from swarm_agent.network.model import AttachRequest, Change, ContainerNetwork, NetworkView, Plan
+from swarm_agent.objects.errors import FailedPrecondition
+
+
+class FakeNodeNetwork:
+    """``calls`` holds (name, argument) in order; ``made`` the changes each ``apply`` came to."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, object]] = []
+        self.made: list[list[Change]] = []
+        self.attached: dict[str, AttachRequest] = {}
+        self.view: NetworkView | None = None
+        self.plan = Plan()
+        self.started = False
+        self._faults: dict[str, list[Exception]] = {}
+
+    def fail(self, call: str, error: Exception) -> None:
+        """The next call of that name raises ``error`` and changes nothing."""
+        self._faults.setdefault(call, []).append(error)
+
+    async def start(self) -> None:
+        self._called("start", None)
+        self.started = True
+
+    async def apply(self, view: NetworkView) -> None:
+        self._called("apply", view)
+        self._must_run()
+        try:
+            wanted = model.plan(view)
+        except ValueError as error:
+            raise NetworkError(f"the network view for this node cannot be true: {error}") from error
+        self.made.append(model.changes(self.plan, wanted))
+        self.plan, self.view = wanted, view
+
+    async def attach(self, req: AttachRequest) -> ContainerNetwork:
+        self._called("attach", req)
+        self._must_run()
+        if self.plan.node is None:
+            raise FailedPrecondition(
+                "the node network is not up on this node yet; apply a network view first"
+            )
+        missing = [network_id for network_id, _, _ in req.overlays if network_id not in self.plan.overlays]
+        if missing:
+            raise FailedPrecondition(
+                f"network {', '.join(missing)} is not on this node yet; apply a view that has it first"
+            )
+        self.attached[req.task_id] = req
+        return container_network(req, model.node_gateway(self.plan.node.number))
+
+    async def detach(self, task_id: str) -> None:
+        self._called("detach", task_id)
+        self._must_run()
+        self.attached.pop(task_id, None)
+
+    async def stop(self) -> None:
+        self._called("stop", None)
+        self.started = False
+        self.plan = Plan()  # what is on the host is looked at again after a start
+
+    async def recheck(self) -> None:
+        self._called("recheck", None)
+        self.plan = Plan()
+
+    async def leave(self) -> None:
+        self._called("leave", None)
+        self._must_run()
+        self.plan, self.view = Plan(), None
+        self.attached.clear()
+
+    def _called(self, name: str, argument: object) -> None:
+        self.calls.append((name, argument))
+        faults = self._faults.get(name)
+        if faults:
+            raise faults.pop(0)
+
+    def _must_run(self) -> None:
+        if not self.started:
+            raise NetworkError("the network of this node is not started")

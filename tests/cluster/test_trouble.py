@@ -1,0 +1,116 @@
+"""What goes wrong on hosts: a full disk, an engine that is away, a foreign swarm, bad configuration."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.network.lab import ROOT, until
+from tests.cluster.swarm_lab import IMAGE, Lab, swarm_lab
+
+pytestmark = [pytest.mark.engine, pytest.mark.host, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with swarm_lab(tmp_path_factory.mktemp("trouble"), (1,)) as found:
+        yield found
+
+
+def test_an_engine_in_its_own_swarm_mode_is_refused(lab: Lab) -> None:
+    host = lab[1]
+    host.stop_engine()
+    host.start_engine(live_restore=False)
+    host.docker("swarm", "init", "--advertise-addr", host.address)
+    status, answer = host.call_api(
+        "POST", "/swarm/init", {"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": host.address}
+    )
+    assert status == 400
+    assert "swarm leave" in answer["message"]
+    assert host.get("/info")["Swarm"]["LocalNodeState"] == "inactive"
+    host.docker("swarm", "leave", "--force")
+    host.stop_engine()
+    status, answer = host.call_api(
+        "POST", "/swarm/init", {"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": host.address}
+    )
+    assert status == 503
+    assert "cannot reach the Docker Engine" in answer["message"]
+    host.start_engine()
+
+
+def test_a_full_disk_stops_writes_with_a_reason_and_loses_nothing(lab: Lab) -> None:
+    host = lab[1]
+    host.kill_agent()
+    host.start_agent(small_state="6m")
+    host.swarm("swarm", "init", "--advertise-addr", host.address)
+    host.swarm(
+        "service",
+        "create",
+        "--no-resolve-image",
+        "-d",
+        "--name",
+        "kept",
+        f"{IMAGE}:1",
+        "/task",
+        "serve",
+        "k",
+        "7000",
+    )
+    lab.running(1, "kept", 1)
+    filler = host.folder / "state" / "filler"
+    host.space.run("sh", "-c", f"cat /dev/zero > {filler} 2>/dev/null; true")
+    written = []
+
+    def refused() -> str | None:
+        status, answer = host.call_api(
+            "POST", "/networks/create", {"Name": f"n{len(written)}", "Driver": "overlay"}
+        )
+        if status == 201:
+            written.append(f"n{len(written)}")
+            return None
+        return str(answer)
+
+    text = until(refused, "a refused write")
+    assert text
+    until(lambda: "No space left" in str(host.call_api("GET", "/services")), "the reason")
+    ready = host.space.run("curl", "-s", "-w", "%{http_code}", "http://127.0.0.1:9323/readyz")
+    assert ready.endswith("503")
+    assert "No space left" in ready
+    host.space.run("rm", str(filler))
+    names = until(
+        lambda: host.call_api("GET", "/networks")[1] if host.call_api("GET", "/services")[0] == 200 else None,
+        "recovery",
+        40,
+    )
+    assert set(written) <= {n["Name"] for n in names}
+    assert len(lab.running(1, "kept", 1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('sokcet = "/x"', "sokcet"),
+        ("rpc_port = 99999", "rpc_port"),
+        ("rpc_port = 2377", "must differ"),
+        ('log_level = "loud"', "loud"),
+        ("state_dir = ", "Invalid value"),
+    ],
+)
+def test_a_bad_configuration_is_named(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "swarm_agent.daemon", "--config", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode != 0
+    assert str(path) in done.stderr
+    assert says in done.stderr

@@ -1,0 +1,288 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Look at a host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: swarm_host_info
+short_description: Look at what a host has and lacks
+version_added: 0.1.0
+description:
+  - Reads in one go all that the roles of this collection need to know about a host, as the fact C(cluster_host).
+  - With O(checks), everything that stands in the way is told at once, each with the way out, and the task fails.
+extends_documentation_fragment:
+  - swarm.cluster.connection
+  - swarm.cluster.attributes
+  - swarm.cluster.attributes.read_only
+options:
+  checks:
+    description:
+      - What the host is to be fit for.
+      - V(engine) is a Docker Engine, V(agent) is C(swarm-agent), V(member) is membership of a swarm.
+    type: list
+    elements: str
+    choices: [engine, agent, member]
+    default: []
+  engine_socket:
+    description:
+      - The Docker Engine's own socket.
+    type: path
+    default: /var/run/docker.sock
+  packages:
+    description:
+      - Commands that are needed, each with the Debian package that has it.
+    type: dict
+    default: {}
+  tcp_ports:
+    description:
+      - TCP ports that C(swarm-agent) listens at.
+    type: list
+    elements: int
+    default: [2377, 2378]
+  udp_ports:
+    description:
+      - UDP ports that the overlay networks use.
+    type: list
+    elements: int
+    default: [4789]
+  max_clock_skew:
+    description:
+      - How many seconds the host's clock may differ from the controller's.
+    type: int
+    default: 60
+  min_free_mb:
+    description:
+      - How many megabytes must be free for state and program.
+    type: int
+    default: 500
+author:
+  - The swarm-agent authors (@swarm-agent)
+"""
+
+EXAMPLES = r"""
+- name: Refuse hosts that cannot run the agent
+  swarm.cluster.swarm_host_info:
+    checks: [engine, agent]
+"""
+
+RETURN = r"""
+ansible_facts:
+  description: The fact C(cluster_host).
+  returned: success
+  type: dict
+  contains:
+    cluster_host:
+      description: What was seen.
+      returned: success
+      type: dict
+"""
+
+import glob
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.swarm.cluster.plugins.module_utils import _client
+from ansible_collections.swarm.cluster.plugins.module_utils._client import ApiError
+
+# Each line is tried in a network namespace of its own, which vanishes with it.
+KERNEL_PARTS = {
+    "vxlan": ("ip", "ip link add probe0 type vxlan id 1 dstport 4789"),
+    "veth": ("ip", "ip link add probe0 type veth peer name probe1"),
+    "bridge": ("ip", "ip link add probe0 type bridge"),
+    "nftables": ("nft", "nft add table inet probe"),
+    "nftables nat": ("nft", "nft 'add table ip probe; add chain ip probe c { type nat hook prerouting priority -100; }'"),
+    "wireguard": ("ip", "ip link add probe0 type wireguard"),
+}
+
+
+UNITS = ("swarm-agent.service", "swarm-agent-net.service")
+
+
+def kernel():
+    """Which kernel parts are there: true, false, or null where the tool to find out is missing."""
+    found = {}
+    for part, (tool, line) in KERNEL_PARTS.items():
+        if shutil.which(tool) is None or shutil.which("unshare") is None:
+            found[part] = None
+            continue
+        tried = subprocess.run(["unshare", "--net", "sh", "-c", line], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        found[part] = tried.returncode == 0
+    return found
+
+
+def listeners(tcp, udp):
+    """Who uses the ports, but for swarm-agent itself and the kernel's own VXLAN sockets."""
+    wanted = {}
+    for kind, ports in (("tcp", tcp), ("udp", udp)):
+        for suffix in ("", "6"):
+            try:
+                with open("/proc/net/" + kind + suffix) as file:
+                    lines = file.read().splitlines()[1:]
+            except OSError:
+                continue
+            for line in lines:
+                fields = line.split()
+                port, state, inode = int(fields[1].rpartition(":")[2], 16), fields[3], fields[9]
+                if port in ports and inode != "0" and (kind == "udp" or state == "0A"):
+                    wanted["socket:[%s]" % inode] = (kind, port)
+    found = []
+    if wanted:
+        for link in glob.glob("/proc/[0-9]*/fd/*"):
+            try:
+                at = wanted.get(os.readlink(link))
+                if at is None:
+                    continue
+                pid = link.split("/")[2]
+                with open("/proc/%s/cmdline" % pid, "rb") as file:
+                    command = file.read().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+            except OSError:
+                continue
+            found.append({"protocol": at[0], "port": at[1], "pid": int(pid), "command": command})
+    return [entry for entry in found if "swarm-agent" not in entry["command"]]
+
+
+def engine(path):
+    client = _client.Client(path, timeout=20, patience=0)
+    try:
+        version = client.get("/version")
+        info = client.get("/info")
+    except ApiError as error:
+        return {"answers": False, "reason": str(error).replace("swarm-agent", "the Docker Engine")}
+    return {
+        "answers": True,
+        "version": version["Version"],
+        "swarm": (info.get("Swarm") or {}).get("LocalNodeState") or "inactive",
+        "live_restore": bool(info.get("LiveRestoreEnabled")),
+        "root": info.get("DockerRootDir"),
+    }
+
+
+def daemon_json(path="/etc/docker/daemon.json"):
+    try:
+        with open(path) as file:
+            text = file.read()
+    except OSError:
+        return {"settings": {}, "error": None}
+    try:
+        settings = json.loads(text) if text.strip() else {}
+    except ValueError as error:
+        return {"settings": {}, "error": "%s is not JSON: %s" % (path, error)}
+    if not isinstance(settings, dict):
+        return {"settings": {}, "error": "%s holds no JSON object" % path}
+    return {"settings": settings, "error": None}
+
+
+def free_mb(path):
+    """Free space where ``path`` is, or will be."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    usage = os.statvfs(path)
+    return usage.f_bavail * usage.f_frsize // 2**20
+
+
+def default_address():
+    """The address that this host shows to others; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return probe.getsockname()[0]
+        except OSError:
+            return ""
+
+
+def os_release():
+    found = {}
+    try:
+        with open("/etc/os-release") as file:
+            for line in file:
+                key, _sep, value = line.strip().partition("=")
+                found[key] = value.strip('"')
+    except OSError:
+        pass
+    return {"id": found.get("ID", ""), "version": found.get("VERSION_ID", ""), "name": found.get("PRETTY_NAME", "")}
+
+
+def membership(client, patience=0.0):
+    """What the host's agent says; with patience, one that is just starting is awaited."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            swarm = client.get("/info").get("Swarm") or {}
+            break
+        except ApiError as error:
+            if time.monotonic() >= deadline:
+                reason = str(error) + (last_words() if patience else "")
+                return {"state": "absent", "reason": reason, "manager": False, "node_id": "", "managers": []}
+        time.sleep(0.3)
+    return {
+        "state": swarm.get("LocalNodeState") or "inactive",
+        "reason": swarm.get("Error") or "",
+        "manager": bool(swarm.get("ControlAvailable")),
+        "node_id": swarm.get("NodeID") or "",
+        "cluster_id": (swarm.get("Cluster") or {}).get("ID") or "",
+        "managers": [m["Addr"] for m in swarm.get("RemoteManagers") or ()],
+    }
+
+
+def last_words(lines=5):
+    command = ["journalctl", "--unit", UNITS[0], "--lines", str(lines), "--no-pager", "--output", "cat"]
+    try:
+        said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return "; its last words: " + said.stdout.strip() if said.stdout.strip() else ""
+
+
+def python():
+    version = list(sys.version_info[:3])
+    return {"version": version, "tag": "cp%d%d" % tuple(version[:2]), "path": sys.executable}
+
+
+def main():
+    spec = dict(
+        _client.ARGUMENTS,
+        checks={"type": "list", "elements": "str", "choices": ["engine", "agent", "member"], "default": []},
+        engine_socket={"type": "path", "default": "/var/run/docker.sock"},
+        packages={"type": "dict", "default": {}},
+        tcp_ports={"type": "list", "elements": "int", "default": [2377, 2378]},
+        udp_ports={"type": "list", "elements": "int", "default": [4789]},
+        max_clock_skew={"type": "int", "default": 60},
+        min_free_mb={"type": "int", "default": 500},
+    )
+    module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
+    params = module.params
+    # Where administration commands live, whatever this user's search path says.
+    os.environ["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    facts = {
+        "hostname": socket.gethostname(),
+        "address": default_address(),
+        "python": python(),
+        "machine": platform.machine(),
+        "libc": list(platform.libc_ver()),
+        "os": os_release(),
+        "root": os.geteuid() == 0,
+        "systemd": os.path.isdir("/run/systemd/system"),
+        "free_mb": {path: free_mb(path) for path in ("/var/lib/swarm-agent", "/opt/swarm-agent", "/var/lib/docker")},
+        "apt": {"present": shutil.which("apt-get") is not None, "lists": bool(glob.glob("/var/lib/apt/lists/*_Packages*"))},
+        "missing": sorted({package for command, package in params["packages"].items() if shutil.which(command) is None}),
+        "kernel": kernel() if "agent" in params["checks"] else {},
+        "units": [u for u in UNITS if os.path.exists("/etc/systemd/system/" + u)],
+        "ports": listeners(params["tcp_ports"], params["udp_ports"]),
+        "engine": engine(params["engine_socket"]),
+        "daemon_json": daemon_json(),
+        "swarm": membership(_client.Client.of(module), 0.0 if module.check_mode or "member" not in params["checks"] else 20.0),
+        "time": time.time(),
+    }
+    module.exit_json(changed=False, ansible_facts={"cluster_host": facts})
+
+
+if __name__ == "__main__":
+    main()

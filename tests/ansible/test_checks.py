@@ -1,0 +1,151 @@
+"""What stands in the way of a host or an inventory is told at once, each with the way out."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.swarm.cluster.plugins.action import swarm_host_info, swarm_inventory, swarm_program
+
+COLLECTION = Path(__file__).resolve().parents[2] / "collections/ansible_collections/swarm/cluster"
+
+FIT: dict[str, Any] = {
+    "root": True,
+    "systemd": True,
+    "python": {"version": [3, 11, 2]},
+    "libc": ["glibc", "2.36"],
+    "kernel": dict.fromkeys(("vxlan", "veth", "bridge", "nftables", "nftables nat"), True),
+    "free_mb": {"/var/lib/swarm-agent": 10_000},
+    "ports": [],
+    "daemon_json": {"settings": {}, "error": None},
+    "engine": {"answers": True, "version": "20.10.24+dfsg1", "swarm": "inactive"},
+    "swarm": {"state": "inactive", "reason": ""},
+}
+ALL = ["engine", "agent", "member"]
+
+
+def problems(skew: float = 0.0, **changes: Any) -> list[str]:
+    host = {**copy.deepcopy(FIT), **changes}
+    found: list[str] = swarm_host_info.problems(host, ALL, skew, 60, 500)
+    return found
+
+
+def test_a_fit_host_has_none() -> None:
+    assert problems() == []
+    assert problems(skew=30) == []
+    assert problems(engine={"answers": False, "reason": "not installed"}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"root": False}, "ansible_become"),
+        ({"skew": 7200}, "2.0 hours ahead of"),
+        ({"skew": -7200}, "2.0 hours behind"),
+        ({"systemd": False}, "systemd does not run"),
+        ({"python": {"version": [3, 9, 2]}}, "Python 3.9.2 is too old: 3.11"),
+        ({"libc": ["", ""]}, "glibc"),
+        ({"kernel": {**FIT["kernel"], "vxlan": False}}, "the kernel lacks vxlan"),
+        ({"free_mb": {"/opt/swarm-agent": 12}}, "only 12 MB are free for /opt/swarm-agent"),
+        (
+            {"ports": [{"port": 2377, "protocol": "tcp", "pid": 7, "command": "dockerd"}]},
+            "port 2377/tcp is used by process 7 (dockerd)",
+        ),
+        ({"daemon_json": {"settings": {}, "error": "x is not JSON"}}, "x is not JSON: repair or remove it"),
+        ({"engine": {**FIT["engine"], "version": "19.03.15"}}, "Docker Engine 19.03.15 is too old: 20.10"),
+        ({"engine": {**FIT["engine"], "swarm": "active"}}, "swarm leave --force"),
+        ({"engine": {**FIT["engine"], "swarm": "locked"}}, "swarm leave --force"),
+        ({"swarm": {"state": "error", "reason": "no key"}}, "no key"),
+        ({"swarm": {"state": "locked", "reason": ""}}, "docker swarm unlock"),
+    ],
+)
+def test_each_problem_is_named(changes: dict[str, Any], said: str) -> None:
+    found = problems(**changes)
+    assert len(found) == 1
+    assert said in found[0]
+
+
+def test_a_kernel_part_that_nobody_could_look_for_is_no_problem_yet() -> None:
+    assert problems(kernel=dict.fromkeys(FIT["kernel"])) == []
+
+
+def test_all_problems_are_told_at_once() -> None:
+    assert len(problems(skew=7200, root=False, systemd=False)) == 3
+
+
+def test_groups() -> None:
+    addresses = {"a": "10.0.0.1 port 22", "b": "10.0.0.1 port 22", "c": "c port 22"}
+    check = swarm_inventory.group_problems
+    assert check({"managers": ["c"], "workers": ["a"]}, "managers", "workers", addresses) == []
+    assert "managers is missing or empty" in check({"workers": ["a"]}, "managers", "workers", addresses)[0]
+    assert "c in both" in check({"managers": ["c"], "workers": ["c"]}, "managers", "workers", addresses)[0]
+    assert (
+        "a and b have the same address"
+        in check({"managers": ["a"], "workers": ["b"]}, "managers", "workers", addresses)[0]
+    )
+
+
+def test_unknown_variables_are_named_with_what_was_meant() -> None:
+    found = swarm_inventory.variable_problems(
+        {"a": ["swarm_node_label", "other"], "b": ["swarm_node_label"]}, {"swarm_node_labels"}
+    )
+    assert found == ["unknown variable swarm_node_label (of a, b): did you mean swarm_node_labels?"]
+
+
+def test_known_variables_come_from_the_roles() -> None:
+    known = swarm_inventory.known_variables()
+    assert {
+        "swarm_agent_socket",
+        "swarm_engine_settings",
+        "swarm_advertise_addr",
+        "swarm_node_labels",
+    } <= known
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_odd_numbers_of_managers_are_fine(count: int) -> None:
+    assert swarm_inventory.even_managers(count) is None
+    assert "odd number" in swarm_inventory.even_managers(count + 1)
+
+
+@pytest.mark.parametrize("role", sorted(p.name for p in (COLLECTION / "roles").iterdir()))
+def test_defaults_and_argument_specifications_agree(role: str) -> None:
+    options = yaml.safe_load((COLLECTION / "roles" / role / "meta/argument_specs.yml").read_text())[
+        "argument_specs"
+    ]["main"]["options"]
+    defaults = COLLECTION / "roles" / role / "defaults/main.yml"
+    values = yaml.safe_load(defaults.read_text()) if defaults.exists() else {}
+    assert {name: option["default"] for name, option in options.items() if "default" in option} == values
+
+
+def test_the_action_group_holds_every_module_that_speaks_to_a_swarm() -> None:
+    listed = yaml.safe_load((COLLECTION / "meta/runtime.yml").read_text())["action_groups"]["cluster"]
+    speaking = [
+        p.stem
+        for p in (COLLECTION / "plugins/modules").glob("*.py")
+        if "swarm.cluster.connection" in p.read_text()
+    ]
+    assert sorted(listed) == sorted(speaking)
+
+
+def test_wheel_platforms_go_down_from_the_hosts_c_library() -> None:
+    found = swarm_program.platforms("x86_64", "2.36")
+    assert found[0] == "manylinux_2_36_x86_64"
+    assert "manylinux_2_17_x86_64" in found
+    assert "manylinux_2_37_x86_64" not in found
+
+
+def test_the_programs_name_follows_its_sources(tmp_path: Path) -> None:
+    (tmp_path / "swarm_agent").mkdir()
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.2.3"\n')
+    (tmp_path / "requirements.lock").write_text("h11==1\n")
+    code = tmp_path / "swarm_agent" / "__init__.py"
+    code.write_text("a = 1\n")
+    first = swarm_program.Source(tmp_path).name
+    assert first.startswith("1.2.3+")
+    assert swarm_program.Source(tmp_path).name == first
+    code.write_text("a = 2\n")
+    assert swarm_program.Source(tmp_path).name != first

@@ -1,0 +1,105 @@
+"""The parts of ``./run check|test|test-all``: each runs to its end, each one's exit code counts, each shows its time."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTEST = (sys.executable, "-m", "pytest", "--quiet", "-ra")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    name: str
+    minutes: int  # its share of the time; over it the part is made faster or moved to test-all
+    command: tuple[str, ...]
+    needs: str  # a path that has to exist
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+UNIT = Part(
+    "unit",
+    3,
+    (
+        *PYTEST,
+        "-m",
+        "not engine and not host",
+        "--ignore=tests/sim",
+        "--ignore=tests/cluster",
+        "--ignore=tests/bench",
+        "tests",
+    ),
+    "tests",
+)
+SIM_SHORT = Part("sim", 2, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "50"),))
+SIM = Part("sim", 8, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "200"),))
+SIM_LONG = Part("sim", 120, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "2000"),))
+CLUSTER = Part("real processes and engines", 12, (*PYTEST, "tests/cluster"), "tests/cluster")
+MOLECULE = Part("molecule default", 9, ("molecule", "test", "--scenario-name", "default"), "molecule/default")
+
+WORDS = {
+    "check": (UNIT, SIM_SHORT),
+    "test": (UNIT, SIM, CLUSTER, MOLECULE),
+    "test-all": (UNIT, SIM_LONG, CLUSTER, MOLECULE),
+}
+_COUNTS = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
+
+
+def main() -> int:
+    word = sys.argv[1]
+    rows, failed, counts = [], 0, {"passed": 0, "failed": 0, "skipped": 0}
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+    for part in WORDS[word]:
+        if not (ROOT / part.needs).exists():
+            rows.append((part.name, "not run: no " + part.needs, 0.0, part.minutes))
+            counts["skipped"] += 1
+            continue
+        print(f"-- {part.name} (share: {part.minutes} min)", flush=True)
+        start = time.monotonic()
+        process = subprocess.Popen(
+            part.command,
+            cwd=ROOT,
+            env={**environment, **dict(part.environment)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        assert process.stdout is not None
+        last = ""
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line if line.strip() else last
+        code = process.wait()
+        took = time.monotonic() - start
+        said = {
+            kind.rstrip("s") if kind.startswith("error") else kind: int(n)
+            for n, kind in _COUNTS.findall(last)
+        }
+        if "pytest" in part.command:
+            counts["passed"] += said.get("passed", 0)
+            counts["failed"] += said.get("failed", 0) + said.get("error", 0)
+            counts["skipped"] += said.get("skipped", 0)
+        elif code == 0:
+            counts["passed"] += 1
+        if code != 0:
+            failed += 1
+            counts["failed"] += 0 if "pytest" in part.command and counts["failed"] else 1
+        rows.append((part.name, "ok" if code == 0 else f"FAILED with exit code {code}", took, part.minutes))
+    print()
+    for name, result, took, share in rows:
+        late = f", over its share of {share} min" if took > share * 60 else ""
+        print(f"{name:30} {result:30} {took:7.1f} s{late}")
+    print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,7 +13,7 @@ from swarm_agent.api.swarm import the_cluster
 from swarm_agent.api.writes import version_of, write, write_spec
 from swarm_agent.objects import validate
 from swarm_agent.objects.enums import NodeState, TaskState
-from swarm_agent.objects.errors import FailedPrecondition
+from swarm_agent.objects.errors import FailedPrecondition, OutOfSequence
 from swarm_agent.objects.normalise import normalise, parse_json
 from swarm_agent.objects.records import Node
 from swarm_agent.objects.specs import NodeSpec
@@ -80,8 +80,18 @@ def _may_demote(backend: Backend, node: Node) -> None:
 
 
 async def remove(backend: Backend, request: Request, wanted: str) -> Response:
-    node = resolve(backend.store, Node, wanted)
     force = request.query.get("force", "").lower() in ("1", "true", "t")
+    while True:
+        node = resolve(backend.store, Node, wanted)
+        _may_remove(node, force=force)
+        try:
+            await write(backend, f"node/{node.id}", *_removal(backend, node))
+        except OutOfSequence:
+            continue  # the node reported something meanwhile; the removal is meant all the same
+        return Response()
+
+
+def _may_remove(node: Node, *, force: bool) -> None:
     if node.role == "manager" or node.spec.role == "manager":
         raise FailedPrecondition(
             f"node {node.id} is a cluster manager and is a member of the raft cluster. "
@@ -89,6 +99,10 @@ async def remove(backend: Backend, request: Request, wanted: str) -> Response:
         )
     if node.status.state != NodeState.DOWN and not force:
         raise FailedPrecondition(f"node {node.id} is not down and can't be removed")
+
+
+def _removal(backend: Backend, node: Node) -> list[Put | Delete]:
+    """The node goes, its certificate is worth nothing any more, its tasks are orphans."""
     cluster = the_cluster(backend)
     now = backend.now()
     week = 7 * 24 * 3600 * 1_000_000_000
@@ -108,5 +122,4 @@ async def remove(backend: Backend, request: Request, wanted: str) -> Response:
                 finished_at=now,
             )
             writes.append(Put(msgspec.structs.replace(task, status=status), task.version))
-    await write(backend, f"node/{node.id}", *writes)
-    return Response()
+    return writes

@@ -71,7 +71,13 @@ class Space:
 
     def __init__(self, name: str, *, mounts: bool = False) -> None:
         self.name = name
-        prepare = "mount -t tmpfs tmpfs /run && " if mounts else ""
+        prepare = ""
+        if mounts:  # a /run of its own, and the outside client as its name server
+            prepare = (
+                "conf=$(readlink -f /etc/resolv.conf) && mount -t tmpfs tmpfs /run && "
+                f'mkdir -p "$(dirname "$conf")" && echo nameserver {CLIENT} >/run/swnet-resolv.conf && touch "$conf" && '
+                'mount --bind /run/swnet-resolv.conf "$conf" && '
+            )
         flags = ["-n", "-m", "--propagation", "private"] if mounts else ["-n"]
         self._flags = ["-n", "-m"] if mounts else ["-n"]
         script = f"{prepare}ip link set lo up && echo up && exec sleep infinity"
@@ -133,10 +139,10 @@ class Held:
 
 
 class Listener:
-    """Datagrams received in some namespace, as they come."""
+    """A probe that listens in some namespace and says what comes, line by line."""
 
-    def __init__(self, enter: list[str], address: str, port: int) -> None:
-        command = [*enter, sys.executable, str(HERE / "probe.py"), "listen", address, str(port), "1"]
+    def __init__(self, enter: list[str], what: str, address: str, port: int = 0) -> None:
+        command = [*enter, *probe_command(what, address, port)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.next() == "listening"
 
@@ -230,10 +236,11 @@ class Host:
 
     # --- the daemon
 
-    def start_daemon(self) -> None:
+    def start_daemon(self, cut: int = 0) -> None:
+        """``cut``: the daemon dies before its so-manieth act upon the kernel after start."""
         self.daemon = self.spawn(
             sys.executable, "-m", "tests.cluster.network.daemon_side", self.engine_socket, str(self.state),
-            "library" if self.library else "program", log="daemon.log", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            "library" if self.library else "program", str(cut), log="daemon.log", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         self.call("start")
@@ -450,6 +457,9 @@ def lab(folder: Path, numbers: tuple[int, ...] = (1, 2, 3), *, engines: bool = T
             for host in hosts.values():
                 host.start_netd()  # before the engine, as its unit says
                 host.start_engine()
+                host.space.run(
+                    "iptables", "-P", "FORWARD", "DROP"
+                )  # as Docker leaves a host that did not forward before
                 host.docker("import", str(image), IMAGE)
                 host.start_daemon()
         yield Cluster(hosts, client, router)

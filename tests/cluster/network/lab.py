@@ -41,6 +41,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 CLIENT = "10.93.0.100"
 IMAGE = "swnet-task"
+ENGINE_ROOT = os.environ.get("SWNET_ENGINE_ROOT", "")
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
@@ -177,6 +178,7 @@ class Host:
         self.state = folder / "net"
         self.library = library
         self._logs: list[Any] = []
+        self._rooted = False
         self.engine: subprocess.Popen[str] | None = None
         self.netd: subprocess.Popen[str] | None = None
         self.daemon: subprocess.Popen[str] | None = None
@@ -194,7 +196,15 @@ class Host:
     def start_engine(self) -> None:
         config = self.folder / "daemon.json"
         config.write_text("{}")
+        if (
+            ENGINE_ROOT and not self._rooted
+        ):  # an engine of another release, from a root file system of its own
+            self._rooted = True
+            self.space.run("mount", "--bind", ENGINE_ROOT, ENGINE_ROOT)
+            for name in ("proc", "sys", "dev", "run", "tmp"):
+                self.space.run("mount", "--rbind", f"/{name}", f"{ENGINE_ROOT}/{name}")
         self.engine = self.spawn(
+            *(["chroot", ENGINE_ROOT] if ENGINE_ROOT else []),
             "dockerd", "--config-file", str(config), "--data-root", str(self.folder / "docker"),
             "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid", "-H", f"unix://{self.engine_socket}",
             "--live-restore", "--bip", "172.30.0.1/24", "--storage-driver", "overlay2",
@@ -276,6 +286,11 @@ class Host:
     def in_container(self, container: str) -> list[str]:
         pid = self.docker("inspect", "-f", "{{.State.Pid}}", container).strip()
         return ["nsenter", "-t", pid, "-n"]
+
+    def resolve(self, container: str, name: str) -> list[str]:
+        """Addresses as a program in the container finds them: the C library, its resolv.conf, the engine's resolver."""
+        pid = self.docker("inspect", "-f", "{{.State.Pid}}", container).strip()
+        return run("nsenter", "-t", pid, "-n", "-m", "-r", "/task", "resolve", name, check=False).split()
 
     def netns(self) -> list[str]:
         return sorted(line.split()[0] for line in self.space.run("ip", "netns").splitlines())

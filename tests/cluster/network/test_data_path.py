@@ -118,7 +118,7 @@ def test_a_program_in_a_container_finds_names(
     cluster: Cluster, host: int, name: str, found: set[str]
 ) -> None:
     client = cluster.tasks[f"c{host}"]
-    assert set(cluster.hosts[host].docker("exec", client.name, "/task", "resolve", name).split()) == found
+    assert set(cluster.hosts[host].resolve(client.name, name)) == found
 
 
 def test_names_of_a_network_are_seen_by_its_tasks_only(cluster: Cluster) -> None:
@@ -141,9 +141,7 @@ def test_other_names_are_asked_of_the_hosts_own_servers(cluster: Cluster) -> Non
     upstream = Listener(cluster.client.enter, "upstream", CLIENT)
     try:
         client = cluster.tasks["c2"]
-        assert cluster.hosts[2].docker("exec", client.name, "/task", "resolve", "example.org").split() == [
-            "192.0.2.7"
-        ]
+        assert cluster.hosts[2].resolve(client.name, "example.org") == ["192.0.2.7"]
     finally:
         upstream.close()
 

@@ -35,7 +35,7 @@ def names_of(cluster: Cluster, address: str = VIP, port: int = 7000) -> set[str]
 
 def resolved(cluster: Cluster, name: str) -> list[str]:
     client = cluster.tasks["c1"]
-    return cluster.hosts[1].docker("exec", client.name, "/task", "resolve", name, check=False).split()
+    return cluster.hosts[1].resolve(client.name, name)
 
 
 def links(host: Host, netns: str) -> dict[str, int]:

@@ -134,7 +134,7 @@ class NameServer:
         """Make the open listeners these. A namespace not there yet is tried again with the next call."""
         for place in list(self._open):
             identity, close = self._open[place]
-            if place not in wanted or namespaces.identity(place[0]) != identity:
+            if place not in wanted or _identity(place[0]) != identity:
                 del self._open[place]
                 close()
                 log.info(f"no longer listening on {place[1]} in {place[0]}")
@@ -152,7 +152,7 @@ class NameServer:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _listen(self, netns: str, address: str) -> None:
-        identity = namespaces.identity(netns)
+        identity = _identity(netns)
         if netns and not identity:
             return
         try:
@@ -222,6 +222,10 @@ class NameServer:
         return known if known is not None else await self._forwarder.ask(data, question, stream=True)
 
 
+def _identity(netns: str) -> int:
+    return namespaces.identity(netns) if netns else 0
+
+
 def _sockets(netns: str, address: str, port: int) -> tuple[socket.socket, socket.socket]:
     with contextlib.ExitStack() as stack:
         if netns:
@@ -231,7 +235,9 @@ def _sockets(netns: str, address: str, port: int) -> tuple[socket.socket, socket
     try:
         for one in (udp, tcp):
             one.setsockopt(socket.SOL_IP, IP_FREEBIND, 1)  # the address may come a moment after the namespace
-        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # beside a listener that is just closing
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         udp.bind((address, port))
         tcp.bind((address, port))

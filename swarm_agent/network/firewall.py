@@ -54,8 +54,18 @@ def _iptables(program: str, *arguments: str) -> subprocess.CompletedProcess[str]
 def _listing(program: str, chain: str) -> list[str] | None:
     if not shutil.which(program):
         return None
+    if program == "iptables-legacy" and not _legacy_in_use():
+        return None
     done = _iptables(program, "-S", chain)
     return done.stdout.splitlines()[1:] if done.returncode == 0 else None
+
+
+def _legacy_in_use() -> bool:
+    """Asking the old tables for a list would make them: only where they are there already."""
+    try:
+        return "filter" in Path("/proc/thread-self/net/ip_tables_names").read_text().split()
+    except OSError:
+        return False
 
 
 def _rule(direction: str) -> list[str]:

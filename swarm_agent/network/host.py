@@ -37,9 +37,7 @@ from swarm_agent.objects.errors import FailedPrecondition, Unavailable
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_ENGINE_PATIENCE = (
-    10.0  # seconds the data path waits for an engine that does not answer about unwanted networks
-)
+_ENGINE_PATIENCE = 10.0  # seconds to wait for an engine that does not answer about unwanted networks
 _FAILURES = (OSError, NftError, MissingPart, KeyError, ValueError)
 
 
@@ -75,8 +73,9 @@ class HostNetwork:
                 wanted = await self._run(lambda: model.plan(view))
             except ValueError as error:
                 raise NetworkError(f"the network view for this node cannot be true: {error}") from error
-            await self._remove_engine_networks(wanted)
+            before = set(self._current.overlays)
             failures = await self._run(lambda: self._apply(wanted))
+            await self._remove_engine_networks(wanted, before)
         if failures:
             raise NetworkError("the network of this node is not as wanted: " + "; ".join(failures))
 
@@ -129,7 +128,7 @@ class HostNetwork:
         """Take away everything of ours: engine networks, namespaces, links, rules, journal."""
         async with self._lock:
             self._engine_strays = None
-            await self._remove_engine_networks(Plan())
+            await self._remove_engine_networks(Plan(), set())
             await self._run(self._leave)
             self._current = Plan()
             self._looked = False
@@ -137,8 +136,8 @@ class HostNetwork:
 
     # --- engine networks that are no longer wanted
 
-    async def _remove_engine_networks(self, wanted: Plan) -> None:
-        """Before their namespaces go. The engine being away or slow to let go must not hold up the data path."""
+    async def _remove_engine_networks(self, wanted: Plan, before: set[str]) -> None:
+        """After the data path is done: an engine that is away or slow to let go must not hold it up."""
         keep = set(wanted.overlays) | ({NODE_NETWORK_ID} if wanted.node is not None else set())
         try:
             if self._engine_strays is None:
@@ -147,7 +146,7 @@ class HostNetwork:
         except (OSError, EngineRefused) as error:
             log.warning(f"networks of the engine are looked at later: {error}")
             return
-        self._engine_strays |= set(self._current.overlays)
+        self._engine_strays |= before
         for network_id in sorted(self._engine_strays - keep):
             try:
                 async with asyncio.timeout(_ENGINE_PATIENCE):

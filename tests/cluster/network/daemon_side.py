@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import socket
 import sys
 from pathlib import Path
@@ -15,9 +16,11 @@ from typing import Any
 
 import msgspec
 
+from swarm_agent.network import namespaces, nft
 from swarm_agent.network.host import HostNetwork
 from swarm_agent.network.journal import Journal
 from swarm_agent.network.model import AttachRequest, NetworkView
+from swarm_agent.network.netlink import Netlink
 from swarm_agent.network.nft import Loaders
 
 
@@ -52,12 +55,34 @@ class UnixEngine:
         return await asyncio.to_thread(engine_request, self._path, method, path, body)
 
 
-async def main(engine: str, state: str, library: str) -> None:
+def die_before(act: int) -> None:
+    """Every message to the kernel and every rule transaction is an act; this process ends before that one."""
+    left = act
+
+    def counted(call: Any) -> Any:
+        def counting(*arguments: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os._exit(9)
+            return call(*arguments)
+
+        return counting
+
+    Netlink.send = counted(Netlink.send)  # type: ignore[method-assign]
+    namespaces.make = counted(namespaces.make)
+    namespaces.set_sysctl = counted(namespaces.set_sysctl)
+    nft._Library.run = counted(nft._Library.run)  # type: ignore[method-assign]
+
+
+async def main(engine: str, state: str, library: str, cut: str) -> None:
     network = HostNetwork(UnixEngine(engine), Journal(Path(state)), Loaders(library=library == "library"))
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         call, argument = json.loads(line)
         begun = loop.time()
+        if call == "apply" and cut != "0":
+            die_before(int(cut))
         try:
             if call == "apply":
                 result = await network.apply(msgspec.convert(argument, NetworkView))
@@ -74,4 +99,4 @@ async def main(engine: str, state: str, library: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:4]))
+    asyncio.run(main(*sys.argv[1:5]))

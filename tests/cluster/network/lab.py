@@ -41,6 +41,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 CLIENT = "10.93.0.100"
 IMAGE = "swnet-task"
+ENGINE_ROOT = os.environ.get("SWNET_ENGINE_ROOT", "")
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
@@ -71,7 +72,13 @@ class Space:
 
     def __init__(self, name: str, *, mounts: bool = False) -> None:
         self.name = name
-        prepare = "mount -t tmpfs tmpfs /run && " if mounts else ""
+        prepare = ""
+        if mounts:  # a /run of its own, and the outside client as its name server
+            prepare = (
+                "conf=$(readlink -f /etc/resolv.conf) && mount -t tmpfs tmpfs /run && "
+                f'mkdir -p "$(dirname "$conf")" && echo nameserver {CLIENT} >/run/swnet-resolv.conf && touch "$conf" && '
+                'mount --bind /run/swnet-resolv.conf "$conf" && '
+            )
         flags = ["-n", "-m", "--propagation", "private"] if mounts else ["-n"]
         self._flags = ["-n", "-m"] if mounts else ["-n"]
         script = f"{prepare}ip link set lo up && echo up && exec sleep infinity"
@@ -133,10 +140,10 @@ class Held:
 
 
 class Listener:
-    """Datagrams received in some namespace, as they come."""
+    """A probe that listens in some namespace and says what comes, line by line."""
 
-    def __init__(self, enter: list[str], address: str, port: int) -> None:
-        command = [*enter, sys.executable, str(HERE / "probe.py"), "listen", address, str(port), "1"]
+    def __init__(self, enter: list[str], what: str, address: str, port: int = 0) -> None:
+        command = [*enter, *probe_command(what, address, port)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.next() == "listening"
 
@@ -171,6 +178,7 @@ class Host:
         self.state = folder / "net"
         self.library = library
         self._logs: list[Any] = []
+        self._rooted = False
         self.engine: subprocess.Popen[str] | None = None
         self.netd: subprocess.Popen[str] | None = None
         self.daemon: subprocess.Popen[str] | None = None
@@ -188,7 +196,15 @@ class Host:
     def start_engine(self, *, live_restore: bool = True) -> None:
         config = self.folder / "daemon.json"
         config.write_text("{}")
+        if (
+            ENGINE_ROOT and not self._rooted
+        ):  # an engine of another release, from a root file system of its own
+            self._rooted = True
+            self.space.run("mount", "--bind", ENGINE_ROOT, ENGINE_ROOT)
+            for name in ("proc", "sys", "dev", "run", "tmp"):
+                self.space.run("mount", "--rbind", f"/{name}", f"{ENGINE_ROOT}/{name}")
         self.engine = self.spawn(
+            *(["chroot", ENGINE_ROOT] if ENGINE_ROOT else []),
             "dockerd", "--config-file", str(config), "--data-root", str(self.folder / "docker"),
             "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid", "-H", f"unix://{self.engine_socket}",
             *(["--live-restore"] if live_restore else []), "--bip", "172.30.0.1/24", "--storage-driver", "overlay2",
@@ -230,10 +246,11 @@ class Host:
 
     # --- the daemon
 
-    def start_daemon(self) -> None:
+    def start_daemon(self, cut: int = 0) -> None:
+        """``cut``: the daemon dies before its so-manieth act upon the kernel after start."""
         self.daemon = self.spawn(
             sys.executable, "-m", "tests.cluster.network.daemon_side", self.engine_socket, str(self.state),
-            "library" if self.library else "program", log="daemon.log", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            "library" if self.library else "program", str(cut), log="daemon.log", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         self.call("start")
@@ -269,6 +286,11 @@ class Host:
     def in_container(self, container: str) -> list[str]:
         pid = self.docker("inspect", "-f", "{{.State.Pid}}", container).strip()
         return ["nsenter", "-t", pid, "-n"]
+
+    def resolve(self, container: str, name: str) -> list[str]:
+        """Addresses as a program in the container finds them: the C library, its resolv.conf, the engine's resolver."""
+        pid = self.docker("inspect", "-f", "{{.State.Pid}}", container).strip()
+        return run("nsenter", "-t", pid, "-n", "-m", "-r", "/task", "resolve", name, check=False).split()
 
     def netns(self) -> list[str]:
         return sorted(line.split()[0] for line in self.space.run("ip", "netns").splitlines())
@@ -450,6 +472,9 @@ def lab(folder: Path, numbers: tuple[int, ...] = (1, 2, 3), *, engines: bool = T
             for host in hosts.values():
                 host.start_netd()  # before the engine, as its unit says
                 host.start_engine()
+                host.space.run(
+                    "iptables", "-P", "FORWARD", "DROP"
+                )  # as Docker leaves a host that did not forward before
                 host.docker("import", str(image), IMAGE)
                 host.start_daemon()
         yield Cluster(hosts, client, router)

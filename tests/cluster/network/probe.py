@@ -2,15 +2,18 @@
 
 probe.py tcp HOST PORT COUNT [SPORT]   banner of COUNT new connections, or {"error": ...}
 probe.py udp HOST PORT COUNT [SPORT]   answer to COUNT datagrams
+probe.py big HOST PORT SIZE            answer to one datagram of that size
 probe.py dns SERVER NAME TYPE [tcp]    {"code":, "answers": [...]}
 probe.py vxlan HOST VNI SOURCE TARGET  one tunnelled datagram from SOURCE to TARGET (addresses inside), port 7777
 probe.py listen ADDRESS PORT 1         says "listening", then each datagram's sender
+probe.py upstream ADDRESS              says "listening", then answers every question with 192.0.2.7
 probe.py hold HOST PORT COUNT          COUNT connections; then, per line on stdin, one line of all their answers
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 import sys
@@ -18,7 +21,7 @@ import time
 
 from swarm_agent.network import dnswire
 
-TIMEOUT = 3.0
+TIMEOUT = float(os.environ.get("PROBE_TIMEOUT", "3"))
 
 
 def show(value: object) -> None:
@@ -63,13 +66,13 @@ def tcp(host: str, port: int, sport: int) -> dict[str, object]:
         return answer
 
 
-def udp(host: str, port: int, sport: int) -> dict[str, object]:
+def udp(host: str, port: int, sport: int, size: int = 2) -> dict[str, object]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.settimeout(TIMEOUT)
         if sport:
             sock.bind(("", sport))
         sock.connect((host, port))
-        sock.send(b"x\n")
+        sock.send(b"x" * size)
         return line_of(sock)
 
 
@@ -123,8 +126,22 @@ def listen(address: str, port: int) -> None:
             show(sock.recvfrom(2048)[1][0])
 
 
+def upstream(address: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((address, 53))
+        show("listening")
+        while True:
+            data, source = sock.recvfrom(2048)
+            question = dnswire.read_question(data)
+            records = [(dnswire.A, bytes([192, 0, 2, 7]))] if question.kind == dnswire.A else []
+            sock.sendto(dnswire.answer(question, records, limit=512), source)
+
+
 def main() -> None:
     what, host = sys.argv[1:3]
+    if what == "upstream":
+        upstream(host)
+        return
     if what == "vxlan":
         vxlan(host, int(sys.argv[3]), *sys.argv[4:6])
         return
@@ -138,6 +155,9 @@ def main() -> None:
     sport = int(sys.argv[5]) if len(sys.argv) > 5 else 0
     if what == "hold":
         hold(host, port, count)
+        return
+    if what == "big":
+        show(attempt(lambda: udp(host, port, 0, count)))
         return
     call = tcp if what == "tcp" else udp
     for _ in range(count):

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.engine
 VIP, IDLE, DB = "10.0.9.200", "10.0.9.201", "10.0.10.200"
 PORT, IDLE_PORT, LOCAL_PORT = 8080, 8081, 8082
 HOSTS = (1, 2, 3)
+HASTY = ["env", "PROBE_TIMEOUT=0.7"]  # for answers that must not come
 SERVERS = {f"web.t{n}" for n in HOSTS}
 
 
@@ -86,9 +87,15 @@ def test_a_service_without_tasks_refuses_at_once(cluster: Cluster, protocol: str
     assert answer["seconds"] < 0.9
 
 
-def test_large_datagrams_pass(cluster: Cluster) -> None:
-    (answer,) = probe(cluster.inside("c1"), "udp", "10.0.9.12", 7000, 1)
-    assert answer["name"] == "web.t2"
+@pytest.mark.parametrize("size", [1400, 1500, 4000, 20000])
+def test_large_datagrams_pass(cluster: Cluster, size: int) -> None:
+    """Fragments too: between hosts, through the virtual address and through a published port."""
+    for address in ("10.0.9.12", "10.0.9.13", *[VIP] * 3):
+        (answer,) = probe(cluster.inside("c1"), "big", address, 7000, size)
+        assert answer.get("client") == "10.0.9.21", (address, answer)
+    for _ in range(3):
+        (answer,) = probe(cluster.client.enter, "big", "10.92.0.1", PORT, size)
+        assert answer.get("client") == CLIENT, answer
 
 
 # --- names
@@ -111,7 +118,7 @@ def test_a_program_in_a_container_finds_names(
     cluster: Cluster, host: int, name: str, found: set[str]
 ) -> None:
     client = cluster.tasks[f"c{host}"]
-    assert set(cluster.hosts[host].docker("exec", client.name, "/task", "resolve", name).split()) == found
+    assert set(cluster.hosts[host].resolve(client.name, name)) == found
 
 
 def test_names_of_a_network_are_seen_by_its_tasks_only(cluster: Cluster) -> None:
@@ -128,6 +135,15 @@ def test_names_over_tcp_pointers_and_no_ipv6(cluster: Cluster) -> None:
     assert probe(inside, "dns", server, "web", 1, "tcp")[0]["answers"] == [VIP]
     assert probe(inside, "dns", server, "12.9.0.10.in-addr.arpa", 12)[0]["answers"] == ["web.t2.app"]
     assert probe(inside, "dns", server, "web", 28)[0] == {"code": 0, "truncated": False, "answers": []}
+
+
+def test_other_names_are_asked_of_the_hosts_own_servers(cluster: Cluster) -> None:
+    upstream = Listener(cluster.client.enter, "upstream", CLIENT)
+    try:
+        client = cluster.tasks["c2"]
+        assert cluster.hosts[2].resolve(client.name, "example.org") == ["192.0.2.7"]
+    finally:
+        upstream.close()
 
 
 # --- published ports
@@ -194,9 +210,9 @@ def test_a_client_may_use_its_port_again_towards_another_host(cluster: Cluster) 
 
 
 def test_tasks_reach_the_outside_as_their_host(cluster: Cluster) -> None:
-    listener = Listener(cluster.client.enter, CLIENT, 7777)
+    listener = Listener(cluster.client.enter, "listen", CLIENT, 7777)
     try:
-        probe(cluster.inside("c2"), "udp", CLIENT, 7777, 1)
+        probe([*cluster.inside("c2"), *HASTY], "udp", CLIENT, 7777, 1)
         assert listener.next() == "10.92.0.2"
     finally:
         listener.close()
@@ -207,9 +223,11 @@ def test_tasks_reach_the_outside_as_their_host(cluster: Cluster) -> None:
 
 def test_tasks_of_different_networks_are_strangers(cluster: Cluster) -> None:
     for source, target in (("d1", "t1"), ("d1", "t2"), ("d2", "t1")):
-        (answer,) = probe(cluster.inside(source), "tcp", cluster.tasks[target].node_address, 7000, 1)
+        (answer,) = probe(
+            [*cluster.inside(source), *HASTY], "tcp", cluster.tasks[target].node_address, 7000, 1
+        )
         assert "error" in answer, f"{source} reached {target} over the node network"
-        (answer,) = probe(cluster.inside(source), "tcp", VIP, 7000, 1)
+        (answer,) = probe([*cluster.inside(source), *HASTY], "tcp", VIP, 7000, 1)
         assert "error" in answer
 
 
@@ -217,7 +235,7 @@ def test_nobody_outside_walks_into_the_node_network(cluster: Cluster) -> None:
     """Even where the routes of the outside lead to a host: only published ports are doors."""
     cluster.router.run("ip", "route", "add", "10.240.0.0/12", "via", "10.92.0.1")
     try:
-        (answer,) = probe(cluster.client.enter, "tcp", cluster.tasks["t1"].node_address, 7000, 1)
+        (answer,) = probe([*cluster.client.enter, *HASTY], "tcp", cluster.tasks["t1"].node_address, 7000, 1)
         assert "error" in answer
         cluster.hosts[1].space.run("nft", "insert", "rule", "ip", "swarm", "forward", "accept")
         (answer,) = probe(cluster.client.enter, "tcp", cluster.tasks["t1"].node_address, 7000, 1)
@@ -229,7 +247,7 @@ def test_nobody_outside_walks_into_the_node_network(cluster: Cluster) -> None:
 
 
 def test_tunnels_from_others_than_peers_are_dropped(cluster: Cluster) -> None:
-    listener = Listener(cluster.inside("c1"), "0.0.0.0", 7777)
+    listener = Listener(cluster.inside("c1"), "listen", "0.0.0.0", 7777)
     try:
         cluster.client.run(*probe_command("vxlan", "10.92.0.1", 4096, "10.0.9.99", "10.0.9.21"))
         cluster.hosts[2].space.run(*probe_command("vxlan", "10.92.0.1", 4096, "10.0.9.98", "10.0.9.21"))

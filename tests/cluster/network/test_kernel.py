@@ -85,7 +85,12 @@ def everything(host: Host) -> dict[str, str]:
         found[f"{netns} rules"] = _rules(
             host.space.run("ip", "netns", "exec", netns, "nft", "-j", "list", "ruleset")
         )
-        for what in (["-4", "addr"], ["-4", "route", "show", "table", "all"], ["-4", "rule"], ["-4", "neigh"]):
+        for what in (
+            ["-4", "addr"],
+            ["-4", "route", "show", "table", "all"],
+            ["-4", "rule"],
+            ["-4", "neigh"],
+        ):
             found[f"{netns} {what[1]}"] = _lines(host.space.run("ip", "-n", netns, "-o", *what))
         found[f"{netns} fdb"] = _lines(
             "\n".join(
@@ -142,6 +147,29 @@ def test_steps_and_leaps_end_in_the_same_place(tmp_path: Path, library: bool, se
     finally:
         walker.close()
         leaper.close()
+
+
+@pytest.mark.parametrize("acts", [1, 2, 3, 5, 8, 13, 16, 21, 26, 34, 42, 48, 55])
+def test_a_daemon_killed_anywhere_leaves_what_the_next_one_completes(tmp_path: Path, acts: int) -> None:
+    rng = random.Random(5)
+    killed, whole = Host(1, tmp_path / "killed"), Host(1, tmp_path / "whole")
+    wanted = next(
+        one for one in (view(rng) for _ in range(50)) if len(one.overlays) == 2 and len(one.peers) == 3
+    )
+    try:
+        for one in (killed, whole):
+            one.space.run("ip", "addr", "add", "10.92.0.1/32", "dev", "lo")
+        killed.start_daemon(cut=acts)
+        with pytest.raises(AssertionError, match="the daemon of host 1 ended"):
+            killed.call("apply", wanted)
+        killed.kill_daemon()
+        for one in (killed, whole):
+            one.start_daemon()
+            one.call("apply", wanted)
+        assert everything(killed) == everything(whole)
+    finally:
+        killed.close()
+        whole.close()
 
 
 def test_the_contract_holds_for_the_real_one(host: Host) -> None:

@@ -35,7 +35,7 @@ def names_of(cluster: Cluster, address: str = VIP, port: int = 7000) -> set[str]
 
 def resolved(cluster: Cluster, name: str) -> list[str]:
     client = cluster.tasks["c1"]
-    return cluster.hosts[1].docker("exec", client.name, "/task", "resolve", name, check=False).split()
+    return cluster.hosts[1].resolve(client.name, name)
 
 
 def links(host: Host, netns: str) -> dict[str, int]:
@@ -218,6 +218,11 @@ def test_leaving_leaves_nothing(two: Cluster) -> None:
     assert node_gateway(1) in host.space.run("ip", "-n", "ov-node", "addr")
     answers = until(lambda: probe(two.client.enter, "tcp", "10.92.0.1", PORT, 4), "answers after coming back")
     assert {answer.get("name") for answer in answers} == {"web.t2", "web.t9"}
+    inside = host.in_container("web.t9")
+    until(
+        lambda: probe(inside, "dns", node_gateway(1), "web", 1)[0]["answers"] == [VIP],
+        "names after coming back",
+    )
 
 
 def links_of_host(host: Host) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_agent.network.journal import (
@@ -71,6 +71,7 @@ def test_a_newer_daemons_extra_fields_are_passed_over(journal: Journal) -> None:
         st.none() | st.integers() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)
     ).map(lambda d: json.dumps(d).encode())
 )
+@settings(deadline=None)
 def test_whatever_a_file_holds_is_a_record_or_missing(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
 ) -> None:

@@ -23,7 +23,7 @@ from swarm_agent.api.http import (
 )
 from swarm_agent.api.passthrough import pass_through
 from swarm_agent.api.resolve import resolve
-from swarm_agent.node.engine import EngineError
+from swarm_agent.node.engine import EngineError, EngineUnreachable, parse_version
 from swarm_agent.objects.errors import SwarmError, Unimplemented
 from swarm_agent.objects.normalise import parse_json
 from swarm_agent.objects.records import Network
@@ -40,7 +40,7 @@ ON_WORKER = (
 PREPARING = (
     "This node is not a swarm manager. Manager is being prepared or has trouble connecting to the cluster."
 )
-_VERSION = re.compile(r"/v(\d+\.\d+)(/.*)")
+_VERSION = re.compile(r"/v(\d{1,4}\.\d{1,4})(/.*)")
 _HOP_HEADERS = ("host", "connection", "content-length", "transfer-encoding", "upgrade")
 
 
@@ -114,6 +114,8 @@ class Api:
         match = _VERSION.fullmatch(request.path)
         path = match[2] if match else request.path
         found = find_route(request.method, path)
+        if match is not None and (found is not None or path.startswith("/networks")):
+            await self._check_version(match[1])
         if found is not None:
             route, arguments = found
             if route.local:
@@ -126,6 +128,28 @@ class Api:
         if path == "/events" and request.method == "GET":
             return self._events(request)
         return await self._pass(request)
+
+    async def _check_version(self, text: str) -> None:
+        """A client may speak what the engine speaks: it learned that from the engine's own answers."""
+        wanted = parse_version(text)
+        try:
+            served = await self._backend.engine.versions()
+            if not served.oldest <= wanted <= served.newest:
+                served = await self._backend.engine.versions(fresh=True)
+        except EngineUnreachable:
+            return  # the swarm is there without the engine
+        if wanted > served.newest:
+            newest = ".".join(map(str, served.newest))
+            raise HttpError(
+                400, f"client version {text} is too new. Maximum supported API version is {newest}"
+            )
+        if wanted < served.oldest:
+            oldest = ".".join(map(str, served.oldest))
+            raise HttpError(
+                400,
+                f"client version {text} is too old. Minimum supported API version is {oldest}, "
+                "please upgrade your client to a newer version",
+            )
 
     async def _pass(self, request: Request, extra: tuple[tuple[str, str], ...] = ()) -> Any:
         return await pass_through(request, self._backend.engine.socket_path, extra)

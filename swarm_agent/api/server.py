@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import h11
 
@@ -177,6 +176,7 @@ class Api:
                 why = f" ({backend.error})" if backend.error else ""
                 raise HttpError(503, PREPARING + why)
             raise HttpError(503, ON_WORKER)
+        self._cluster_events()  # remembers for who asks for the past
 
     async def _forward(self, request: Request, path: str, body: bytes) -> Any:
         headers = tuple(
@@ -200,6 +200,7 @@ class Api:
             found = find_route(call.method, call.path, ROUTES + CLUSTER_NETWORK_ROUTES)
             if found is None or found[0].local:
                 raise HttpError(404, "page not found")
+            self._cluster_events()
             await self._barrier(call.method)
             answer = await found[0].serve(self._backend, request, **found[1])
         except SwarmError as err:
@@ -233,6 +234,8 @@ class Api:
         if match is None or request.method not in ("GET", "DELETE"):
             return await self._pass(request)
         wanted = unquote(match[1])
+        if wanted in networks.PREDEFINED and request.query.get("scope") == "swarm":
+            return networks.predefined(wanted)
         found = await self._cluster_network(request, wanted)
         if found is None:
             return await self._pass(request)
@@ -255,7 +258,7 @@ class Api:
         if scope == "swarm" or wanted == found.id:
             return found
         try:
-            local = await self._backend.engine.call("GET", f"/networks/{wanted}")
+            local = await self._backend.engine.call("GET", f"/networks/{quote(wanted, safe='')}")
         except EngineError:
             return found
         exact = wanted in (local["Id"], local["Name"])
@@ -307,14 +310,9 @@ class Api:
             "volume",
         ]
         filters = parse_filters(request.query.get("filters", ""), known)
-        until = request.query.get("until", "")
-        try:
-            until_s = max(0.0, float(until) - time.time()) if until else None
-            float(request.query.get("since") or 0)
-        except ValueError as err:
-            raise HttpError(400, f"invalid time: {err}") from err
+        window = events.parse_window(request.query)
         cluster = self._cluster_events() if self._backend.is_manager else None
-        pieces = events.stream(self._backend.engine, cluster, dict(request.query), filters, until_s)
+        pieces = events.stream(self._backend.engine, cluster, dict(request.query), filters, window)
         return Streamed(pieces, headers=(("Content-Type", "application/json"),))
 
 

@@ -30,7 +30,6 @@ _TESTS = {
     "type": lambda n, v: v == "custom",  # noqa: ARG005
     "dangling": lambda n, v: v in ("1", "true") or v in ("0", "false"),  # noqa: ARG005
 }
-PREDEFINED = ("host", "bridge", "none")  # networks of every engine, which a service may name, too
 OWN_PREFIX = "swarm-"  # engine networks our tasks are attached to; people see the overlays instead
 
 

@@ -17,6 +17,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import h11
 import msgspec
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 CALLS_A_MINUTE = 60  # from one address; a whole rack joining at once stays below
 MAX_BODY = 64 * 1024
 CALL_TIMEOUT_S = 10.0
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class IssueRequest(msgspec.Struct):
@@ -57,6 +59,10 @@ class Issued(msgspec.Struct):
     managers: tuple[Manager, ...]
 
 
+class Root(msgspec.Struct):
+    root: bytes
+
+
 class Refusal(msgspec.Struct):
     message: str
     status: int = 500
@@ -66,6 +72,7 @@ class JoinRefused(UserError):
     """The manager said no, or is not who the token says."""
 
 
+A = TypeVar("A")
 Issue = Callable[[IssueRequest], Awaitable[Issued]]
 
 
@@ -119,15 +126,17 @@ class FrontDoor:
             return _refusal(429, "too many calls from your address: wait a minute and join again")
         target = request.target.decode()
         if request.method == b"GET" and target == "/v1/root":
-            return 200, msgspec.json.encode({"root": self._identity().root})
+            return 200, msgspec.json.encode(Root(self._identity().root))
         if request.method == b"POST" and target == "/v1/issue":
             try:
-                issued = await self._issue(msgspec.json.decode(body, type=IssueRequest))
+                asked = msgspec.json.decode(body, type=IssueRequest)
+            except _NOT_JSON as err:
+                return _refusal(400, f"malformed request: {err}")
+            try:
+                issued = await self._issue(asked)
             except SwarmError as err:
                 text = f"rpc error: code = {err.code} desc = {err}" if err.code else str(err)
                 return _refusal(err.http_status, text)
-            except msgspec.ValidationError as err:
-                return _refusal(400, f"malformed request: {err}")
             return 200, msgspec.json.encode(issued)
         return _refusal(404, "page not found")
 
@@ -184,7 +193,7 @@ async def fetch_root(addr: str, token: str) -> bytes:
     unverified.check_hostname = False
     unverified.verify_mode = ssl.CERT_NONE
     answer = await _call(addr, unverified, "GET", "/v1/root", b"")
-    root: bytes = msgspec.json.decode(answer, type=dict[str, bytes])["root"]
+    root = _decoded(addr, answer, Root).root
     if not hmac.compare_digest(root_digest(root), digest):
         expected = hashlib.sha256(root).hexdigest()
         raise JoinRefused(
@@ -199,9 +208,17 @@ async def ask_for_certificate(addr: str, root: bytes, request: IssueRequest) -> 
     """Send the token and the signing request, over a connection verified against ``root``."""
     verified = ssl.create_default_context(cadata=root.decode())
     verified.minimum_version = ssl.TLSVersion.TLSv1_2
-    return msgspec.json.decode(
-        await _call(addr, verified, "POST", "/v1/issue", msgspec.json.encode(request)), type=Issued
-    )
+    answer = await _call(addr, verified, "POST", "/v1/issue", msgspec.json.encode(request))
+    return _decoded(addr, answer, Issued)
+
+
+def _decoded(addr: str, answer: bytes, kind: type[A]) -> A:
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except _NOT_JSON as err:
+        raise JoinRefused(
+            f"what answers at {addr} is no manager of this kind of swarm ({err}). Check the address and the port"
+        ) from err
 
 
 async def _call(addr: str, context: ssl.SSLContext, method: str, target: str, body: bytes) -> bytes:
@@ -232,7 +249,7 @@ async def _call(addr: str, context: ssl.SSLContext, method: str, target: str, bo
             f"cannot reach a manager at {addr}: {err}. Check the address, that swarm-agent runs there and that port {port} is open"
         ) from err
     if status >= 400:
-        refusal = msgspec.json.decode(answer, type=Refusal)
+        refusal = _decoded(addr, answer, Refusal)
         error = JoinRefused(refusal.message)
         error.http_status = status
         error.code = ""

@@ -76,7 +76,6 @@ def _host_config(spec: ContainerSpec, revision: Revision, network: ContainerNetw
         **_resources(revision.template.resources),
     }
     optional = {
-        "Init": spec.init,
         "Dns": (dns and dns.nameservers) or network.dns,
         "DnsSearch": dns and dns.search,
         "DnsOptions": (dns and dns.options) or network.dns_options,
@@ -90,6 +89,8 @@ def _host_config(spec: ContainerSpec, revision: Revision, network: ContainerNetw
         "SecurityOpt": _security(spec) if privileges is not None else None,
     }
     config.update({key: value for key, value in optional.items() if value})
+    if spec.init is not None:  # a no is not an absent yes: the engine's own default may be yes
+        config["Init"] = spec.init
     return config
 
 

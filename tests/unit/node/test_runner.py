@@ -1,0 +1,281 @@
+"""One task's walk: a scripted executor under the runner, a scripted engine under the executor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+
+from swarm_agent.node.engine import EngineError, EngineUnreachable
+from swarm_agent.node.executor import Executor, Shared, TaskFailed
+from swarm_agent.node.images import Images
+from swarm_agent.node.runner import Runner
+from swarm_agent.objects.enums import TaskState as S
+from swarm_agent.objects.records import ContainerStatus, Revision, Task, TaskStatus
+from swarm_agent.objects.specs import ContainerSpec, TaskTemplate
+from swarm_agent.testing.fake_network import FakeNodeNetwork
+from swarm_agent.testing.virtual_loop import run
+
+TASK = Task(
+    id="t",
+    service_id="s",
+    service_name="web",
+    revision_id="r",
+    slot=1,
+    node_id="n",
+    status=TaskStatus(state=S.ASSIGNED),
+)
+
+
+class Script:
+    """Each operation waits for its cue: ``ok``, or an exception to raise. Without a cue it goes on for ever."""
+
+    def __init__(self, **cues: list[Any]) -> None:
+        self.task = TASK
+        self.container = ContainerStatus(container_id="c")
+        self.cues = cues
+        self.done: list[str] = []
+
+    async def _play(self, name: str) -> None:
+        self.done.append(name)
+        cues = self.cues.get(name, [])
+        if not cues:
+            await asyncio.Event().wait()
+        cue = cues.pop(0)
+        if isinstance(cue, Exception):
+            raise cue
+
+    async def prepare(self) -> None:
+        await self._play("prepare")
+
+    async def start(self) -> None:
+        await self._play("start")
+
+    async def wait(self) -> None:
+        await self._play("wait")
+
+    async def shutdown(self) -> None:
+        await self._play("shutdown")
+
+    async def remove(self) -> None:
+        await self._play("remove")
+
+    def poke(self) -> None:
+        self.done.append("poke")
+
+
+async def walk(script: Script, *aims: S, desired: S = S.RUNNING) -> tuple[Runner, list[tuple[str, str, str]]]:
+    """Let the runner go as far as it can, then give it each new aim."""
+    seen: list[tuple[str, str, str]] = []
+    runner = Runner(
+        script,  # type: ignore[arg-type]
+        lambda _, status: seen.append((status.state.word, status.message, status.err)),
+        lambda: 7,
+    )
+    runner.desired = desired
+    for aim in (None, *aims):
+        if aim is not None:
+            runner.aim(aim)
+        await asyncio.sleep(60)  # virtual
+    return runner, seen
+
+
+OK = "ok"
+
+
+def test_a_task_that_runs_and_is_stopped() -> None:
+    script = Script(prepare=[OK], start=[OK], shutdown=[OK], remove=[OK])
+
+    async def story() -> None:
+        runner, seen = await walk(script, S.SHUTDOWN)
+        assert seen == [
+            ("accepted", "accepted", ""),
+            ("preparing", "preparing", ""),
+            ("ready", "prepared", ""),
+            ("starting", "starting", ""),
+            ("running", "started", ""),
+            ("shutdown", "shutdown", ""),
+        ]
+        assert runner.status.container == ContainerStatus(container_id="c")
+        assert (runner.status.started_at, runner.status.finished_at) == (7, 7)
+        await runner.close()
+        assert script.done == ["prepare", "start", "wait", "shutdown", "remove"]
+
+    run(story())
+
+
+def test_a_task_waits_where_it_is_wanted() -> None:
+    script = Script(prepare=[OK], start=[OK])
+
+    async def story() -> None:
+        runner, seen = await walk(script, desired=S.READY)
+        assert seen[-1][0] == "ready"
+        runner.aim(S.RUNNING)
+        runner.aim(S.READY)  # an old message
+        await asyncio.sleep(60)
+        assert seen[-1][0] == "running"
+        await runner.detach()
+        assert script.done == ["prepare", "start", "wait"], "the container goes on"
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("cues", "end"),
+    [
+        ({"prepare": [EngineError(404, "No such image: x:1")]}, ("rejected", "preparing", "No such image: x:1")),
+        ({"prepare": [OK], "start": [EngineError(400, "bad command")]}, ("failed", "starting", "bad command")),
+        ({"prepare": [OK], "start": [OK], "wait": [TaskFailed("task: non-zero exit (3)", 3)]}, ("failed", "started", "task: non-zero exit (3)")),
+        ({"prepare": [OK], "start": [OK], "wait": [OK]}, ("complete", "finished", "")),
+        ({"prepare": [ValueError("a bug")]}, ("rejected", "preparing", "internal error on this node, see its log: ValueError('a bug')")),
+    ],
+)  # fmt: skip
+def test_how_a_task_ends(cues: dict[str, list[Any]], end: tuple[str, str, str]) -> None:
+    async def story() -> None:
+        runner, seen = await walk(Script(**cues))
+        assert seen[-1] == end
+        assert runner.status.state.terminal
+        await runner.detach()
+
+    run(story())
+
+
+def test_an_engine_that_is_away_is_waited_for() -> None:
+    async def story() -> None:
+        trouble = EngineUnreachable("cannot reach the Docker Engine")
+        runner, seen = await walk(
+            Script(prepare=[trouble, trouble, OK], start=[OK], remove=[trouble, OK], shutdown=[trouble, OK])
+        )
+        assert seen[2:4] == [
+            ("preparing", "preparing", "cannot reach the Docker Engine"),
+            ("ready", "prepared", ""),
+        ]
+        runner.aim(S.SHUTDOWN)
+        await asyncio.sleep(60)
+        assert [s[0] for s in seen[-2:]] == ["running", "shutdown"]
+        await runner.close()
+
+    run(story())
+
+
+def test_a_stop_ends_what_is_under_way() -> None:
+    """A pull that hangs must not keep a task alive that nobody wants."""
+
+    async def story() -> None:
+        script = Script(shutdown=[OK])
+        runner, seen = await walk(script, S.SHUTDOWN)
+        assert script.done == ["prepare", "shutdown"]
+        assert seen[-1][0] == "shutdown"
+        await runner.detach()
+
+    run(story())
+
+
+# --- the executor ---------------------------------------------------------------------------------------------------------
+class ScriptedEngine:
+    """Container states in order; the last one stays."""
+
+    def __init__(self, *states: dict[str, Any]) -> None:
+        self.states = [*states]
+        self.calls: list[str] = []
+
+    async def call(self, method: str, path: str, **more: Any) -> Any:
+        self.calls.append(f"{method} {path.rsplit('/', 1)[-1]}")
+        if path.endswith("/json"):
+            state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+            return {"Id": "c", "State": state}
+        return None
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self, method: str, path: str, *, query: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:  # fmt: skip
+        raise AssertionError(path)
+        yield
+
+
+def executor(*states: dict[str, Any]) -> tuple[Executor, ScriptedEngine]:
+    engine = ScriptedEngine(*states)
+    shared = Shared(engine, FakeNodeNetwork(), Images(engine), asyncio.Semaphore(1))
+    template = TaskTemplate(container_spec=ContainerSpec(image="a"))
+    return Executor(shared, TASK, Revision(id="r", service_id="s", template=template), ""), engine
+
+
+CREATED = {"Status": "created", "Running": False}
+EXITED = {"Status": "exited", "Running": False}
+RUNNING = {"Status": "running", "Running": True}
+
+
+def healthy(word: str, base: dict[str, Any] = RUNNING) -> dict[str, Any]:
+    return {**base, "Health": {"Status": word}}
+
+
+@pytest.mark.parametrize("end", [{**EXITED, "ExitCode": 0}, {**EXITED, "ExitCode": 3}])
+def test_a_container_that_ends_at_once_was_started(end: dict[str, Any]) -> None:
+    async def story() -> None:
+        ours, engine = executor(CREATED, end)
+        await ours.start()
+        assert engine.calls == ["GET json", "POST start", "GET json"]
+        if end["ExitCode"]:
+            with pytest.raises(TaskFailed, match=r"task: non-zero exit \(3\)"):
+                await ours.wait()
+        else:
+            await ours.wait()
+
+    run(story())
+
+
+def test_an_exit_with_an_error_of_the_engine() -> None:
+    async def story() -> None:
+        ours, _ = executor({**EXITED, "ExitCode": 0, "Error": "OCI runtime"})
+        with pytest.raises(TaskFailed, match=r"task: non-zero exit \(0\): OCI runtime"):
+            await ours.wait()
+
+    run(story())
+
+
+def test_a_health_check_gates_the_start() -> None:
+    async def story() -> None:
+        ours, _ = executor(healthy("starting"), healthy("starting"), healthy("healthy"))
+        started = asyncio.create_task(ours.start())
+        await asyncio.sleep(60)
+        assert not started.done()
+        ours.poke()
+        await started
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        (healthy("unhealthy"), "dockerexec: unhealthy container"),
+        (healthy("starting", {**EXITED, "ExitCode": 2}), r"task: non-zero exit \(2\)"),
+    ],
+)
+def test_a_start_that_never_becomes_healthy(state: dict[str, Any], text: str) -> None:
+    async def story() -> None:
+        ours, _ = executor(state)
+        with pytest.raises(TaskFailed, match=text):
+            await ours.start()
+
+    run(story())
+
+
+def test_a_container_somebody_removed() -> None:
+    async def story() -> None:
+        ours, engine = executor(RUNNING)
+
+        async def gone(method: str, path: str, **more: Any) -> Any:
+            raise EngineError(404, "No such container")
+
+        engine.call = gone  # type: ignore[method-assign]
+        with pytest.raises(TaskFailed, match=r"container web\.1\.t is gone"):
+            await ours.wait()
+        await ours.shutdown()
+        await ours.remove()
+
+    run(story())

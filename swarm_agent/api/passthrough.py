@@ -12,7 +12,7 @@ import contextlib
 import h11
 
 from swarm_agent.api.http import CHUNK, HANDED_OVER, Request
-from swarm_agent.node.engine import EngineConnection
+from swarm_agent.node.engine import EngineConnection, EngineUnreachable
 
 _HIJACKED = (b"application/vnd.docker.raw-stream", b"application/vnd.docker.multiplexed-stream")
 
@@ -37,14 +37,17 @@ async def pass_through(request: Request, socket_path: str, extra: tuple[tuple[st
             return HANDED_OVER
         sending = asyncio.create_task(_send_body(request, engine))
         try:
-            await _send_answer(request, engine, extra)
+            await _send_answer(request, engine, extra, sending)
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
+    except EngineUnreachable:
+        if client.http.our_state is h11.SEND_RESPONSE:
+            raise  # nothing was said yet, so that can be
+        client.writer.transport.abort()  # half an answer: a clean end would make it look whole
     finally:
         engine.close()
-        with contextlib.suppress(OSError):
-            client.writer.close()
+    client.writer.close()
     return HANDED_OVER
 
 
@@ -55,7 +58,10 @@ async def _send_body(request: Request, engine: EngineConnection) -> None:
 
 
 async def _send_answer(
-    request: Request, engine: EngineConnection, extra: tuple[tuple[str, str], ...]
+    request: Request,
+    engine: EngineConnection,
+    extra: tuple[tuple[str, str], ...],
+    sending: asyncio.Task[None],
 ) -> None:
     """Pass head and body on, flushing each piece as it comes."""
     response = await engine.response()
@@ -68,7 +74,12 @@ async def _send_answer(
     headers += [(k.encode(), v.encode()) for k, v in extra]
     headers.append((b"Connection", b"close"))
     await client.send(h11.Response(status_code=response.status_code, reason=response.reason, headers=headers))
-    gone = asyncio.create_task(_client_gone(request))
+    await _pass_body(request, engine, sending)
+
+
+async def _pass_body(request: Request, engine: EngineConnection, sending: asyncio.Task[None] | None) -> None:
+    """Until the engine's answer ends or nobody listens any more."""
+    gone = asyncio.create_task(_client_gone(request, sending))
     copying = asyncio.create_task(_copy_body(request, engine))
     try:
         await asyncio.wait({gone, copying}, return_when=asyncio.FIRST_COMPLETED)
@@ -87,13 +98,15 @@ async def _copy_body(request: Request, engine: EngineConnection) -> None:
     await request.connection.send(h11.EndOfMessage())
 
 
-async def _client_gone(request: Request) -> None:
+async def _client_gone(request: Request, sending: asyncio.Task[None] | None) -> None:
     """Return when the client hung up after its request was read: an endless answer must not go on for nobody."""
-    transport = request.connection.writer.transport
-    while not transport.is_closing():
-        if request.connection.http.their_state is h11.DONE and request.connection.reader.at_eof():
-            return
-        await asyncio.sleep(0.5)
+    if sending is not None:
+        await asyncio.wait({sending})
+        if isinstance(sending.exception(), OSError):
+            await asyncio.Event().wait()  # the engine wants no more of the body: what it says still counts
+    with contextlib.suppress(ConnectionError):
+        while await request.connection.reader.read(CHUNK):
+            pass
 
 
 # --- upgraded and hijacked connections ---------------------------------------------------------------------------------
@@ -124,7 +137,7 @@ async def _upgraded(request: Request, engine: EngineConnection) -> None:
             status_code=event.status_code, reason=event.reason, headers=[*headers, (b"Connection", b"close")]
         )
     )
-    await _copy_body(request, engine)
+    await _pass_body(request, engine, None)
 
 
 async def _splice(request: Request, engine: EngineConnection) -> None:

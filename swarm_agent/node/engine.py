@@ -112,7 +112,10 @@ class EngineConnection:
 
     async def next_event(self) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event:
         while True:
-            event = self.http.next_event()
+            try:
+                event = self.http.next_event()
+            except h11.RemoteProtocolError as err:
+                raise EngineUnreachable(f"the Docker Engine ended an answer early: {err}") from err
             if event is not h11.NEED_DATA:
                 return event
             self.http.receive_data(await self.reader.read(_CHUNK))

@@ -1,0 +1,182 @@
+"""The daemon for tests of the API: one manager, a store written at once, and what a test wants of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from swarm_agent.api.backend import ManagerHealth, RemoteManager
+from swarm_agent.api.events import ClusterEvents
+from swarm_agent.api.http import HttpServer
+from swarm_agent.api.server import Api
+from swarm_agent.identity import ca
+from swarm_agent.identity.tokens import new_tokens
+from swarm_agent.node.engine import Answer, EngineClient
+from swarm_agent.objects import defaults
+from swarm_agent.objects.enums import NodeState
+from swarm_agent.objects.records import Cluster, Node, NodeDescription, NodeStatus, Task
+from swarm_agent.objects.specs import ClusterSpec, InitRequest, JoinRequest, NodeSpec
+from swarm_agent.session.wire import ForwardedAnswer, ForwardedCall, LogPiece
+from swarm_agent.store import ApplyResult, Entry, Group, Put, Store, encode_entry
+from tests.unit.api.engine_double import EngineDouble, engine_double
+
+ROOT = ca.make_root()
+NODE_ID = "a" * 25
+
+
+def replace(row: Any, **changes: Any) -> Any:
+    return msgspec.structs.replace(row, **changes)
+
+
+class BackendDouble:
+    """``before_write`` runs once before the next write, as somebody faster would."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self.engine = engine
+        self.state, self.error, self.role = "active", "", "manager"
+        self.node_id, self.node_addr = NODE_ID, "10.0.0.1"
+        self.is_manager = self.is_leader = True
+        self.store = Store()
+        self.events = ClusterEvents(self.store, self.now)
+        self.before_write: Callable[[], None] | None = None
+        self.quorum = True
+        self.pieces: list[LogPiece] = []
+        self.asked_logs: dict[str, str] = {}
+        self.called: list[Any] = []
+        self.leader: Callable[[ForwardedCall], AsyncIterator[ForwardedAnswer]] | None = None
+        self._ids = itertools.count(1)
+        self._reserved: set[str] = set()
+        cluster = Cluster(
+            id="c" * 25,
+            spec=defaults.cluster_defaults(ClusterSpec()),
+            root_ca=ROOT,
+            join_tokens=new_tokens(ROOT.digest),
+        )
+        self.put(cluster)
+        self.put(a_node(NODE_ID, "host1", role="manager", manager_addr="10.0.0.1:2377"))
+
+    def put(self, *rows: Any) -> None:
+        groups = tuple(
+            Group("", (Put(row, getattr(self.store.tables[type(row)].get(row.id), "version", 0)),))
+            for row in rows
+        )
+        assert all(
+            self.store.apply(self.store.index + 1, 1, encode_entry(Entry(self.now(), groups))).accepted
+        )
+
+    # --- Backend -------------------------------------------------------------------------------------------------
+    def remote_managers(self) -> list[RemoteManager]:
+        return [RemoteManager(NODE_ID, "10.0.0.1:2377")] if self.state == "active" else []
+
+    def manager_health(self) -> dict[str, ManagerHealth]:
+        return {NODE_ID: ManagerHealth(leader=True, reachable=True)}
+
+    async def init(self, request: InitRequest) -> str:
+        self.called.append(request)
+        return NODE_ID
+
+    async def join(self, request: JoinRequest) -> None:
+        self.called.append(request)
+
+    async def leave(self, *, force: bool) -> None:
+        self.called.append(("leave", force))
+
+    async def propose(self, groups: tuple[Group, ...]) -> ApplyResult:
+        if self.before_write is not None:
+            rival, self.before_write = self.before_write, None
+            rival()
+        return self.store.apply(self.store.index + 1, 1, encode_entry(Entry(self.now(), groups)))
+
+    async def read_barrier(self) -> None:
+        self.called.append("barrier")
+
+    @contextlib.contextmanager
+    def reserve(self, *names: str) -> Iterator[None]:
+        assert not self._reserved & set(names)
+        self._reserved.update(names)
+        yield
+        self._reserved.difference_update(names)
+
+    def forward(self, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:
+        assert self.leader is not None
+        return self.leader(call)
+
+    async def logs(self, tasks: list[Task], query: dict[str, str]) -> AsyncIterator[LogPiece]:
+        self.asked_logs = query
+        ids = {t.id for t in tasks}
+        for piece in self.pieces:
+            if piece.task_id in ids:
+                yield piece
+
+    def may_lose(self, node_id: str) -> bool:
+        return self.quorum
+
+    def new_id(self) -> str:
+        return f"{next(self._ids):025d}"
+
+    def now(self) -> int:
+        return 1_700_000_000_000_000_000 + self.store.index
+
+
+def a_node(id_: str, hostname: str, **more: Any) -> Node:
+    fields: dict[str, Any] = {
+        "spec": NodeSpec(role=more.get("role", "worker")),
+        "description": NodeDescription(
+            hostname=hostname, architecture="x86_64", os="linux", nano_cpus=2 * 10**9, memory_bytes=1 << 30, engine_version="20.10.24"
+        ),
+        "status": NodeStatus(state=NodeState.READY, addr="10.0.0.1"),
+        **more,
+    }  # fmt: skip
+    return Node(id=id_, **fields)
+
+
+class House:
+    """The API on its socket, the engine behind it, and a client."""
+
+    def __init__(self, backend: BackendDouble, engine: EngineDouble, client: EngineClient, path: str) -> None:
+        self.backend = backend
+        self.engine = engine
+        self.client = client
+        self.path = path
+
+    async def ask(self, method: str, path: str, body: Any = None, **more: Any) -> tuple[int, Any]:
+        """Status and decoded answer."""
+        answer: Answer = await self.client._exchange(method, path, body, more.get("headers", {}))
+        headers = {k.lower(): v for k, v in answer.headers}
+        if headers.get(b"content-type") == b"application/json" and answer.body:
+            return answer.status, answer.json()
+        return answer.status, answer.body
+
+    async def get(self, path: str) -> Any:
+        status, answer = await self.ask("GET", path)
+        assert status == 200, answer
+        return answer
+
+    async def refusal(self, method: str, path: str, body: Any = None) -> tuple[int, str]:
+        status, answer = await self.ask(method, path, body)
+        assert status >= 400, answer
+        return status, answer["message"]
+
+
+async def _run(folder: Any, story: Callable[[House], Awaitable[None]]) -> None:
+    async with engine_double(str(folder / "engine.sock")) as engine:
+        backend = BackendDouble(EngineClient(str(folder / "engine.sock")))
+        server = HttpServer(Api(backend, lambda: backend.events).handle)
+        path = str(folder / "agent.sock")
+        await server.start_unix(path)
+        client = EngineClient(path)
+        try:
+            await story(House(backend, engine, client, path))
+        finally:
+            await client.close()
+            await backend.engine.close()
+            await server.stop()
+
+
+def play(folder: Any, story: Callable[[House], Awaitable[None]]) -> None:
+    asyncio.run(_run(folder, story))

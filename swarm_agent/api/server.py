@@ -168,15 +168,15 @@ class Api:
         if method == "GET":
             await self._backend.read_barrier()
 
-    def _must_be_manager(self) -> None:
+    def _must_be_manager(self, status: int = 503) -> None:
         backend = self._backend
         if backend.state != "active":
-            raise HttpError(503, NOT_IN_SWARM)
+            raise HttpError(status, NOT_IN_SWARM)
         if not backend.is_manager:
             if backend.role == "manager":
                 why = f" ({backend.error})" if backend.error else ""
-                raise HttpError(503, PREPARING + why)
-            raise HttpError(503, ON_WORKER)
+                raise HttpError(status, PREPARING + why)
+            raise HttpError(status, ON_WORKER)
         self._cluster_events()  # remembers for who asks for the past
 
     async def _forward(self, request: Request, path: str, body: bytes) -> Any:
@@ -221,9 +221,7 @@ class Api:
         if request.method == "POST" and path == "/networks/create":
             body = await request.body()
             if networks.is_overlay(parse_json(body)):
-                if not manager:
-                    text = NOT_IN_SWARM if backend.state != "active" else ON_WORKER
-                    raise HttpError(500, text)
+                self._must_be_manager(500)
                 return await self._network_call(request, "POST", "/cluster-networks/create", body)
             return await self._engine_call(request, body)
         if not manager:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -211,6 +212,11 @@ def test_the_ledger_takes_back_what_it_booked(before: Any, after: Any) -> None:
 def test_a_ledger_kept_up_to_date_is_one_made_afresh(steps: Any) -> None:
     store = with_revisions()
     ledger = Ledger(store)
-    store.watch(lambda _, changes: [ledger.apply(c) for c in changes] and None)
+
+    def book(_: int, changes: Sequence[Change]) -> None:
+        for change in changes:
+            ledger.apply(change)
+
+    store.watch(book)
     fill(store, [s for s in steps if not isinstance(s[1], Revision | Node)])
     assert books(ledger) == books(Ledger(store))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from swarm_agent.identity import ca
@@ -119,7 +120,7 @@ def test_what_is_no_request(root: RootCA, csr: bytes) -> None:
 
 def test_a_request_whose_key_is_not_its_own(root: RootCA) -> None:
     _, csr = ca.make_request()
-    der = bytearray(x509.load_pem_x509_csr(csr).public_bytes(encoding=ca.serialization.Encoding.DER))
+    der = bytearray(x509.load_pem_x509_csr(csr).public_bytes(encoding=serialization.Encoding.DER))
     der[-1] ^= 1  # in the signature
     import base64  # noqa: PLC0415
 
@@ -142,7 +143,7 @@ def test_tls_info(root: RootCA) -> None:
     subject, public = ca.issuer_of(root.cert)
     certificate = x509.load_pem_x509_certificate(root.cert)
     assert subject == certificate.subject.public_bytes()
-    assert ca.serialization.load_der_public_key(public) == certificate.public_key()
+    assert serialization.load_der_public_key(public) == certificate.public_key()
 
 
 # --- on disk -----------------------------------------------------------------------------------------------------------------

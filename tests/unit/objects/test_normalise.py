@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from swarm_agent.objects.base import Spec
 from swarm_agent.objects.errors import InvalidSpec
 from swarm_agent.objects.normalise import Malformed, normalise, parse_json
 from swarm_agent.objects.specs import (
@@ -46,7 +47,7 @@ def test_keys_in_any_case_nulls_and_unknown_keys() -> None:
 
 def test_names_that_are_no_pascal_case() -> None:
     """The health check's key is one word on the wire; acronyms stay upper case; Global is Python's keyword."""
-    sent = {
+    sent: dict[str, Any] = {
         "TaskTemplate": {
             "ContainerSpec": {"Healthcheck": {"Test": ["NONE"]}, "DNSConfig": {"Search": ["x"]}, "TTY": True},
             "Resources": {"Limits": {"NanoCPUs": 10**9, "Pids": 5}},
@@ -309,7 +310,7 @@ FULL_SERVICE: dict[str, Any] = {
         ),
     ],
 )  # fmt: skip
-def test_what_is_sent_comes_back_as_it_was(kind: type, sent: dict[str, Any]) -> None:
+def test_what_is_sent_comes_back_as_it_was(kind: type[Spec], sent: dict[str, Any]) -> None:
     """Zeros where Go has pointers, empty objects and absent fields all stay what they are."""
     spec = normalise(sent, kind)
     assert shown(spec) == sent

@@ -92,7 +92,7 @@ def test_indexes_follow_their_rows() -> None:
     tasks = log.store.tasks
     assert [t.id for t in tasks.by("service", "a")] == ["t", "u"]
     assert [t.id for t in tasks.by("slot", ("a", 2))] == ["u"]
-    log.do(Put(replace(tasks.get("t"), node_id="n"), 1))  # type: ignore[type-var]
+    log.do(Put(replace(tasks.get("t"), node_id="n"), 1))  # type: ignore[type-var, arg-type]
     assert [t.id for t in tasks.by("node", "n")] == ["t"]
     assert [t.id for t in tasks.by("node", "")] == ["u"]
     log.do(Delete("task", "t", 2))
@@ -105,7 +105,7 @@ def test_indexes_follow_their_rows() -> None:
 def test_watchers_see_every_change_in_order_until_they_end() -> None:
     log = Log()
     log.do(Put(service("a", "one"), 0))
-    log.do(Put(replace(log.store.services.get("a"), registry_auth="x"), 1), Put(task("t", "a"), 0))  # type: ignore[type-var]
+    log.do(Put(replace(log.store.services.get("a"), registry_auth="x"), 1), Put(task("t", "a"), 0))  # type: ignore[type-var, arg-type]
     log.do(Delete("service", "a", 2))
     assert [index for index, _ in log.seen] == [1, 2, 3]
     created, updated, removed = (changes[0] for _, changes in log.seen)

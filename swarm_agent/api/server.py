@@ -161,7 +161,10 @@ class Api:
         if self._backend.is_leader:
             await self._barrier(request.method)
             return await route.serve(self._backend, request, **arguments)
-        return await self._forward(request, path, await request.body())
+        body = await request.body()
+        if route.serve in (services.create, services.update):
+            body = await services.localised(self._backend, body)
+        return await self._forward(request, path, body)
 
     async def _barrier(self, method: str) -> None:
         """Reads see all that was acknowledged before. Writes need no barrier: they are checked when they are applied."""

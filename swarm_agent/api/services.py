@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import quote
 
 import msgspec
@@ -22,6 +23,7 @@ from swarm_agent.objects.specs import NetworkAttachmentConfig, ServiceSpec
 from swarm_agent.objects.validate import PREDEFINED_NETWORKS
 from swarm_agent.store import Delete, Put
 
+_ENGINE_ID = re.compile(r"[0-9a-f]{64}")
 _TESTS = {
     "id": lambda s, v: s.id.startswith(v),
     "name": lambda s, v: (s.spec.name or "").startswith(v),
@@ -160,6 +162,20 @@ async def _network_id(backend: Backend, attachment: NetworkAttachmentConfig) -> 
                 "such as those created with the overlay driver.",
             ) from err
         raise HttpError(500, f"network {target} not found") from err
+
+
+async def localised(backend: Backend, body: bytes) -> bytes:
+    """A body for the leader, which knows another id for this host's predefined networks: those by name."""
+    spec = normalise(parse_json(body), ServiceSpec)
+    names: dict[str, str] = {}
+    for attachment in (*(spec.task_template.networks or ()), *(spec.networks or ())):
+        target = attachment.target or ""
+        if _ENGINE_ID.fullmatch(target):
+            names[target] = await _local_name(backend, target)
+    for target, name in names.items():
+        if name in PREDEFINED_NETWORKS:
+            body = body.replace(f'"{target}"'.encode(), f'"{name}"'.encode())
+    return body
 
 
 async def _local_name(backend: Backend, wanted: str) -> str:

@@ -126,12 +126,27 @@ def test_a_follower_lets_the_leader_answer(tmp_path: Path) -> None:
             )
             yield ForwardedAnswer(body=b'"x"}')
 
+        async def host(call: Call) -> None:
+            await call.whole(b'{"Id":"x","Name":"host"}')
+
+        own = "f" * 64
+        home.engine.answers[f"/networks/{own}"] = host
         home.backend.is_leader, home.backend.leader = False, leader
         status, answer = await home.ask(
             "POST", "/v1.41/services/create?a=b", SPEC, headers={"X-Registry-Auth": "cred"}
         )
         assert (status, answer) == (201, {"ID": "x"})
-        assert calls == [("POST", "/services/create", "a=b", "cred", msgspec.json.encode(SPEC))]
+        assert calls.pop() == ("POST", "/services/create", "a=b", "cred", msgspec.json.encode(SPEC))
+        for id_, sent in ((own, "host"), ("e" * 64, "e" * 64)):
+            await home.ask("POST", "/services/create", {**SPEC, "Networks": [{"Target": id_}]})
+            assert json.loads(calls.pop()[4])["Networks"] == [{"Target": sent}], (
+                "ids of this host alone, by name"
+            )
+        assert await home.refusal("POST", "/services/create", b"[]") == (
+            400,
+            "json: cannot unmarshal array into Go value of type swarm.ServiceSpec",
+        )
+        assert calls == []
 
     play(tmp_path, story)  # fmt: skip
 

@@ -38,6 +38,7 @@ from swarm_agent.session.wire import Hello, JoinRaft, Leave, LogPiece, LogsWante
 log = logging.getLogger(__name__)
 
 DESCRIBE_EVERY_S = 20.0
+RECHECK_EVERY_S = 60.0
 ROLE_WAIT_S = 20.0
 RETRY_S = 0.5
 FAILED_RETRY_S = 5.0  # between attempts to bring a failed raft member back
@@ -97,6 +98,7 @@ class Member:
             raise
         self._spawn(self.session.run(), "session")
         self._spawn(self._apply_views(), "network")
+        self._spawn(self._keep_network(), "network check")
         self._spawn(self._keep_described(), "describe")
         self._spawn(self._keep_certificate(), "certificate")
 
@@ -343,6 +345,13 @@ class Member:
                 self._spawn(self._apply_again(), "apply again")
             self._view_done = view
             self._view_applied.set()
+
+    async def _keep_network(self) -> None:
+        """Against drift: other programs change firewalls and links too. Look at everything once in a while."""
+        while True:
+            await asyncio.sleep(RECHECK_EVERY_S)
+            await self._network.recheck()
+            self._view_news.set()
 
     async def _apply_again(self) -> None:
         """What failed is tried again for as long as it is wanted; tasks that do not need it go on meanwhile."""

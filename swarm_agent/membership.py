@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import subprocess
 from pathlib import Path
 
 import msgspec
-from pyroute2 import IPRoute
 
 from swarm_agent.api.http import HttpError
 from swarm_agent.identity.door import Manager
@@ -91,9 +92,9 @@ def choose_address(wanted: str, word: str) -> str:
 
 def host_addresses() -> list[tuple[str, str]]:
     """(interface, IPv4 address) of this host."""
-    with IPRoute() as ip:
-        return [
-            (dict(a["attrs"]).get("IFA_LABEL", ""), dict(a["attrs"])["IFA_LOCAL"])
-            for a in ip.get_addr(family=socket.AF_INET)
-            if "IFA_LOCAL" in dict(a["attrs"])
-        ]
+    listed = subprocess.run(["ip", "-json", "-4", "addr"], capture_output=True, check=True)  # noqa: S607
+    return [
+        (str(link["ifname"]), str(address["local"]))
+        for link in json.loads(listed.stdout)
+        for address in link["addr_info"]
+    ]

@@ -22,7 +22,7 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True):
     tick_s: float = 0.05
     """Seconds, 0.001 to 10. The unit of all the times below. 50 ms is far above the scheduling noise of a loaded host."""
 
-    heartbeat_ticks: int = 2
+    heartbeat_ticks: int = 4
     """Ticks between heartbeats, 1 to ``election_ticks`` - 1. Five heartbeats must be lost before anybody votes."""
 
     election_ticks: int = 12

@@ -137,6 +137,7 @@ class Dispatcher:
                         node.id,
                         NodeState.UNKNOWN,
                         'Node moved to "unknown" state due to leadership change in cluster',
+                        unless=lambda n: n in self.sessions,
                     )
 
     # --- sessions --------------------------------------------------------------------------------------------------
@@ -146,13 +147,15 @@ class Dispatcher:
         if not isinstance(hello, Hello):
             raise SwarmError("a session starts with Hello")
         session = _Session(node_id, self._new_id())
-        await self._register(node_id, hello, peer)
-        previous = self.sessions.get(node_id)
-        if previous is not None:
-            previous.closed = True
-            previous.touch()
+        self._end_session(node_id)
         self.sessions[node_id] = session
-        self._beat(node_id)
+        self._beat(node_id)  # before anything is written: whoever takes the node for lost looks here again
+        try:
+            await self._register(node_id, hello, peer)
+        except BaseException:
+            if self.sessions.get(node_id) is session:
+                del self.sessions[node_id]
+            raise
         reader = asyncio.create_task(self._read(session, requests), name=f"session {node_id}")
         try:
             cluster = self._store.cluster
@@ -169,6 +172,8 @@ class Dispatcher:
     async def _read(self, session: _Session, requests: AsyncIterator[Up]) -> None:
         node_id = session.node_id
         async for message in requests:
+            if session.closed:
+                return
             self._beat(node_id)
             match message:
                 case Beat():
@@ -326,7 +331,17 @@ class Dispatcher:
                 if deadline < now:
                     del self._deadline[node_id]
                     log.warning("node is silent", extra={"node": node_id})
-                    await self._set_state(node_id, NodeState.DOWN, "heartbeat failure")
+                    self._end_session(node_id)
+                    await self._set_state(
+                        node_id, NodeState.DOWN, "heartbeat failure", unless=lambda n: n in self._deadline
+                    )
+
+    def _end_session(self, node_id: str) -> None:
+        """A node taken for lost must come back by the front: its old stream may still work, its word is stale."""
+        session = self.sessions.get(node_id)
+        if session is not None:
+            session.closed = True
+            session.touch()
 
     async def _register(self, node_id: str, hello: Hello, peer: str) -> None:
         addr = hello.data_addr or peer
@@ -343,13 +358,23 @@ class Dispatcher:
 
         await self._change_node(node_id, change)
 
-    async def _set_state(self, node_id: str, state: NodeState, message: str) -> None:
-        await self._change_node(
-            node_id,
-            lambda n: msgspec.structs.replace(
-                n, status=msgspec.structs.replace(n.status, state=state, message=message)
-            ),
-        )
+    async def _set_state(
+        self,
+        node_id: str,
+        state: NodeState,
+        message: str,
+        unless: Callable[[str], bool] = lambda node_id: False,  # noqa: ARG005
+    ) -> None:
+        """``unless`` is asked before each attempt: what was true when this was decided may be overtaken."""
+
+        def change(node: Node) -> Node:
+            if unless(node_id):
+                return node
+            return msgspec.structs.replace(
+                node, status=msgspec.structs.replace(node.status, state=state, message=message)
+            )
+
+        await self._change_node(node_id, change)
 
     async def _change_node(self, node_id: str, change: Callable[[Node], Node]) -> None:
         """Read, change, write, until the version fits. NotFound when the node was removed."""

@@ -6,12 +6,9 @@ import asyncio
 import contextlib
 import logging
 import random
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import grpc
-import grpc.aio
 import msgspec
 
 from swarm_agent.control.loop import ControlLoop
@@ -23,10 +20,11 @@ from swarm_agent.manager.logs import LogBroker
 from swarm_agent.manager.roles import RoleKeeper, admit
 from swarm_agent.objects.errors import NoLeader, PermissionDenied, SwarmError, Unavailable
 from swarm_agent.objects.records import Cluster, Node, Task
-from swarm_agent.raft import Member, NotLeader, RaftConfig, RaftNode, RaftStatus, RealDisk
+from swarm_agent.raft import Disk, Member, NotLeader, RaftConfig, RaftNode, RaftStatus
+from swarm_agent.seams import Seams
 from swarm_agent.session.dispatcher import Dispatcher
 from swarm_agent.session.peers import PeerTransport
-from swarm_agent.session.rpc import Method, Redirect, RpcClient, RpcServer, translate
+from swarm_agent.session.rpc import Client, Method, NotTaken, Redirect
 from swarm_agent.session.wire import (
     Down,
     ForwardedAnswer,
@@ -74,7 +72,7 @@ class _Duties:
     """What one term of leadership runs."""
 
     def __init__(self, manager: Manager, raft: RaftNode) -> None:
-        self.control = ControlLoop(manager.store, manager.propose, manager.new_id)
+        self.control = ControlLoop(manager.store, manager.propose, manager.new_id, manager.seams.now)
         self.dispatcher = Dispatcher(manager.store, manager.propose, manager.new_id)
         self.roles = RoleKeeper(manager.store, raft, manager.propose)
         self.task = asyncio.create_task(self._run(), name="leader duties")
@@ -91,14 +89,6 @@ class _Duties:
         self.dispatcher.close()
 
 
-def _never_arrived(err: grpc.aio.AioRpcError) -> bool:
-    """Whether a call failed before anybody could have taken it."""
-    text = err.details() or ""
-    return err.code() == grpc.StatusCode.UNAVAILABLE and (
-        "failed to connect" in text or "knows no leader" in text
-    )
-
-
 class Manager:
     """One manager. ``start`` it after construction; ``serve_forwarded`` is the API's answer to calls followers pass on."""
 
@@ -109,22 +99,24 @@ class Manager:
         serve_forwarded: ServeForwarded,
         new_id: Callable[[], str],
         rng: random.Random,
+        seams: Seams,
     ) -> None:
         self.settings = settings
+        self.seams = seams
         self.store = Store()
         self.new_id = new_id
         self._identity = identity
         self._serve_forwarded = serve_forwarded
         self._rng = rng
-        self._transport = PeerTransport(identity)
-        self._disk: RealDisk | None = None
+        self._transport = PeerTransport(identity, seams.rpc)
+        self._disk: Disk | None = None
         self.raft: RaftNode | None = None
         self.duties: _Duties | None = None
-        self._authority = Authority(self.store, self.propose, new_id)
+        self._authority = Authority(self.store, self.propose, new_id, seams.certificates)
         self.logs = LogBroker(new_id)
-        self._rpc = RpcServer(identity, self._allow, self._methods())
-        self._door = FrontDoor(identity, self.issue)
-        self._clients: dict[str, RpcClient] = {}
+        self._rpc = seams.rpc.server(identity, self._allow, self._methods())
+        self._door = FrontDoor(identity, self.issue, seams.doors)
+        self._clients: dict[str, Client] = {}
         self._leading = asyncio.Lock()
         self._changed = asyncio.Event()
         self._follow: asyncio.Task[None] | None = None
@@ -149,7 +141,7 @@ class Manager:
                 ) from err
             self._serving = True
             settings.raft_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._disk = RealDisk(settings.raft_dir)
+            self._disk = self.seams.disk(settings.raft_dir)
             me = Member(raft_id=settings.raft_id, node_id=settings.node_id, addr=settings.rpc_addr)
             self.raft = await RaftNode.start(
                 RaftConfig(
@@ -260,7 +252,7 @@ class Manager:
         """Commit an entry; its result once it is applied here. NoLeader when this manager does not lead."""
         assert self.raft is not None
         try:
-            result = await self.raft.propose(encode_entry(Entry(time.time_ns(), groups)))
+            result = await self.raft.propose(encode_entry(Entry(self.seams.now(), groups)))
         except NotLeader as err:
             raise NoLeader from err
         assert isinstance(result, ApplyResult)
@@ -285,11 +277,11 @@ class Manager:
             await asyncio.sleep(0.02)
         raise NoLeader
 
-    async def _leader_client(self) -> RpcClient:
+    async def _leader_client(self) -> Client:
         addr = await self.leader_addr()
         client = self._clients.get(addr)
         if client is None:
-            client = self._clients[addr] = RpcClient(addr, self._identity())
+            client = self._clients[addr] = self.seams.rpc.client(addr, self._identity())
         return client
 
     async def forward(self, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:
@@ -307,14 +299,12 @@ class Manager:
             client = await self._leader_client()
             stream = client.download("Forward", call)
             try:
-                await stream.wait_for_connection()
+                await stream.connected()
                 async for piece in stream:
                     yield piece
-            except grpc.aio.AioRpcError as err:
-                error = translate(err, client.addr)
-                not_taken = isinstance(error, Redirect) or _never_arrived(err)
-                if not not_taken or asyncio.get_running_loop().time() > deadline:
-                    raise error from err
+            except (Redirect, NotTaken):
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
                 await asyncio.sleep(0.02)
             else:
                 return

@@ -347,6 +347,10 @@ class Manager:
         return self.duties
 
     async def _session(self, caller: Subject, requests: AsyncIterator[Up]) -> AsyncIterator[Down]:
+        self._must_lead()
+        await (
+            self.read_barrier()
+        )  # a leader that was deposed and does not know it would hand out an old world
         duties = self._must_lead()
         async for message in duties.dispatcher.session(caller.node_id, requests, ""):
             yield message

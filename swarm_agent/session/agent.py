@@ -193,7 +193,7 @@ class SessionAgent:
                 await call.write(Beat())
                 next_beat = now + beat_s
             self._news.clear()
-            if self._pending or self._leaving:
+            if self._pending or self._leaving or self._described is not None:
                 continue
             try:
                 async with asyncio.timeout(max(0.0, next_beat - loop.time())):

@@ -25,6 +25,7 @@ T = TypeVar("T")
 class Program(msgspec.Struct, frozen=True, kw_only=True):
     """What a container of an image does. Times in seconds."""
 
+    create_s: float = 0.02
     start_s: float = 0.05
     start_error: str = ""
     runs_s: float | None = None
@@ -131,7 +132,7 @@ class FakeEngine:
             return _message(500, "planted error of the engine")
         lost = self._happens(self.faults.lost_answer)
         work = self._own(self._serve(method, path, query, body))
-        found = await asyncio.shield(work)
+        found: Answer = await asyncio.shield(work)
         self.must_be_up()
         if lost:
             raise EngineUnreachable("lost the Docker Engine: planted")
@@ -158,7 +159,7 @@ class FakeEngine:
         if method == "GET" and path == "/containers/json":
             return self._list(query)
         if method == "POST" and path == "/containers/create":
-            return self._create(query.get("name", ""), body)
+            return await self._create(query.get("name", ""), body)
         if match := re.fullmatch(r"/images/(.+)/json", path):
             found = _tagged(match[1]) in self.images
             return _json(200, {"Id": match[1]}) if found else _message(404, f"No such image: {match[1]}")
@@ -210,7 +211,7 @@ class FakeEngine:
         ]
         return _json(200, found)
 
-    def _create(self, name: str, body: Any) -> Answer:
+    async def _create(self, name: str, body: Any) -> Answer:
         if name in self.containers:
             taken = self.containers[name]
             return _message(
@@ -218,7 +219,10 @@ class FakeEngine:
             )
         if _tagged(body["Image"]) not in self.images:
             return _message(404, f"No such image: {body['Image']}")
+        await asyncio.sleep(self.images[_tagged(body["Image"])].create_s)
         self._serial += 1
+        if name in self.containers:
+            return _message(409, f'Conflict. The container name "/{name}" is already in use.')
         container = Container(f"{self._serial:08x}{self._rng.getrandbits(224):056x}", name, body)
         self.containers[name] = container
         self._emit(container, "create")

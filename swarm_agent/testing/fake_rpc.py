@@ -486,7 +486,7 @@ class FakeClient:
         return call
 
     def _call(self, name: str) -> Connection:
-        self._calls = [c for c in self._calls if not c._over.is_set()]  # noqa: SLF001 - one file, one idea
+        self._calls = [c for c in self._calls if not c._over.is_set()]
         call = self._make(name)
         self._calls.append(call)
         return call
@@ -519,10 +519,10 @@ class RpcEndpoint:
 
     async def listen(
         self,
-        host: str,
+        host: str,  # noqa: ARG002 - one address a host
         port: int,
         identity: NodeIdentity,
-        door: Answering,  # noqa: ARG002 - one address a host
+        door: Answering,
     ) -> Callable[[], Awaitable[None]]:
         addr = f"{self.host}:{port}"
         if addr in self._net.doors:

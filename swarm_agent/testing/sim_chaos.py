@@ -272,7 +272,7 @@ class _Story:
 
     def _later(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
-        self._work[task] = None  # type: ignore[index]
+        self._work[task] = None
         task.add_done_callback(lambda done: self._work.pop(done, None))
 
     def _some_host(self) -> SimHost | None:

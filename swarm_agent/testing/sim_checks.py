@@ -194,7 +194,7 @@ def _service(cluster: SimCluster, service: Service) -> str:
 
 
 def _task(cluster: SimCluster, task: Task) -> str:
-    if task.desired_state > TaskState.RUNNING and not task.status.state.terminal:
+    if task.node_id and task.desired_state > TaskState.RUNNING and not task.status.state.terminal:
         return f"{task.name} is {task.status.state.word}, is to be {task.desired_state.word}"
     if cluster.store.services.get(task.service_id) is None:
         return f"{task.name} is of a service that is gone"

@@ -24,7 +24,7 @@ from swarm_agent.objects.records import Service, Task
 from swarm_agent.store import Store
 from swarm_agent.testing.fake_engine import Program
 from swarm_agent.testing.fake_rpc import RpcNet
-from swarm_agent.testing.sim_host import FRONT_DOOR, SimHost, task_factory
+from swarm_agent.testing.sim_host import FRONT_DOOR, Killed, SimHost, task_factory
 from swarm_agent.testing.virtual_loop import VirtualLoop
 
 T = TypeVar("T")
@@ -193,6 +193,8 @@ class SimCluster:
     async def set_node(self, name: str, **change: str) -> None:
         """``Availability="drain"``, ``Role="manager"``."""
         node_id = self[name].node_id
+        if not node_id:
+            raise Killed(f"{name} is no member now")
         shown = await self.api("GET", f"/nodes/{node_id}")
         version = shown["Version"]["Index"]
         await self.api("POST", f"/nodes/{node_id}/update", {**shown["Spec"], **change}, f"version={version}")
@@ -286,16 +288,18 @@ def simulation(seed: int) -> Iterator[Simulation]:
     collects = gc.isenabled()
     gc.disable()
     try:
-        with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as directory:
-            with VirtualLoop() as loop:
-                loop.set_task_factory(task_factory)
-                cluster = SimCluster(seed, Path(directory))
-                try:
-                    yield Simulation(loop, cluster)
-                finally:
-                    loop.after_step = None
-                    for host in cluster.hosts.values():
-                        loop.run_until_complete(host.kill())
+        with (
+            tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as directory,
+            VirtualLoop() as loop,
+        ):
+            loop.set_task_factory(task_factory)
+            cluster = SimCluster(seed, Path(directory))
+            try:
+                yield Simulation(loop, cluster)
+            finally:
+                loop.after_step = None
+                for host in cluster.hosts.values():
+                    loop.run_until_complete(host.kill())
     finally:
         if collects:
             gc.enable()

@@ -150,7 +150,7 @@ class SimHost:
         payload = b"" if body is None else msgspec.json.encode(body)
         call = ForwardedCall(method, path, query, (), payload)
         status, answer = await self.process.run(_serve(self.process.daemon, call))
-        decoded = msgspec.json.decode(answer) if answer else None
+        decoded: Any = msgspec.json.decode(answer) if answer else None
         if status >= 400:
             raise ApiError(status, str(decoded["message"]))
         return decoded
@@ -188,6 +188,9 @@ class Process:
         self._context = contextvars.Context()
         self._context.run(_process.set, self)
         self.engine = host.engine.client()
+        host.network = (
+            FakeNodeNetwork()
+        )  # what the real one keeps on disk it derives anew from the first view
         random_ = random.Random(host.rng.getrandbits(64))
         endpoint = RpcEndpoint(host.net, host.addr, host.now, self.spawn)
         seams = Seams(

@@ -176,6 +176,7 @@ class Member:
         if self.manager is manager:
             async with self._role_lock:
                 await self._end_manager()
+            await self._follow_role()
 
     async def _end_manager(self) -> None:
         manager, self.manager = self.manager, None
@@ -186,27 +187,37 @@ class Member:
         shutil.rmtree(self._state_dir / "raft", ignore_errors=True)
         self._remember(raft_id=0)
 
-    async def _follow_role(self, node: Node) -> None:
-        """Make certificate and manager side fit the role our record has."""
+    def _role_fits(self, node: Node) -> bool:
+        """Whether certificate and manager side are as our record says. One on its way down is not brought up again."""
+        if node.role != self.identity.subject.role:
+            return False
+        if self.manager is None:
+            return node.role == "worker" or node.spec.role == "worker"
+        return node.role == "manager"
+
+    async def _follow_role(self) -> None:
+        """Make certificate and manager side fit the role our record has by now: it may change while we are at it."""
         async with self._role_lock:
+            while self.node is not None and not self._role_fits(self.node):
+                try:
+                    await self._step_towards(self.node)
+                except (SwarmError, OSError) as err:
+                    log.info("cannot become a %s yet: %s", self.node.role, err)
+                    await asyncio.sleep(RETRY_S)
+
+    async def _step_towards(self, node: Node) -> None:
+        if node.role == "worker" and self.manager is not None:
+            self._remember(role="worker")
+            await self._end_manager()
+        elif node.role != self.identity.subject.role:
+            await self._renew()
             if node.role != self.identity.subject.role:
-                await self._renew_until(node.role)
-            if node.role == "manager" and self.manager is None:
-                self._remember(role="manager")
-                await self._start_manager()
-            elif node.role == "worker":
-                self._remember(role="worker")
-                await self._end_manager()
+                await asyncio.sleep(RETRY_S)  # the record has changed again, news of it is on the way
+        elif self.manager is None:
+            self._remember(role="manager")
+            await self._start_manager()
 
     # --- certificates ------------------------------------------------------------------------------------------------
-    async def _renew_until(self, role: str) -> None:
-        while self.identity.subject.role != role:
-            try:
-                await self._renew()
-            except SwarmError as err:
-                log.info("cannot renew the certificate yet: %s", err)
-                await asyncio.sleep(RETRY_S)
-
     async def _renew(self) -> None:
         key, csr = ca.make_request(self._seams.certificates)
         issued: Issued = await self._ask_leader("Renew", Renew(csr), 10.0)
@@ -334,8 +345,8 @@ class Member:
 
     async def node_changed(self, node: Node) -> None:
         self.node = node
-        if node.role != self.identity.subject.role or (node.role == "manager") != (self.manager is not None):
-            self._spawn(self._follow_role(node), "role change")
+        if not self._role_fits(node):
+            self._spawn(self._follow_role(), "role change")
 
     async def managers_changed(self, managers: tuple[ManagerAddress, ...]) -> None:
         if managers:

@@ -42,6 +42,7 @@ from swarm_agent.store import ApplyResult, Entry, Group, Put, Store, encode_entr
 
 log = logging.getLogger(__name__)
 
+RETRY_S = 0.05
 LEADER_WAIT_S = 5.0  # how long a call waits out an election before it says there is no leader
 
 ServeForwarded = Callable[[ForwardedCall], AsyncIterator[ForwardedAnswer]]
@@ -72,7 +73,7 @@ class _Duties:
     """What one term of leadership runs."""
 
     def __init__(self, manager: Manager, raft: RaftNode) -> None:
-        self.control = ControlLoop(manager.store, manager.propose, manager.new_id, manager.seams.now)
+        self.control = ControlLoop(manager.store, manager.propose, manager.new_id, manager.now)
         self.dispatcher = Dispatcher(manager.store, manager.propose, manager.new_id)
         self.roles = RoleKeeper(manager.store, raft, manager.propose)
         self.task = asyncio.create_task(self._run(), name="leader duties")
@@ -86,6 +87,8 @@ class _Duties:
     async def stop(self) -> None:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
+        self.control.close()  # each again: a task that was cancelled before its first step has closed nothing
+        self.roles.close()
         self.dispatcher.close()
 
 
@@ -120,6 +123,7 @@ class Manager:
         self._leading = asyncio.Lock()
         self._changed = asyncio.Event()
         self._follow: asyncio.Task[None] | None = None
+        self._resigning: asyncio.Task[None] | None = None
         self._serving = False
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -171,9 +175,10 @@ class Manager:
 
     async def stop(self) -> None:
         """Hand over what can be handed over, then close. Containers and networks of the host are not our business."""
-        if self._follow is not None:
-            self._follow.cancel()
-            await asyncio.gather(self._follow, return_exceptions=True)
+        following = [task for task in (self._follow, self._resigning) if task is not None]
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
         if self.duties is not None:
             await self.duties.stop()
             self.duties = None
@@ -211,13 +216,18 @@ class Manager:
             self._changed.clear()
             leads = self.status.role == "leader"
             if leads and self.duties is None:
-                with contextlib.suppress(SwarmError):
-                    assert self.raft is not None
+                assert self.raft is not None
+                try:
                     await self.raft.read_barrier()
-                    if self.status.role == "leader":
-                        log.info("this manager leads now", extra={"node": self.settings.node_id})
-                        self.duties = _Duties(self, self.raft)
-                        self.duties.task.add_done_callback(self._duties_ended)
+                except SwarmError as err:
+                    log.info("cannot lead yet: %s", err)
+                    await asyncio.sleep(RETRY_S)
+                    self._changed.set()
+                    continue
+                if self.status.role == "leader":
+                    log.info("this manager leads now", extra={"node": self.settings.node_id})
+                    self.duties = _Duties(self, self.raft)
+                    self.duties.task.add_done_callback(self._duties_ended)
             elif not leads and self.duties is not None:
                 log.info("this manager leads no more", extra={"node": self.settings.node_id})
                 duties, self.duties = self.duties, None
@@ -228,12 +238,14 @@ class Manager:
         if task.cancelled() or task.exception() is None:
             return
         log.error("a leader's duty failed, handing leadership over", exc_info=task.exception())
-        self._resigning = asyncio.create_task(self._resign(), name="resign")
+        if self.duties is None or self.duties.task is not task:
+            return  # it ended because leadership did, which is known already
+        self._resigning = asyncio.create_task(self._resign(self.duties), name="resign")
 
-    async def _resign(self) -> None:
-        duties, self.duties = self.duties, None
-        if duties is not None:
-            await duties.stop()
+    async def _resign(self, failed: _Duties) -> None:
+        if self.duties is failed:
+            self.duties = None
+        await failed.stop()
         assert self.raft is not None
         with contextlib.suppress(SwarmError):
             await self.raft.transfer()
@@ -247,12 +259,16 @@ class Manager:
         except TimeoutError as err:
             raise Unavailable(f"waited {seconds:g} s {what}, in vain: see this node's log") from err
 
+    def now(self) -> int:
+        """The clock decisions are made by: never behind what is written, whoever led then with whatever clock."""
+        return max(self.seams.now(), self.store.now)
+
     # --- state -----------------------------------------------------------------------------------------------------
     async def propose(self, groups: tuple[Group, ...]) -> ApplyResult:
         """Commit an entry; its result once it is applied here. NoLeader when this manager does not lead."""
         assert self.raft is not None
         try:
-            result = await self.raft.propose(encode_entry(Entry(self.seams.now(), groups)))
+            result = await self.raft.propose(encode_entry(Entry(self.now(), groups)))
         except NotLeader as err:
             raise NoLeader from err
         assert isinstance(result, ApplyResult)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -171,7 +170,7 @@ class Api:
 
     async def serve_forwarded(self, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:
         """The leader's side of :meth:`_forward`: never forwards again."""
-        request = _ForwardedRequest(call)
+        request = ForwardedRequest(call)
         try:
             found = find_route(call.method, call.path, ROUTES + CLUSTER_NETWORK_ROUTES)
             if found is None or found[0].local:
@@ -285,7 +284,7 @@ class Api:
         filters = parse_filters(request.query.get("filters", ""), known)
         until = request.query.get("until", "")
         try:
-            until_s = max(0.0, float(until) - time.time()) if until else None
+            until_s = max(0.0, float(until) - self._backend.now() / 1e9) if until else None
             float(request.query.get("since") or 0)
         except ValueError as err:
             raise HttpError(400, f"invalid time: {err}") from err
@@ -311,7 +310,7 @@ async def _bodies(head: ForwardedAnswer, pieces: AsyncIterator[ForwardedAnswer])
         yield piece.body
 
 
-class _ForwardedRequest(Request):
+class ForwardedRequest(Request):
     """A request that arrived by RPC: its body is here already."""
 
     def __init__(self, call: ForwardedCall) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -43,6 +44,7 @@ class Streamed(msgspec.Struct):
 
 
 HANDED_OVER = object()
+_STATUSES = frozenset(map(int, http.HTTPStatus))
 _json = msgspec.json.Encoder()
 
 
@@ -147,6 +149,12 @@ class Connection:
             self.http.receive_data(data)
 
 
+def _head(status: int, headers: list[tuple[str, str]]) -> h11.Response:
+    """With the reason in words, which some clients show and none should miss."""
+    reason = http.HTTPStatus(status).phrase if status in _STATUSES else ""
+    return h11.Response(status_code=status, headers=headers, reason=reason.encode())
+
+
 class HttpServer:
     """Serves a unix socket."""
 
@@ -220,14 +228,14 @@ class HttpServer:
 
     async def _send_whole(self, connection: Connection, request: Request, answer: Response) -> None:
         headers = [*answer.headers, ("Content-Length", str(len(answer.body)))]
-        events: list[h11.Event] = [h11.Response(status_code=answer.status, headers=headers)]
+        events: list[h11.Event] = [_head(answer.status, headers)]
         if answer.body and request.method != "HEAD":
             events.append(h11.Data(data=answer.body))
         await connection.send(*events, h11.EndOfMessage())
 
     async def _send_stream(self, connection: Connection, request: Request, answer: Streamed) -> None:
         """Send pieces as they come; a client that goes away ends the source."""
-        await connection.send(h11.Response(status_code=answer.status, headers=list(answer.headers)))
+        await connection.send(_head(answer.status, list(answer.headers)))
         gone = asyncio.create_task(connection.gone())
         source = asyncio.create_task(self._pump(connection, answer.pieces))
         try:

@@ -31,6 +31,7 @@ _TESTS = {
     "type": lambda n, v: v == "custom",  # noqa: ARG005
     "dangling": lambda n, v: v in ("1", "true") or v in ("0", "false"),  # noqa: ARG005
 }
+PREDEFINED = ("host", "bridge", "none")  # networks of every engine, which a service may name, too
 
 
 def is_overlay(raw: Any) -> bool:
@@ -48,6 +49,17 @@ async def merged_list(backend: Backend, request: Request, local: list[dict[str, 
     ids = {n["Id"] for n in ours}
     shown = [n for n in local if n["Id"] not in ids and not is_own(n)]
     return json_response(shown + ours)
+
+
+def predefined(name: str) -> Response:
+    """An engine's own network as the swarm knows it: by name, because each engine has another id for it."""
+    return json_response(
+        {
+            **views.network(Network(id=name, spec=NetworkCreate(name=name))),
+            "Driver": "null" if name == "none" else name,
+            "Options": None,
+        }
+    )
 
 
 def is_own(network: dict[str, Any]) -> bool:

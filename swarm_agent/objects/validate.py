@@ -211,6 +211,10 @@ def refuse_unsupported(spec: ServiceSpec) -> None:
         ("configs (--config)", ctr.configs),
         ("endpoint mode dnsrr (--endpoint-mode dnsrr)", defaults.endpoint_mode(endpoint_spec) == "dnsrr"),
         ("SCTP ports", any(p.protocol == "sctp" for p in ports)),
+        (
+            "host-mode ports without a published port (-p mode=host,published=PORT,target=...)",
+            any(p.publish_mode == "host" and not p.published_port for p in ports),
+        ),
         ("credential specs (--credential-spec)", privileges and privileges.credential_spec),
         ("isolation (--isolation)", ctr.isolation not in (None, "", "default")),
         ("named pipe mounts", any(m.type == "npipe" for m in ctr.mounts or ())),

@@ -20,7 +20,7 @@ from swarm_agent.testing.sim_checks import ClusterChecks, unsettled
 from swarm_agent.testing.sim_cluster import SimCluster, simulation
 from swarm_agent.testing.sim_host import ApiError
 
-SEEDS = int(os.environ.get("SWARM_SIM_SEEDS", "16"))
+SEEDS = int(os.environ.get("SWARM_SIM_SEEDS", "12"))
 ONCE_FAILED = (1, 4, 6, 9, 10, 25, 26, 49, 1125)  # seeds that found something once
 
 Story = Callable[[SimCluster], Awaitable[None]]

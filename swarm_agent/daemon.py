@@ -138,10 +138,16 @@ class Daemon:
             self.member, self._error, self._pending = member, "", False
             return
 
-    def _spawn(self, work: object) -> None:
+    def _spawn(self, work: object) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]
         self._tasks[task] = None
-        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.debug("a task of the daemon ended with an error", exc_info=task.exception())
 
     def _make_member(self, membership: Membership, identity: NodeIdentity) -> Member:
         return Member(
@@ -366,6 +372,10 @@ class Daemon:
         return member
 
     async def leave(self, *, force: bool) -> None:
+        """Leave for good. Once begun it goes on to its end, whether or not whoever asked still waits."""
+        await asyncio.shield(self._spawn(self._leave(force=force)))
+
+    async def _leave(self, *, force: bool) -> None:
         async with self._changing:
             member = self.member
             if member is None:
@@ -383,7 +393,8 @@ class Daemon:
                 503, f"this node cannot reach its swarm ({self.error}): use --force to leave it all the same"
             )
         for task in list(self._tasks):
-            task.cancel()
+            if task is not asyncio.current_task():
+                task.cancel()
         membership, identity = load_membership(self._state_dir), load_identity(self._state_dir)
         if membership is not None and identity is not None:
             await self._make_member(membership, identity).forget()

@@ -338,7 +338,7 @@ class Manager:
     def _methods(self) -> list[Method]:
         return [
             Method("Session", True, True, True, self._session),
-            Method("Frames", True, False, False, self._transport.serve),
+            Method("Frames", True, False, False, self._transport.serve, newcomers=True),
             Method("Logs", True, False, True, self.logs.serve),
             Method("Forward", False, True, False, self._forwarded),
             Method("JoinRaft", False, False, False, self._join_raft),
@@ -347,8 +347,12 @@ class Manager:
             Method("Leave", False, False, True, self._leave),
         ]
 
-    def _allow(self, caller: Subject, workers: bool) -> None:
-        """The second check of every call: the node table. A joining manager has no table yet and trusts certificates."""
+    def _allow(self, caller: Subject, method: Method) -> None:
+        """The second check of every call: the node table. A joining manager has no table yet and trusts certificates.
+
+        So does every manager for Raft's frames: the table comes through Raft, and one that missed a promotion while it was
+        away would refuse the very leader that could tell it. Raft itself knows which members were let go.
+        """
         if caller.cluster_id != self.settings.cluster_id:
             raise PermissionDenied("Permission denied: remote certificate is of another cluster")
         cluster = self.store.cluster
@@ -356,10 +360,12 @@ class Manager:
             return
         if caller.node_id in cluster.removed_nodes:
             raise PermissionDenied(f"Permission denied: node {caller.node_id} was removed from swarm")
+        if method.newcomers:
+            return
         node = self.store.nodes.get(caller.node_id)
         if node is None:
             raise PermissionDenied(f"Permission denied: node {caller.node_id} is not known here")
-        if not workers and node.role != "manager":
+        if not method.workers and node.role != "manager":
             raise PermissionDenied(f"Permission denied: node {caller.node_id} is not a manager")
 
     def _must_lead(self) -> _Duties:

@@ -77,9 +77,10 @@ class Method(NamedTuple):
     server_streams: bool
     workers: bool
     serve: Callable[..., Any]
+    newcomers: bool = False  # also of managers this one has not heard of yet: it may be behind
 
 
-Allow = Callable[[Subject, bool], None]  # raises PermissionDenied
+Allow = Callable[[Subject, Method], None]  # raises PermissionDenied
 
 
 # --- the seam: what the rest of the project knows of calls ----------------------------------------------------------------
@@ -140,7 +141,7 @@ def check_caller(caller: Subject, method: Method, allow: Allow) -> None:
     """Certificate first, node table second; PermissionDenied."""
     if caller.role != "manager" and not method.workers:
         raise PermissionDenied("Permission denied: remote certificate not part of OUs: [swarm-manager]")
-    allow(caller, method.workers)
+    allow(caller, method)
 
 
 def refusal_of(err: SwarmError) -> tuple[str, str, str | None]:

@@ -32,6 +32,8 @@ class SimPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Within so long after the last fault everything must be as declared: a minute of patience with a task that does not stop, twice."""
     roles: bool = True
     """Nodes are promoted and demoted."""
+    leaving: bool = True
+    """Nodes leave for good and join anew."""
 
 
 class SimResult(msgspec.Struct, frozen=True):
@@ -263,6 +265,8 @@ class _Story:
         ]
         if self.plan.roles:
             deeds.append(self._change_role)
+        if self.plan.leaving:
+            deeds.append(self._leave)
         while True:
             await asyncio.sleep(self.rng.uniform(0.1, 2.0))
             deed = self.rng.choice(deeds)
@@ -367,6 +371,19 @@ class _Story:
             self._attempt(self.cluster.set_node(name, Role=self.rng.choice(["manager", "worker", "manager"])))
         )
 
+    def _leave(self) -> None:
+        host = self._some_host()
+        if host is not None:
+            self._later(self._leave_and_join(host, self.rng.uniform(0.5, 5.0)))
+
+    async def _leave_and_join(self, host: SimHost, after_s: float) -> None:
+        voters = [h for h in self.cluster.hosts.values() if h.manager is not None]
+        if host in voters and len(voters) <= 3:
+            return  # people who break the majority by force get what they asked for
+        await self._attempt(self.cluster.leave(host.name, force=True))
+        await asyncio.sleep(after_s)
+        await self._attempt(self.cluster.join(host, "Worker"))
+
     def _skew(self) -> None:
         host = self.rng.choice(list(self.cluster.hosts.values()))
         host.skew_ns = int(self.rng.uniform(-3, 3) * 1e9)
@@ -395,6 +412,8 @@ class _Story:
             for name in list(names):
                 try:
                     async with asyncio.timeout(CALL_S):
+                        if self.cluster[name].daemon.state == "inactive":
+                            await self.cluster.join(self.cluster[name], "Worker")
                         await self.cluster.set_node(name, Availability="active")
                 except (TimeoutError, SwarmError, AssertionError):
                     continue

@@ -194,6 +194,9 @@ def _service(cluster: SimCluster, service: Service) -> str:
 
 
 def _task(cluster: SimCluster, task: Task) -> str:
+    node = cluster.store.nodes.get(task.node_id)
+    if node is not None and node.status.state == NodeState.DOWN:
+        return ""  # of a node that left: nobody will ever say more of it
     if task.node_id and task.desired_state > TaskState.RUNNING and not task.status.state.terminal:
         return f"{task.name} is {task.status.state.word}, is to be {task.desired_state.word}"
     if cluster.store.services.get(task.service_id) is None:

@@ -24,6 +24,7 @@ from swarm_agent.objects.errors import SwarmError, UserError
 log = logging.getLogger(__name__)
 
 CHUNK = 64 * 1024
+MAX_HEAD = 1 << 20  # registry credentials and filters travel in heads
 MAX_BODY = 8 << 20  # of calls we answer ourselves; what is passed through is not limited
 
 
@@ -112,7 +113,7 @@ class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
-        self.http = h11.Connection(h11.SERVER)
+        self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
 
     async def next_event(self) -> Any:
         while True:
@@ -193,6 +194,9 @@ class HttpServer:
         try:
             while await self._one(connection):
                 connection.http.start_next_cycle()
+        except h11.RemoteProtocolError as err:
+            log.debug("client connection ended: %s", err)
+            await self._refuse(connection, err)
         except (OSError, h11.ProtocolError, EOFError) as err:
             log.debug("client connection ended: %s", err)
         except asyncio.CancelledError:
@@ -200,6 +204,15 @@ class HttpServer:
         finally:
             self._connections.discard(task)
             writer.close()
+
+    async def _refuse(self, connection: Connection, err: h11.RemoteProtocolError) -> None:
+        """Say what was wrong with the request, if nothing was said yet and somebody may listen."""
+        if connection.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return
+        body = f"400 Bad Request: {err}".encode()
+        headers = [("Content-Type", "text/plain"), ("Connection", "close"), ("Content-Length", str(len(body)))]
+        with contextlib.suppress(OSError, h11.ProtocolError):
+            await connection.send(_head(err.error_status_hint, headers), h11.Data(data=body), h11.EndOfMessage())
 
     async def _one(self, connection: Connection) -> bool:
         """Serve one request; whether another may follow."""

@@ -31,7 +31,6 @@ _TESTS = {
     "type": lambda n, v: v == "custom",  # noqa: ARG005
     "dangling": lambda n, v: v in ("1", "true") or v in ("0", "false"),  # noqa: ARG005
 }
-PREDEFINED = ("host", "bridge", "none")  # networks of every engine, which a service may name, too
 
 
 def is_overlay(raw: Any) -> bool:

@@ -26,6 +26,7 @@ from swarm_agent.node.engine import EngineError, EngineUnreachable, parse_versio
 from swarm_agent.objects.errors import SwarmError, Unimplemented
 from swarm_agent.objects.normalise import parse_json
 from swarm_agent.objects.records import Network
+from swarm_agent.objects.validate import PREDEFINED_NETWORKS
 from swarm_agent.session.wire import ForwardedAnswer, ForwardedCall
 
 NOT_IN_SWARM = (
@@ -234,7 +235,7 @@ class Api:
         if match is None or request.method not in ("GET", "DELETE"):
             return await self._pass(request)
         wanted = unquote(match[1])
-        if wanted in networks.PREDEFINED and request.query.get("scope") == "swarm":
+        if wanted in PREDEFINED_NETWORKS and request.query.get("scope") == "swarm":
             return networks.predefined(wanted)
         found = await self._cluster_network(request, wanted)
         if found is None:

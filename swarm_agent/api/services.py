@@ -10,7 +10,6 @@ from swarm_agent.api import views
 from swarm_agent.api.backend import Backend
 from swarm_agent.api.filters import keep, label_matches, parse_filters
 from swarm_agent.api.http import HttpError, Request, Response, json_response
-from swarm_agent.api.networks import PREDEFINED
 from swarm_agent.api.resolve import resolve
 from swarm_agent.api.writes import version_of, write, write_spec
 from swarm_agent.control.revisions import revision_of
@@ -20,6 +19,7 @@ from swarm_agent.objects.errors import AlreadyExists, InvalidSpec, OutOfSequence
 from swarm_agent.objects.normalise import normalise, parse_json
 from swarm_agent.objects.records import Network, Service
 from swarm_agent.objects.specs import NetworkAttachmentConfig, ServiceSpec
+from swarm_agent.objects.validate import PREDEFINED_NETWORKS
 from swarm_agent.store import Delete, Put
 
 _TESTS = {
@@ -137,7 +137,7 @@ async def _resolved(backend: Backend, spec: ServiceSpec) -> ServiceSpec:
 
 async def _network_id(backend: Backend, attachment: NetworkAttachmentConfig) -> str:
     target = attachment.target or ""
-    if target in PREDEFINED:
+    if target in PREDEFINED_NETWORKS:
         return target
     if target == "ingress":
         raise InvalidSpec(f'Service cannot be explicitly attached to the ingress network "{target}"')
@@ -151,7 +151,7 @@ async def _network_id(backend: Backend, attachment: NetworkAttachmentConfig) -> 
         if err.http_status != 404:
             raise
         name = await _local_name(backend, target)
-        if name in PREDEFINED:
+        if name in PREDEFINED_NETWORKS:
             return name
         if name:
             raise HttpError(
@@ -174,7 +174,9 @@ async def _local_name(backend: Backend, wanted: str) -> str:
 def _network_ids(backend: Backend, spec: ServiceSpec) -> tuple[str, ...]:
     """The overlays of a resolved spec, in order; predefined local networks are the container's business."""
     targets = [n.target or "" for n in spec.task_template.networks or ()]
-    return tuple(t for t in targets if t not in PREDEFINED and backend.store.networks.get(t) is not None)
+    return tuple(
+        t for t in targets if t not in PREDEFINED_NETWORKS and backend.store.networks.get(t) is not None
+    )
 
 
 def _registry_auth(request: Request, service: Service) -> str:

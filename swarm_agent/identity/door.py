@@ -18,7 +18,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import h11
 import msgspec
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 CALLS_A_MINUTE = 60  # from one address; a whole rack joining at once stays below
 MAX_BODY = 64 * 1024
 CALL_TIMEOUT_S = 10.0
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class IssueRequest(msgspec.Struct):
@@ -59,6 +60,10 @@ class Issued(msgspec.Struct):
     managers: tuple[Manager, ...]
 
 
+class Root(msgspec.Struct):
+    root: bytes
+
+
 class Refusal(msgspec.Struct):
     message: str
     status: int = 500
@@ -68,6 +73,7 @@ class JoinRefused(UserError):
     """The manager said no, or is not who the token says."""
 
 
+A = TypeVar("A")
 Issue = Callable[[IssueRequest], Awaitable[Issued]]
 
 
@@ -124,15 +130,17 @@ class FrontDoor:
         if not self._may(address):
             return _refusal(429, "too many calls from your address: wait a minute and join again")
         if (method, target) == ("GET", "/v1/root"):
-            return 200, msgspec.json.encode({"root": self._identity().root})
+            return 200, msgspec.json.encode(Root(self._identity().root))
         if (method, target) == ("POST", "/v1/issue"):
             try:
-                issued = await self._issue(msgspec.json.decode(body, type=IssueRequest))
+                asked = msgspec.json.decode(body, type=IssueRequest)
+            except _NOT_JSON as err:
+                return _refusal(400, f"malformed request: {err}")
+            try:
+                issued = await self._issue(asked)
             except SwarmError as err:
                 text = f"rpc error: code = {err.code} desc = {err}" if err.code else str(err)
                 return _refusal(err.http_status, text)
-            except msgspec.ValidationError as err:
-                return _refusal(400, f"malformed request: {err}")
             return 200, msgspec.json.encode(issued)
         return _refusal(404, "page not found")
 
@@ -241,7 +249,7 @@ async def fetch_root(doors: Doors, addr: str, token: str) -> bytes:
     """
     digest = parse_token(token).digest
     answer = await _call(doors, addr, None, "GET", "/v1/root", b"")
-    root: bytes = msgspec.json.decode(answer, type=dict[str, bytes])["root"]
+    root = _decoded(addr, answer, Root).root
     if not hmac.compare_digest(root_digest(root), digest):
         expected = hashlib.sha256(root).hexdigest()
         raise JoinRefused(
@@ -255,13 +263,22 @@ async def fetch_root(doors: Doors, addr: str, token: str) -> bytes:
 async def ask_for_certificate(doors: Doors, addr: str, root: bytes, request: IssueRequest) -> Issued:
     """Send the token and the signing request, over a connection verified against ``root``."""
     answer = await _call(doors, addr, root, "POST", "/v1/issue", msgspec.json.encode(request))
-    return msgspec.json.decode(answer, type=Issued)
+    return _decoded(addr, answer, Issued)
+
+
+def _decoded(addr: str, answer: bytes, kind: type[A]) -> A:
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except _NOT_JSON as err:
+        raise JoinRefused(
+            f"what answers at {addr} is no manager of this kind of swarm ({err}). Check the address and the port"
+        ) from err
 
 
 async def _call(doors: Doors, addr: str, root: bytes | None, method: str, target: str, body: bytes) -> bytes:
     status, answer = await doors.call(addr, root, method, target, body)
     if status >= 400:
-        refusal = msgspec.json.decode(answer, type=Refusal)
+        refusal = _decoded(addr, answer, Refusal)
         error = JoinRefused(refusal.message)
         error.http_status = status
         error.code = ""

@@ -19,6 +19,8 @@ _TOKEN = re.compile(r"SWMTKN-1-([0-9a-z]{50})-([0-9a-z]{25})")
 class InvalidJoinToken(SwarmError):
     """Not a join token at all; said before anybody is asked."""
 
+    code = ""
+
     def __init__(self) -> None:
         super().__init__("invalid join token")
 

@@ -19,6 +19,7 @@ from swarm_agent.objects.errors import SwarmError
 Headers = Sequence[tuple[bytes, bytes]]
 _CHUNK = 64 * 1024
 _IDLE_CONNECTIONS = 8
+MAX_HEAD = 1 << 20
 WANTED_VERSION = (1, 41)  # what we speak; an engine that asks for more is spoken to in its oldest
 
 
@@ -90,7 +91,7 @@ class EngineConnection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
-        self.http = h11.Connection(h11.CLIENT)
+        self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
 
     @classmethod
     async def open(cls, path: str) -> EngineConnection:

@@ -22,11 +22,12 @@ MAX_PARALLEL = 8  # engine operations of one kind at once; more only makes each 
 
 
 class TaskFailed(SwarmError):
-    """The task is over. ``exit_code`` when its container has one."""
+    """The task is over. ``exit_code`` when its container has one; ``clean``: it ended by itself, with 0."""
 
-    def __init__(self, message: str, exit_code: int = 0) -> None:
+    def __init__(self, message: str, exit_code: int = 0, *, clean: bool = False) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.clean = clean
 
 
 class Shared(NamedTuple):
@@ -100,7 +101,7 @@ class Executor:
             self._creating.cancel()
 
     async def start(self) -> None:
-        """Start it; with a health check, return once it is healthy."""
+        """Start it; with a health check, return once it is healthy. What a started one ended with is for :meth:`wait`."""
         state = await self._state()
         if state.get("Status") == "created":
             async with self._slots:
@@ -108,11 +109,14 @@ class Executor:
         while True:
             self._news.clear()
             state = await self._state()
-            if not state.get("Running"):
-                raise _ended(state)
             health = (state.get("Health") or {}).get("Status", "none")
             if health in ("none", "healthy"):
                 return
+            if not state.get("Running"):
+                failure = _ended(state)
+                if failure.clean:
+                    return
+                raise failure
             if health == "unhealthy":
                 raise await self._kill_unhealthy()
             await self._news.wait()
@@ -124,7 +128,7 @@ class Executor:
             state = await self._state()
             if not state.get("Running"):
                 failure = _ended(state)
-                if failure.exit_code == 0 and not state.get("Error"):
+                if failure.clean:
                     return
                 raise failure
             if (state.get("Health") or {}).get("Status") == "unhealthy":
@@ -211,7 +215,7 @@ def _ended(state: dict[str, Any]) -> TaskFailed:
     text = f"task: non-zero exit ({code})"
     if state.get("Error"):
         text += f": {state['Error']}"
-    return TaskFailed(text, code)
+    return TaskFailed(text, code, clean=code == 0 and not state.get("Error"))
 
 
 @contextlib.contextmanager

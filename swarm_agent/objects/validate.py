@@ -43,6 +43,7 @@ _MIN_NANO_CPUS = 1_000_000
 _MILLISECOND = 1_000_000
 _HOUR = 3600 * defaults.SECOND
 _DRIVERS = ("overlay", "")
+PREDEFINED_NETWORKS = ("host", "bridge", "none")  # of every engine; a service may name one
 
 
 class BadWord(UserError):
@@ -225,11 +226,19 @@ def refuse_unsupported(spec: ServiceSpec) -> None:
             "swap limits",
             template.resources and (template.resources.swap_bytes or template.resources.memory_swappiness),
         ),
+        (
+            "--dns in a service on an overlay network (it would lose the names of other services)",
+            ctr.dns_config and ctr.dns_config.nameservers and _on_overlay(template),
+        ),
         ("templates ({{...}}) in env, hostname and mounts", _has_template(ctr)),
     )
     for what, present in refused:
         if present:
             raise Unimplemented(f"not supported by this version of swarm-agent: {what}")
+
+
+def _on_overlay(template: TaskTemplate) -> bool:
+    return any(n.target not in PREDEFINED_NETWORKS for n in template.networks or ())
 
 
 def _has_template(ctr: ContainerSpec) -> bool:

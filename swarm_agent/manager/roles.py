@@ -124,7 +124,7 @@ async def admit(
         await raft.remove_member(old.raft_id)
     known = next((m for m in raft.status().members if m.raft_id == raft_id), None)
     member = Member(raft_id=raft_id, node_id=node_id, addr=rpc_addr)
-    if known is None:
+    if known is None or known.learner:  # a learner: an earlier attempt was cut short
         await raft.add_member(member)
     elif known.addr != rpc_addr:
         await raft.update_member(member)

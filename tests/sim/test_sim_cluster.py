@@ -513,6 +513,12 @@ def test_chaos_with_five_managers() -> None:
 
 
 @pytest.mark.slow
+def test_a_join_cut_short_is_taken_up_again() -> None:
+    """The manager had become a learner when the call broke, and stayed one."""
+    assert chaos(5020, SimPlan(managers=5, workers=2, seconds=40, people=3)).acknowledged
+
+
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_run() -> None:
     """In this process twice, and in another one that hashes differently."""
     program = "from swarm_agent.testing.sim_chaos import chaos; print(chaos(7).trace)"

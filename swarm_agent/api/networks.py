@@ -14,6 +14,7 @@ from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
 from swarm_agent.api.writes import write
 from swarm_agent.control.allocate import NODE_NETWORK
+from swarm_agent.network.engine import DRIVER
 from swarm_agent.objects import validate
 from swarm_agent.objects.errors import AlreadyExists, FailedPrecondition, InvalidSpec
 from swarm_agent.objects.normalise import normalise, parse_json
@@ -30,7 +31,6 @@ _TESTS = {
     "type": lambda n, v: v == "custom",  # noqa: ARG005
     "dangling": lambda n, v: v in ("1", "true") or v in ("0", "false"),  # noqa: ARG005
 }
-OWN_PREFIX = "swarm-"  # engine networks our tasks are attached to; people see the overlays instead
 
 
 def is_overlay(raw: Any) -> bool:
@@ -63,7 +63,7 @@ def predefined(name: str) -> Response:
 
 def is_own(network: dict[str, Any]) -> bool:
     """Whether an engine network is the local end of one of ours."""
-    return network.get("Driver") == "swarm" and str(network.get("Name", "")).startswith(OWN_PREFIX)
+    return network.get("Driver") == DRIVER
 
 
 async def list_(backend: Backend, request: Request) -> Response:

@@ -199,7 +199,7 @@ class Api:
 
     async def serve_forwarded(self, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:
         """The leader's side of :meth:`_forward`: never forwards again."""
-        request = _ForwardedRequest(call)
+        request = ForwardedRequest(call)
         try:
             found = find_route(call.method, call.path, ROUTES + CLUSTER_NETWORK_ROUTES)
             if found is None or found[0].local:
@@ -335,7 +335,7 @@ async def _bodies(head: ForwardedAnswer, pieces: AsyncIterator[ForwardedAnswer])
         yield piece.body
 
 
-class _ForwardedRequest(Request):
+class ForwardedRequest(Request):
     """A request that arrived by RPC: its body is here already."""
 
     def __init__(self, call: ForwardedCall) -> None:

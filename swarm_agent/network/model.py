@@ -126,6 +126,10 @@ class NodeNetwork(Protocol):
     async def attach(self, req: AttachRequest) -> ContainerNetwork:
         """Before ``docker create``. The overlays must be in the applied view."""
 
+    async def recheck(self) -> None:
+        """Believe nothing of what was applied: the next ``apply`` looks at the whole host."""
+        ...
+
     async def leave(self) -> None:
         """Leaving the swarm: take everything of ours away."""
 

@@ -283,6 +283,8 @@ def network(spec: NetworkCreate) -> None:
         raise Unimplemented(
             "attachable networks (--attachable) are not supported by this version of swarm-agent"
         )
+    if spec.internal:
+        raise Unimplemented("internal networks (--internal) are not supported by this version of swarm-agent")
     if spec.enable_ipv6:
         raise Unimplemented("IPv6 (--ipv6) is not supported by this version of swarm-agent")
     if spec.ingress:

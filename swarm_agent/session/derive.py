@@ -30,6 +30,11 @@ def ready(task: Task) -> bool:
     return task.status.state == TaskState.RUNNING and task.desired_state == TaskState.RUNNING
 
 
+def draining(task: Task) -> bool:
+    """Whether it is being stopped: no new connections, but those it has go on until it ends."""
+    return task.status.state == TaskState.RUNNING and task.desired_state > TaskState.RUNNING
+
+
 def assignment(store: Store, task: Task) -> Assignment | None:
     revision = store.revisions.get(task.revision_id)
     if revision is None:
@@ -139,26 +144,24 @@ class NetworkPicture:
     def _ingress_ports(self) -> tuple[PublishedPort, ...]:
         out = []
         for service in sorted(self._store.services.all(), key=lambda s: s.id):
-            backends = tuple(
-                sorted(t.node_address for t in self._tasks.get(service.id, ()) if ready(t) and t.node_address)
-            )
-            out += _published(service, "ingress", backends)
+            out += _published(service, "ingress", self._tasks.get(service.id, []))
         return tuple(out)
 
     def _host_ports(self, mine: list[Task]) -> tuple[PublishedPort, ...]:
-        by_service: defaultdict[str, list[str]] = defaultdict(list)
+        by_service: defaultdict[str, list[Task]] = defaultdict(list)
         for task in mine:
-            if task.node_address and ready(task):
-                by_service[task.service_id].append(task.node_address)
+            by_service[task.service_id].append(task)
         out: list[PublishedPort] = []
-        for service_id, addresses in sorted(by_service.items()):
+        for service_id, tasks in sorted(by_service.items()):
             service = self._store.services.get(service_id)
             if service is not None:
-                out += _published(service, "host", tuple(sorted(addresses)))
+                out += _published(service, "host", tasks)
         return tuple(out)
 
 
-def _published(service: Service, mode: str, backends: tuple[str, ...]) -> list[PublishedPort]:
+def _published(service: Service, mode: str, tasks: list[Task]) -> list[PublishedPort]:
+    backends = tuple(sorted(t.node_address for t in tasks if ready(t) and t.node_address))
+    leaving = tuple(sorted(t.node_address for t in tasks if draining(t) and t.node_address))
     return [
         PublishedPort(
             service_id=service.id,
@@ -167,6 +170,7 @@ def _published(service: Service, mode: str, backends: tuple[str, ...]) -> list[P
             target=port.target_port or 0,
             mode=mode,
             backends=backends,
+            draining=leaving,
         )
         for port in (service.endpoint and service.endpoint.ports) or ()
         if defaults.publish_mode(port) == mode and port.published_port

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.hosts import engine
-from tests.hosts.hosts import ROOT, HostSet
+from tests.hosts.hosts import ROOT, TEST_PREFIX, TEST_SUBNET, HostSet
 from tests.hosts.shell import Failure, say
 
 
@@ -16,10 +16,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("word", choices=["up", "down", "kill", "start", "engine-stop"])
     parser.add_argument("number", type=int, nargs="*", help="hosts, by number")
-    parser.add_argument("--prefix", default="swarm-test")
-    parser.add_argument(
-        "--subnet", type=ipaddress.IPv4Network, default=ipaddress.IPv4Network("172.30.78.0/24")
-    )
+    parser.add_argument("--prefix", default=TEST_PREFIX)
+    parser.add_argument("--subnet", type=ipaddress.IPv4Network, default=ipaddress.IPv4Network(TEST_SUBNET))
     parser.add_argument("--suite", default="bookworm", choices=["bookworm", "trixie"])
     parser.add_argument("--cold", action="store_true", help="hosts without Docker: the roles install it")
     parser.add_argument("--dir", type=Path)

@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LABEL = "org.swarm-agent.hosts"
 LABEL_BY = "org.swarm-agent.made-by"
 REGISTRY_NAME = "registry.swarm-demo"
+# Hosts for tests are others than the demo's, so that both can be there at once.
+TEST_PREFIX = os.environ.get("SWARM_TEST_PREFIX", "swarm-test")
+TEST_SUBNET = os.environ.get("SWARM_TEST_SUBNET", "172.30.78.0/24")
 
 # Not --privileged: a machine whose own bounding set lacks CAP_SYS_RESOURCE refuses that.
 _HOST_OPTIONS = (
@@ -189,7 +192,7 @@ class HostSet:
             "swarm_engine_registries": registries,
         }
         groups = {
-            group: {"hosts": {self.name(n): {"ansible_host": self.address(n)} for n in numbers}}
+            group: {"hosts": {self.name(n): self._variables(n) for n in numbers}}
             for group, numbers in (("managers", managers), ("workers", workers))
         }
         inventory = {"all": {"children": {"swarm": {"children": groups, "vars": variables}}}}
@@ -197,6 +200,9 @@ class HostSet:
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(inventory, indent=2) + "\n")
         return path
+
+    def _variables(self, number: int) -> dict[str, object]:
+        return {"ansible_host": self.address(number), "swarm_node_labels": {"zone": f"zone-{number}"}}
 
     # -- looking
 
@@ -218,7 +224,8 @@ class HostSet:
 
     def _refuse_strangers(self) -> None:
         """Names and addresses that are taken by something else are left alone, and the way out is said."""
-        way_out = "choose others with SWARM_DEMO_PREFIX=NAME and SWARM_DEMO_SUBNET=A.B.C.0/24"
+        kind = "TEST" if self.prefix == TEST_PREFIX else "DEMO"
+        way_out = f"choose others with SWARM_{kind}_PREFIX=NAME and SWARM_{kind}_SUBNET=A.B.C.0/24"
         listed = self.engine.docker(
             "ps", "--all", "--filter", f"name=^{self.prefix}-", "--format", "{{.Names}}"
         ).split()

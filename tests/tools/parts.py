@@ -41,7 +41,10 @@ SIM_SHORT = Part("sim", 2, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEE
 SIM = Part("sim", 8, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "200"),))
 SIM_LONG = Part("sim", 120, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "2000"),))
 CLUSTER = Part("real processes and engines", 12, (*PYTEST, "tests/cluster"), "tests/cluster")
-MOLECULE = Part("molecule default", 9, ("molecule", "test", "--scenario-name", "default"), "molecule/default")
+PLAIN = (("MOLECULE_COMMAND_BORDERS", "false"), ("NO_COLOR", "1"))
+MOLECULE = Part(
+    "molecule default", 9, ("molecule", "test", "--scenario-name", "default"), "molecule/default", PLAIN
+)
 
 WORDS = {
     "check": (UNIT, SIM_SHORT),

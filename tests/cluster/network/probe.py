@@ -18,6 +18,9 @@ import socket
 import struct
 import sys
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # it runs by its path, and nothing is installed
 
 from swarm_agent.network import dnswire
 

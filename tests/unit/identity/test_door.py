@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from swarm_agent.identity import ca, door
 from swarm_agent.identity.ca import Subject
 from swarm_agent.identity.door import (
     FrontDoor,
+    Https,
     Issued,
     IssueRequest,
     JoinRefused,
@@ -34,6 +36,13 @@ REQUEST = IssueRequest(b"csr", "token", hostname="h", clock=7)
 def identity_of(root: RootCA, role: str = "manager", life: int = HOUR) -> NodeIdentity:
     key, csr = ca.make_request()
     return NodeIdentity(key, ca.sign(root, csr, Subject("n1", role, "c"), life)[0], root.cert)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class House(NamedTuple):
@@ -58,10 +67,9 @@ async def house(
             raise answer
         return answer
 
-    front = FrontDoor(lambda: shown, issue)
-    await front.start("127.0.0.1", 0)
-    assert front._server is not None
-    port = front._server.sockets[0].getsockname()[1]
+    front = FrontDoor(lambda: shown, issue, Https())
+    port = free_port()
+    await front.start("127.0.0.1", port)
     try:
         yield House(f"127.0.0.1:{port}", root, new_token(root.digest), asked, front)
     finally:
@@ -89,8 +97,8 @@ async def raw(addr: str, data: bytes, *, eof: bool = False) -> bytes:
 def test_joining() -> None:
     async def run() -> None:
         async with house() as home:
-            assert await fetch_root(home.addr, home.token) == home.root.cert
-            assert await ask_for_certificate(home.addr, home.root.cert, REQUEST) == ISSUED
+            assert await fetch_root(Https(), home.addr, home.token) == home.root.cert
+            assert await ask_for_certificate(Https(), home.addr, home.root.cert, REQUEST) == ISSUED
             assert home.asked == [REQUEST]
 
     asyncio.run(run())
@@ -100,7 +108,7 @@ def test_a_token_of_another_cluster() -> None:
     async def run() -> None:
         async with house() as home:
             with pytest.raises(JoinRefused, match="remote CA does not match fingerprint") as err:
-                await fetch_root(home.addr, new_token(ca.make_root().digest))
+                await fetch_root(Https(), home.addr, new_token(ca.make_root().digest))
             assert home.addr in str(err.value)
             assert home.asked == [], "the token was not sent"
 
@@ -113,7 +121,7 @@ def test_a_manager_that_is_none() -> None:
     async def run(identity: Callable[[RootCA], NodeIdentity]) -> None:
         async with house(identity=identity) as home:
             with pytest.raises(JoinRefused, match="does not prove to be part of the cluster"):
-                await ask_for_certificate(home.addr, home.root.cert, REQUEST)
+                await ask_for_certificate(Https(), home.addr, home.root.cert, REQUEST)
             assert home.asked == []
 
     asyncio.run(run(lambda root: identity_of(root, "worker")))
@@ -133,7 +141,7 @@ def test_the_managers_no_reaches_the_joiner(error: Exception, status: int, text:
     async def run() -> None:
         async with house(error) as home:
             with pytest.raises(JoinRefused, match=text) as err:
-                await ask_for_certificate(home.addr, home.root.cert, REQUEST)
+                await ask_for_certificate(Https(), home.addr, home.root.cert, REQUEST)
             assert (err.value.http_status, err.value.code) == (status, "")
 
     asyncio.run(run())
@@ -161,7 +169,7 @@ def test_malformed_calls_are_answered(head: bytes, body: bytes, status: int) -> 
             assert answer.startswith(b"HTTP/1.1 %d " % status), answer
             assert b'"message"' in answer
             assert home.asked == []
-            assert await fetch_root(home.addr, home.token), "the door still works"
+            assert await fetch_root(Https(), home.addr, home.token), "the door still works"
 
     asyncio.run(run())
 
@@ -183,7 +191,7 @@ def test_noise_ends_the_connection(data: bytes) -> None:
                 home.addr, b"POST /v1/issue HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab", eof=True
             )
             assert home.asked == []
-            assert await fetch_root(home.addr, home.token)
+            assert await fetch_root(Https(), home.addr, home.token)
 
     asyncio.run(run())
 
@@ -194,9 +202,9 @@ def test_too_many_calls_from_one_address(monkeypatch: pytest.MonkeyPatch) -> Non
     async def run() -> None:
         async with house() as home:
             for _ in range(3):
-                await fetch_root(home.addr, home.token)
+                await fetch_root(Https(), home.addr, home.token)
             with pytest.raises(JoinRefused, match="too many calls") as err:
-                await fetch_root(home.addr, home.token)
+                await fetch_root(Https(), home.addr, home.token)
             assert err.value.http_status == 429
 
     asyncio.run(run())
@@ -207,7 +215,7 @@ def test_nobody_there() -> None:
         async with house() as home:
             addr, token = home.addr, home.token
         with pytest.raises(Unavailable, match="cannot reach a manager at"):
-            await fetch_root(addr, token)
+            await fetch_root(Https(), addr, token)
 
     asyncio.run(run())
 
@@ -220,7 +228,7 @@ def test_a_manager_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         server = await asyncio.start_server(lambda _, w: held.append(w), "127.0.0.1", 0)
         addr = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         with pytest.raises(Unavailable, match="did not answer within"):
-            await fetch_root(addr, new_token("a" * 50))
+            await fetch_root(Https(), addr, new_token("a" * 50))
         for writer in held:
             writer.close()
         server.close()
@@ -234,10 +242,10 @@ def test_a_renewed_certificate_is_shown() -> None:
         shown = identity_of(ca.make_root())
         async with house(identity=lambda _: shown) as home:
             with pytest.raises(JoinRefused):
-                await ask_for_certificate(home.addr, root.cert, REQUEST)
+                await ask_for_certificate(Https(), home.addr, root.cert, REQUEST)
             home.door._identity = lambda: identity_of(root)
-            home.door.renewed()
-            assert await ask_for_certificate(home.addr, root.cert, REQUEST) == ISSUED
+            await home.door.renewed()
+            assert await ask_for_certificate(Https(), home.addr, root.cert, REQUEST) == ISSUED
 
     asyncio.run(run())
 
@@ -252,12 +260,11 @@ def test_somebody_elses_server() -> None:
         writer.close()
 
     async def run() -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        door.load_pair(context, identity_of(ca.make_root()))
+        context = door.server_context(identity_of(ca.make_root()))
         server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
         addr = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         with pytest.raises(JoinRefused, match="is no manager of this kind of swarm"):
-            await fetch_root(addr, new_token("a" * 50))
+            await fetch_root(Https(), addr, new_token("a" * 50))
         server.close()
         await server.wait_closed()
 

@@ -1,0 +1,123 @@
+"""What tests ask of a swarm on these hosts: through SSH, as an operator does, and through published ports, as a client does."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from tests.hosts.hosts import ROOT, HostSet
+from tests.hosts.shell import Failure, run, wait_for
+
+SOCKET = "/run/swarm-agent/docker.sock"
+_TASK = re.compile(r"^(?:TASK|RUNNING HANDLER) \[(?:[a-z_.]+ : )?(.*?)\] \**$")
+_CHANGED = re.compile(r"^changed: \[([^\] ]+)")
+
+
+@dataclass(frozen=True)
+class Play:
+    """How a playbook ended: its exit code, what it said, and which task changed (or would change) which host."""
+
+    code: int
+    said: str
+    changed: frozenset[tuple[str, str]] = field(default_factory=frozenset)
+
+
+def play(
+    inventory: Path, *words: str, playbook: str = "site.yml", cwd: Path = ROOT, timeout: float = 600
+) -> Play:
+    done = subprocess.run(
+        ["ansible-playbook", playbook, "--inventory", str(inventory), *words],
+        cwd=cwd,
+        env={
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_FORCE_COLOR": "0",
+            "ANSIBLE_NOCOLOR": "1",
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return Play(done.returncode, done.stdout, frozenset(_changes(done.stdout.splitlines())))
+
+
+def _changes(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
+    task = ""
+    for line in lines:
+        if found := _TASK.match(line):
+            task = found[1]
+        elif found := _CHANGED.match(line):
+            yield task, found[1]
+
+
+@dataclass(frozen=True)
+class Swarm:
+    """The swarm on a set of hosts. Each question goes to one host, by number."""
+
+    hosts: HostSet
+
+    def docker(self, via: int, *words: str, check: bool = True, timeout: float = 120) -> str:
+        """The docker command on a host, with the default that the roles gave it."""
+        line = " ".join(f"'{word}'" for word in words)
+        return self.hosts.ssh(via, f"docker {line}", check=check, timeout=timeout).strip()
+
+    def get(self, via: int, path: str) -> Any:
+        said = self.hosts.ssh(
+            via, f"curl --silent --fail --max-time 10 --unix-socket {SOCKET} 'http://swarm{path}'"
+        )
+        return json.loads(said)
+
+    def nodes(self, via: int) -> dict[str, dict[str, Any]]:
+        return {node["Description"]["Hostname"]: node for node in self.get(via, "/nodes")}
+
+    def leader(self, via: int) -> int:
+        """The number of the host that leads."""
+        found = [name for name, n in self.nodes(via).items() if n.get("ManagerStatus", {}).get("Leader")]
+        if len(found) != 1:
+            raise Failure(f"there should be one leader, not {found or 'none'}")
+        return int(found[0].rpartition("-")[2])
+
+    def running(self, via: int, service: str) -> dict[str, list[str]]:
+        """Names of the hosts on which tasks run, each with the tasks' ids."""
+        names = {node["ID"]: name for name, node in self.nodes(via).items()}
+        wanted = json.dumps({"service": [service], "desired-state": ["running"]})
+        found: dict[str, list[str]] = {}
+        for task in self.get(via, f"/tasks?filters={quote(wanted)}"):
+            if task["Status"]["State"] == "running":
+                found.setdefault(names[task["NodeID"]], []).append(task["ID"])
+        return found
+
+    def answer(self, number: int, port: int) -> str | None:
+        """What the service says to this machine at a host's published port."""
+        connection = http.client.HTTPConnection(self.hosts.address(number), port, timeout=3)
+        try:
+            connection.request("GET", "/")
+            return connection.getresponse().read().decode().strip()
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+    def own_address(self) -> str:
+        """The address from which this machine speaks to the hosts."""
+        route = json.loads(run(["ip", "-json", "route", "get", self.hosts.address(1)]).stdout)
+        return str(route[0]["prefsrc"])
+
+
+def seconds_until(what: str, condition: Callable[[], object], *, timeout: float) -> float:
+    """Wait for it; how long that took."""
+    start = time.monotonic()
+    wait_for(what, condition, timeout=timeout)
+    return time.monotonic() - start

@@ -66,6 +66,9 @@ class Script:
     def poke(self) -> None:
         self.done.append("poke")
 
+    def let_go(self) -> None:
+        self.done.append("let go")
+
 
 async def walk(script: Script, *aims: S, desired: S = S.RUNNING) -> tuple[Runner, list[tuple[str, str, str]]]:
     """Let the runner go as far as it can, then give it each new aim."""
@@ -118,7 +121,7 @@ def test_a_task_waits_where_it_is_wanted() -> None:
         await asyncio.sleep(60)
         assert seen[-1][0] == "running"
         await runner.detach()
-        assert script.done == ["prepare", "start", "wait"], "the container goes on"
+        assert script.done == ["prepare", "start", "wait", "let go"], "the container goes on"
 
     run(story())
 
@@ -127,7 +130,7 @@ def test_a_task_waits_where_it_is_wanted() -> None:
     ("cues", "end"),
     [
         ({"prepare": [EngineError(404, "No such image: x:1")]}, ("rejected", "preparing", "No such image: x:1")),
-        ({"prepare": [OK], "start": [EngineError(400, "bad command")]}, ("failed", "starting", "bad command")),
+        ({"prepare": [OK], "start": [EngineError(400, "bad command")], "shutdown": [EngineUnreachable("away"), OK]}, ("failed", "starting", "bad command")),
         ({"prepare": [OK], "start": [OK], "wait": [TaskFailed("task: non-zero exit (3)", 3)]}, ("failed", "started", "task: non-zero exit (3)")),
         ({"prepare": [OK], "start": [OK], "wait": [OK]}, ("complete", "finished", "")),
         ({"prepare": [ValueError("a bug")]}, ("rejected", "preparing", "internal error on this node, see its log: ValueError('a bug')")),
@@ -167,7 +170,7 @@ def test_a_stop_ends_what_is_under_way() -> None:
     async def story() -> None:
         script = Script(shutdown=[OK])
         runner, seen = await walk(script, S.SHUTDOWN)
-        assert script.done == ["prepare", "shutdown"]
+        assert script.done == ["prepare", "shutdown"], "in this order"
         assert seen[-1][0] == "shutdown"
         await runner.detach()
 

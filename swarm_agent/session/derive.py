@@ -132,14 +132,11 @@ class NetworkPicture:
         return out
 
     def _aliases(self, revision_id: str) -> dict[str, tuple[str, ...]]:
+        """By network id; a stored template names its networks by id."""
         revision = self._store.revisions.get(revision_id)
         if revision is None:
             return {}
-        attachments = revision.template.networks or ()
-        return {
-            network_id: attachment.aliases or ()
-            for network_id, attachment in zip(revision.networks, attachments, strict=False)
-        }
+        return {n.target: n.aliases or () for n in revision.template.networks or () if n.target}
 
     def _ingress_ports(self) -> tuple[PublishedPort, ...]:
         out = []

@@ -77,6 +77,7 @@ class Request:
     def __init__(self, head: h11.Request, connection: Connection | None) -> None:
         self.head = head
         self._connection = connection
+        self._whole: bytes | None = None
         self.method = head.method.decode()
         self.target = head.target.decode("latin-1")
         split = urlsplit(self.target)
@@ -95,6 +96,12 @@ class Request:
         return next((v.decode("latin-1") for k, v in self.head.headers if k == wanted), "")
 
     async def body(self) -> bytes:
+        """All of it; asked again, the same."""
+        if self._whole is None:
+            self._whole = await self._read_body()
+        return self._whole
+
+    async def _read_body(self) -> bytes:
         pieces, size = [], 0
         async for piece in self.connection.request_body():
             size += len(piece)

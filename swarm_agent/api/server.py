@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from swarm_agent.api.http import (
 from swarm_agent.api.passthrough import pass_through
 from swarm_agent.api.resolve import resolve
 from swarm_agent.node.engine import EngineError, EngineUnreachable, parse_version
-from swarm_agent.objects.errors import SwarmError, Unimplemented
+from swarm_agent.objects.errors import NotLeading, SwarmError, Unimplemented
 from swarm_agent.objects.normalise import parse_json
 from swarm_agent.objects.records import Network
 from swarm_agent.objects.validate import PREDEFINED_NETWORKS
@@ -159,8 +160,9 @@ class Api:
         """Answer as the leader, or have the leader answer."""
         self._must_be_manager()
         if self._backend.is_leader:
-            await self._barrier(request.method)
-            return await route.serve(self._backend, request, **arguments)
+            with contextlib.suppress(NotLeading):  # nothing was done: whoever leads now answers
+                await self._barrier(request.method)
+                return await route.serve(self._backend, request, **arguments)
         body = await request.body()
         if route.serve in (services.create, services.update):
             body = await services.localised(self._backend, body)
@@ -198,7 +200,8 @@ class Api:
         return Response(head.status, b"".join([p async for p in _bodies(head, pieces)]), kept)
 
     async def serve_forwarded(self, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:
-        """The leader's side of :meth:`_forward`: never forwards again."""
+        """The leader's side of :meth:`_forward`: never forwards again. NotLeading when leadership went before anything
+        was done."""
         request = ForwardedRequest(call)
         try:
             found = find_route(call.method, call.path, ROUTES + CLUSTER_NETWORK_ROUTES)
@@ -207,6 +210,8 @@ class Api:
             self._cluster_events()
             await self._barrier(call.method)
             answer = await found[0].serve(self._backend, request, **found[1])
+        except NotLeading:
+            raise
         except SwarmError as err:
             answer = error_response(err)
         if isinstance(answer, Streamed):
@@ -268,9 +273,7 @@ class Api:
 
     async def _network_call(self, request: Request, method: str, path: str, body: bytes) -> Any:
         call = ForwardedCall(method, path, request.raw_query, (), body)
-        if not self._backend.is_leader:
-            return await self._answer(self._backend.forward(call))
-        return await self._answer(self.serve_forwarded(call))
+        return await self._answer(self._backend.forward(call))
 
     async def _answer(self, pieces: AsyncIterator[ForwardedAnswer]) -> Response:
         head = await anext(pieces)

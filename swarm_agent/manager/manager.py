@@ -18,7 +18,7 @@ from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.manager.authority import Authority
 from swarm_agent.manager.logs import LogBroker
 from swarm_agent.manager.roles import RoleKeeper, admit
-from swarm_agent.objects.errors import NoLeader, PermissionDenied, SwarmError, Unavailable
+from swarm_agent.objects.errors import NoLeader, NotLeading, PermissionDenied, SwarmError, Unavailable
 from swarm_agent.objects.records import Cluster, Node, Task
 from swarm_agent.raft import Disk, Member, NotLeader, RaftConfig, RaftNode, RaftStatus
 from swarm_agent.seams import Seams
@@ -274,12 +274,12 @@ class Manager:
 
     # --- state -----------------------------------------------------------------------------------------------------
     async def propose(self, groups: tuple[Group, ...]) -> ApplyResult:
-        """Commit an entry; its result once it is applied here. NoLeader when this manager does not lead."""
+        """Commit an entry; its result once it is applied here. NotLeading when this manager does not lead."""
         assert self.raft is not None
         try:
             result = await self.raft.propose(encode_entry(Entry(self.now(), groups)))
         except NotLeader as err:
-            raise NoLeader from err
+            raise NotLeading from err
         assert isinstance(result, ApplyResult)
         return result
 
@@ -289,7 +289,9 @@ class Manager:
         try:
             async with asyncio.timeout(LEADER_WAIT_S):
                 await self.raft.read_barrier()
-        except (TimeoutError, NotLeader) as err:
+        except NotLeader as err:
+            raise NotLeading from err
+        except TimeoutError as err:
             raise NoLeader from err
 
     async def leader_addr(self) -> str:
@@ -317,17 +319,17 @@ class Manager:
         """
         deadline = asyncio.get_running_loop().time() + LEADER_WAIT_S
         while True:
-            if await self.leader_addr() == self.settings.rpc_addr:
-                async for piece in self._serve_forwarded(call):
-                    yield piece
-                return
-            client = await self._leader_client()
-            stream = client.download("Forward", call)
             try:
+                if await self.leader_addr() == self.settings.rpc_addr:
+                    async for piece in self._serve_forwarded(call):
+                        yield piece
+                    return
+                client = await self._leader_client()
+                stream = client.download("Forward", call)
                 await stream.connected()
                 async for piece in stream:
                     yield piece
-            except (Redirect, NotTaken):
+            except (Redirect, NotTaken, NotLeading):
                 if asyncio.get_running_loop().time() > deadline:
                     raise
                 await asyncio.sleep(0.02)
@@ -388,8 +390,11 @@ class Manager:
 
     async def _forwarded(self, caller: Subject, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:  # noqa: ARG002
         self._must_lead()
-        async for piece in self._serve_forwarded(call):
-            yield piece
+        try:
+            async for piece in self._serve_forwarded(call):
+                yield piece
+        except NotLeading as err:
+            raise Redirect("") from err  # leadership went while we looked: the caller asks whoever leads now
 
     async def _join_raft(self, caller: Subject, request: JoinRaft) -> Members:
         self._must_lead()

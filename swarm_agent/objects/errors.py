@@ -88,3 +88,7 @@ class NoLeader(Unavailable):
             "The swarm does not have a leader. It's possible that too few managers are online. "
             "Make sure more than half of the managers are online."
         )
+
+
+class NotLeading(NoLeader):
+    """This manager led a moment ago and does not any more. Nothing was done: another may be asked."""

@@ -273,6 +273,9 @@ class Api:
 
     async def _network_call(self, request: Request, method: str, path: str, body: bytes) -> Any:
         call = ForwardedCall(method, path, request.raw_query, (), body)
+        if self._backend.is_leader:
+            with contextlib.suppress(NotLeading):
+                return await self._answer(self.serve_forwarded(call))
         return await self._answer(self._backend.forward(call))
 
     async def _answer(self, pieces: AsyncIterator[ForwardedAnswer]) -> Response:

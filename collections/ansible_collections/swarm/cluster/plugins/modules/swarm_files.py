@@ -79,11 +79,11 @@ from ansible.module_utils.basic import AnsibleModule
 
 
 def read(path):
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    """What a plain file holds; None for anything else."""
+    if not os.path.isfile(path):
         return None
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
 
 
 def difference(item):

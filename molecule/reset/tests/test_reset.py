@@ -14,7 +14,7 @@ MANAGER, WORKER = 1, 2
 _FILES = r"""
 find /etc /opt /usr /root /run /srv /var/lib /var/cache /var/spool -xdev \
     \( -path /run/systemd -o -path /run/user -o -path /run/log -o -path /root/.ansible -o -path /var/lib/docker \
-       -o -path /var/lib/containerd -o -path /run/containerd -o -path /run/docker/runtime-runc \
+       -o -path /var/lib/containerd -o -path /run/containerd -o -path /run/docker/runtime-runc -o -path /run/docker/netns -o -path /run/netns \
        -o -path /run/docker/containerd -o -path /etc/docker -o -name __pycache__ \) -prune -o -print
 """
 _NETWORK = """

@@ -13,13 +13,13 @@ import secrets
 import signal
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import uvloop
 
 from swarm_agent import __version__
+from swarm_agent.addresses import own_address, split_addr
 from swarm_agent.api.backend import ManagerHealth, RemoteManager
 from swarm_agent.api.events import ClusterEvents
 from swarm_agent.api.http import HttpError, HttpServer
@@ -33,10 +33,8 @@ from swarm_agent.manager.manager import Manager
 from swarm_agent.member import Member
 from swarm_agent.membership import (
     Membership,
-    choose_address,
     load_membership,
     save_membership,
-    split_addr,
 )
 from swarm_agent.network.host import HostNetwork
 from swarm_agent.network.journal import Journal
@@ -50,6 +48,7 @@ from swarm_agent.objects.records import Cluster, Node, NodeStatus, Task
 from swarm_agent.objects.specs import ClusterSpec, InitRequest, JoinRequest, NodeSpec
 from swarm_agent.observe.logs import set_up_logging
 from swarm_agent.observe.server import ObserveServer
+from swarm_agent.seams import Seams
 from swarm_agent.session.wire import ForwardedAnswer, ForwardedCall, LogPiece
 from swarm_agent.store import ApplyResult, Group, Store
 
@@ -73,12 +72,18 @@ class Daemon:
     """One agent. Implements ``api.backend.Backend``."""
 
     def __init__(
-        self, config: AgentConfig, make_network: MakeNetwork, rng: random.Random | None = None
+        self,
+        config: AgentConfig,
+        engine: EngineClient,
+        network: NodeNetwork,
+        rng: random.Random,
+        seams: Seams | None = None,
     ) -> None:
         self.config = config
-        self.engine = EngineClient(config.engine_socket)
-        self.rng = rng or random.Random(secrets.randbits(128))
-        self._network = make_network(config, self.engine)
+        self.engine = engine
+        self.rng = rng
+        self._network = network
+        self._seams = seams or Seams()
         self._state_dir = Path(config.state_dir)
         self.member: Member | None = None
         self._error = ""
@@ -90,17 +95,21 @@ class Daemon:
         self.api = Api(self, self._cluster_events)
         self._server = HttpServer(self.api.handle)
         self.observe = ObserveServer(self)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
 
     # --- life ----------------------------------------------------------------------------------------------------
     async def start(self) -> None:
         """Serve the socket, then come back as the member we were."""
+        await self._server.start_unix(self.config.socket)
+        await self.observe.start(self.config.metrics_addr)
+        self.resume()
+
+    def resume(self) -> None:
+        """Begin to be the member we were, if we were one."""
         self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         membership = load_membership(self._state_dir)
         identity = load_identity(self._state_dir)
         self._pending = membership is not None and identity is not None
-        await self._server.start_unix(self.config.socket)
-        await self.observe.start(self.config.metrics_addr)
         if membership is not None and identity is not None:
             self._spawn(self._resume(membership, identity))
 
@@ -129,10 +138,16 @@ class Daemon:
             self.member, self._error, self._pending = member, "", False
             return
 
-    def _spawn(self, work: object) -> None:
+    def _spawn(self, work: object) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.debug("a task of the daemon ended with an error", exc_info=task.exception())
 
     def _make_member(self, membership: Membership, identity: NodeIdentity) -> Member:
         return Member(
@@ -146,6 +161,7 @@ class Daemon:
             self.new_id,
             self.rng,
             self._was_removed,
+            self._seams,
         )
 
     def _was_removed(self) -> None:
@@ -219,30 +235,28 @@ class Daemon:
             await self._check_engine()
             listen_host, port = split_addr(request.listen_addr or "0.0.0.0:2377", self.config.front_door_port)
             wanted, _ = split_addr(request.advertise_addr or "", port)
-            host = await asyncio.to_thread(
-                choose_address,
-                wanted or ("" if listen_host == "0.0.0.0" else listen_host),
-                "advertise address",
+            address = self._seams.address
+            host = await address(
+                wanted or ("" if listen_host == "0.0.0.0" else listen_host), "advertise address"
             )
-            data_addr = await asyncio.to_thread(
-                choose_address, request.data_path_addr or host, "data path address"
-            )
+            data_addr = await address(request.data_path_addr or host, "data path address")
             if request.data_path_port not in (None, 0, 4789):
                 raise HttpError(
                     501, "--data-path-port other than 4789 is not supported by this version of swarm-agent"
                 )
             node_id, cluster_id = self.new_id(), self.new_id()
-            root = ca.make_root()
-            key, csr = ca.make_request()
+            source = self._seams.certificates
+            root = ca.make_root(source)
+            key, csr = ca.make_request(source)
             spec = defaults.cluster_defaults(request.spec or ClusterSpec())
             cert, ends = ca.sign(
-                root, csr, ca.Subject(node_id, "manager", cluster_id), defaults.node_cert_expiry(spec)
+                root, csr, ca.Subject(node_id, "manager", cluster_id), defaults.node_cert_expiry(spec), source
             )
             cluster = Cluster(
                 id=cluster_id,
                 spec=spec,
                 root_ca=root,
-                join_tokens=new_tokens(root.digest),
+                join_tokens=new_tokens(root.digest, source.bits),
                 default_addr_pool=request.default_addr_pool or ("10.0.0.0/8",),
                 pool_given=bool(request.default_addr_pool) or request.subnet_size is None,
                 subnet_size=request.subnet_size or 24,
@@ -276,19 +290,16 @@ class Daemon:
             self._must_be_outside()
             token = request.join_token or ""
             parse_token(token)
-            await self._check_engine()
+            hostname = await self._check_engine()
             listen_host, port = split_addr(request.listen_addr or "0.0.0.0:2377", self.config.front_door_port)
             wanted, _ = split_addr(request.advertise_addr or "", port)
             remotes = [":".join(map(str, split_addr(r, 2377))) for r in request.remote_addrs or ()]
-            host = (
-                await asyncio.to_thread(choose_address, wanted, "advertise address")
-                if wanted
-                else await _address_towards(remotes)
+            address = self._seams.address
+            host = await address(wanted, "advertise address") if wanted else await _address_towards(remotes)
+            data_addr = await address(request.data_path_addr or host, "data path address")
+            identity, issued = await self._get_certificate(
+                remotes, token, request.availability or "", hostname
             )
-            data_addr = await asyncio.to_thread(
-                choose_address, request.data_path_addr or host, "data path address"
-            )
-            identity, issued = await self._get_certificate(remotes, token, request.availability or "")
             membership = Membership(
                 cluster_id=issued.cluster_id,
                 node_id=issued.node_id,
@@ -322,22 +333,22 @@ class Daemon:
         return True
 
     async def _get_certificate(
-        self, remotes: list[str], token: str, availability: str
+        self, remotes: list[str], token: str, availability: str, hostname: str
     ) -> tuple[NodeIdentity, Issued]:
         """Ask one manager after the other."""
-        key, csr = ca.make_request()
+        key, csr = ca.make_request(self._seams.certificates)
         request = IssueRequest(
             csr=csr,
             token=token,
             availability=availability,
-            hostname=socket.gethostname(),
-            clock=time.time_ns(),
+            hostname=hostname,
+            clock=self._seams.now(),
         )
         error: SwarmError = Unavailable("no manager to join was named")
         for addr in remotes:
             try:
-                root = await fetch_root(addr, token)
-                issued = await ask_for_certificate(addr, root, request)
+                root = await fetch_root(self._seams.doors, addr, token)
+                issued = await ask_for_certificate(self._seams.doors, addr, root, request)
             except JoinRefused:
                 raise
             except SwarmError as err:
@@ -361,6 +372,10 @@ class Daemon:
         return member
 
     async def leave(self, *, force: bool) -> None:
+        """Leave for good. Once begun it goes on to its end, whether or not whoever asked still waits."""
+        await asyncio.shield(self._spawn(self._leave(force=force)))
+
+    async def _leave(self, *, force: bool) -> None:
         async with self._changing:
             member = self.member
             if member is None:
@@ -378,7 +393,8 @@ class Daemon:
                 503, f"this node cannot reach its swarm ({self.error}): use --force to leave it all the same"
             )
         for task in list(self._tasks):
-            task.cancel()
+            if task is not asyncio.current_task():
+                task.cancel()
         membership, identity = load_membership(self._state_dir), load_identity(self._state_dir)
         if membership is not None and identity is not None:
             await self._make_member(membership, identity).forget()
@@ -405,13 +421,16 @@ class Daemon:
                 'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.',
             )
 
-    async def _check_engine(self) -> None:
+    async def _check_engine(self) -> str:
+        """The name the engine knows this host by."""
         try:
-            check_engine(await self.engine.call("GET", "/info"))
+            info = await self.engine.call("GET", "/info")
+            check_engine(info)
         except EngineUnreachable as err:
             raise PlainUnavailable(f"{err}. Start it (systemctl start docker) and try again") from err
         except EngineError as err:
             raise PlainUnavailable(f"the Docker Engine does not work: {err}") from err
+        return str(info.get("Name", ""))
 
     # --- Backend: the cluster's state ----------------------------------------------------------------------------------
     @property
@@ -453,7 +472,7 @@ class Daemon:
         return new_id(self.rng)
 
     def now(self) -> int:
-        return time.time_ns()
+        return self._seams.now()
 
     def _cluster_events(self) -> ClusterEvents | None:
         if self.member is None or self.member.manager is None:
@@ -494,7 +513,7 @@ async def _address_towards(remotes: list[str]) -> str:
             probe.connect((host, int(port)))
             address: str = probe.getsockname()[0]
             return address
-    return await asyncio.to_thread(choose_address, "", "advertise address")
+    return await own_address("", "advertise address")
 
 
 # --- the process -------------------------------------------------------------------------------------------------------
@@ -521,7 +540,9 @@ async def run(config: AgentConfig, make_network: MakeNetwork) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    daemon = Daemon(config, make_network)
+    engine = EngineClient(config.engine_socket)
+    rng = random.Random(secrets.randbits(128))
+    daemon = Daemon(config, engine, make_network(config, engine), rng)
     await daemon.start()
     watchdog = asyncio.create_task(_watchdog())
     log.info("swarm-agent %s serves %s", __version__, config.socket)

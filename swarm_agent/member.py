@@ -10,12 +10,10 @@ import contextlib
 import logging
 import random
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
 import msgspec
 
 from swarm_agent.identity import ca
@@ -27,12 +25,13 @@ from swarm_agent.membership import Membership, forget_membership, save_membershi
 from swarm_agent.network.model import NetworkView, NodeNetwork
 from swarm_agent.node.container import container_name
 from swarm_agent.node.describe import describe
-from swarm_agent.node.engine import EngineClient, EngineError, EngineUnreachable
+from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable
 from swarm_agent.node.worker import Assignment, Worker
 from swarm_agent.objects.errors import SwarmError, Unavailable
 from swarm_agent.objects.records import Cluster, Node, NodeDescription, TaskStatus
+from swarm_agent.seams import Seams
 from swarm_agent.session.agent import SessionAgent
-from swarm_agent.session.rpc import Redirect, RpcClient
+from swarm_agent.session.rpc import Redirect
 from swarm_agent.session.wire import Hello, JoinRaft, Leave, LogPiece, LogsWanted, Renew
 
 log = logging.getLogger(__name__)
@@ -54,13 +53,15 @@ class Member:
         identity: NodeIdentity,
         state_dir: Path,
         rpc_port: int,
-        engine: EngineClient,
+        engine: Engine,
         network: NodeNetwork,
         serve_forwarded: ServeForwarded,
         new_id: Callable[[], str],
         rng: random.Random,
         on_removed: Callable[[], None],
+        seams: Seams,
     ) -> None:
+        self._seams = seams
         self.membership = membership
         self.identity = identity
         self._state_dir = state_dir
@@ -73,9 +74,11 @@ class Member:
         self._on_removed = on_removed
         self.manager: Manager | None = None
         self._description = NodeDescription()
-        self.session = SessionAgent(self, lambda: self.identity, self._known_managers, self._hello, rng)
-        self.worker = Worker(membership.node_id, engine, network, self.session.report)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.session = SessionAgent(
+            self, lambda: self.identity, self._known_managers, self._hello, rng, seams.rpc
+        )
+        self.worker = Worker(membership.node_id, engine, network, self.session.report, seams.now)
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in order, so that they end in order
         self._role_lock = asyncio.Lock()
         self.node: Node | None = None
         self.trouble = ""  # why this manager cannot serve, "" when it can
@@ -124,11 +127,11 @@ class Member:
 
     def _spawn(self, work: object, name: str) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work, name=name)  # type: ignore[arg-type]
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and task.exception() is not None:
             log.error("%s failed", task.get_name(), exc_info=task.exception())
 
@@ -146,7 +149,9 @@ class Member:
             advertise_host=self.membership.advertise_host,
             raft_dir=self._state_dir / "raft",
         )
-        manager = Manager(settings, lambda: self.identity, self._serve_forwarded, self._new_id, self._rng)
+        manager = Manager(
+            settings, lambda: self.identity, self._serve_forwarded, self._new_id, self._rng, self._seams
+        )
         await manager.start(founding)
         self.manager = manager
         if founding is None:
@@ -176,6 +181,7 @@ class Member:
         if self.manager is manager:
             async with self._role_lock:
                 await self._end_manager()
+            await self._follow_role()
 
     async def _watch_failure(self, manager: Manager) -> None:
         """Raft ended by itself (a full disk, a failing one): say so, and come back once it works again.
@@ -210,34 +216,44 @@ class Member:
         shutil.rmtree(self._state_dir / "raft", ignore_errors=True)
         self._remember(raft_id=0)
 
-    async def _follow_role(self, node: Node) -> None:
-        """Make certificate and manager side fit the role our record has."""
+    def _role_fits(self, node: Node) -> bool:
+        """Whether certificate and manager side are as our record says. One on its way down is not brought up again."""
+        if node.role != self.identity.subject.role:
+            return False
+        if self.manager is None:
+            return node.role == "worker" or node.spec.role == "worker"
+        return node.role == "manager"
+
+    async def _follow_role(self) -> None:
+        """Make certificate and manager side fit the role our record has by now: it may change while we are at it."""
         async with self._role_lock:
+            while self.node is not None and not self._role_fits(self.node):
+                try:
+                    await self._step_towards(self.node)
+                except (SwarmError, OSError) as err:
+                    log.info("cannot become a %s yet: %s", self.node.role, err)
+                    await asyncio.sleep(RETRY_S)
+
+    async def _step_towards(self, node: Node) -> None:
+        if node.role == "worker" and self.manager is not None:
+            self._remember(role="worker")
+            await self._end_manager()
+        elif node.role != self.identity.subject.role:
+            await self._renew()
             if node.role != self.identity.subject.role:
-                await self._renew_until(node.role)
-            if node.role == "manager" and self.manager is None:
-                self._remember(role="manager")
-                await self._start_manager()
-            elif node.role == "worker":
-                self._remember(role="worker")
-                await self._end_manager()
+                await asyncio.sleep(RETRY_S)  # the record has changed again, news of it is on the way
+        elif self.manager is None:
+            self._remember(role="manager")
+            await self._start_manager()
 
     # --- certificates ------------------------------------------------------------------------------------------------
-    async def _renew_until(self, role: str) -> None:
-        while self.identity.subject.role != role:
-            try:
-                await self._renew()
-            except SwarmError as err:
-                log.info("cannot renew the certificate yet: %s", err)
-                await asyncio.sleep(RETRY_S)
-
     async def _renew(self) -> None:
-        key, csr = ca.make_request()
+        key, csr = ca.make_request(self._seams.certificates)
         issued: Issued = await self._ask_leader("Renew", Renew(csr), 10.0)
         self.identity = NodeIdentity(key, issued.cert, self.identity.root)
         save_identity(self._state_dir, self.identity)
         if self.manager is not None:
-            self.manager.certificate_renewed()
+            await self.manager.certificate_renewed()
         log.info("certificate renewed, role %s", issued.role)
 
     async def _keep_certificate(self) -> None:
@@ -245,8 +261,8 @@ class Member:
         while True:
             life = ca.life_of(self.identity.cert)
             at = life.begins + int((life.ends - life.begins) * self._rng.uniform(*RENEW_AT))
-            while time.time_ns() < at and ca.life_of(self.identity.cert) == life:
-                await asyncio.sleep(min(60.0, max(0.1, (at - time.time_ns()) / 1e9)))
+            while self._seams.now() < at and ca.life_of(self.identity.cert) == life:
+                await asyncio.sleep(min(60.0, max(0.1, (at - self._seams.now()) / 1e9)))
             if ca.life_of(self.identity.cert) != life:
                 continue
             try:
@@ -264,7 +280,7 @@ class Member:
         for addr in dict.fromkeys(addresses):
             target = addr
             for _ in range(3):
-                client = RpcClient(target, self.identity)
+                client = self._seams.rpc.client(target, self.identity)
                 try:
                     return await client.unary(name, request, timeout_s)
                 except Redirect as err:
@@ -367,8 +383,8 @@ class Member:
 
     async def node_changed(self, node: Node) -> None:
         self.node = node
-        if node.role != self.identity.subject.role or (node.role == "manager") != (self.manager is not None):
-            self._spawn(self._follow_role(node), "role change")
+        if not self._role_fits(node):
+            self._spawn(self._follow_role(), "role change")
 
     async def managers_changed(self, managers: tuple[ManagerAddress, ...]) -> None:
         if managers:
@@ -389,7 +405,7 @@ class Member:
 
     # --- logs --------------------------------------------------------------------------------------------------------
     async def _send_logs(self, wanted: LogsWanted) -> None:
-        client = RpcClient(self.session.leader, self.identity)
+        client = self._seams.rpc.client(self.session.leader, self.identity)
         queue: asyncio.Queue[LogPiece | None] = asyncio.Queue(64)
         readers = [asyncio.create_task(self._read_log(wanted, t, queue)) for t in wanted.task_ids]
         try:
@@ -400,10 +416,9 @@ class Member:
                 if piece is not None:
                     await call.write(piece)
                     left -= piece.done
-            await call.done_writing()
-            await call
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as err:
-            log.debug("the reader of logs is gone: %r", err)
+            await call.reply()
+        except SwarmError as err:
+            log.debug("the reader of logs is gone: %s", err)
         finally:
             for reader in readers:
                 reader.cancel()

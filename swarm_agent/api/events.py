@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
-from swarm_agent.api.filters import Filters
+from swarm_agent.api.filters import Filters, label_matches
+from swarm_agent.api.http import HttpError
 from swarm_agent.node.engine import EngineClient, EngineError, EngineUnreachable, json_lines
 from swarm_agent.objects import defaults
 from swarm_agent.objects.records import Config, Network, Node, Secret, Service
@@ -24,6 +27,8 @@ _KINDS: dict[type[Any], str] = {
     Config: "config",
 }
 _encode = msgspec.json.Encoder().encode
+_TIME = re.compile(r"(\d{1,12})(?:\.(\d{1,9}))?")
+log = logging.getLogger(__name__)
 
 
 class ClusterEvents:
@@ -115,24 +120,57 @@ def _update_state(service: Service) -> str:
     return service.update_status.state if service.update_status is not None else ""
 
 
-def wanted(event: dict[str, Any], filters: Filters) -> bool:
-    """Whether a cluster event passes the filters of a request."""
-    actor = event["Actor"]
-    tests = {
-        "scope": lambda v: v == "swarm",
-        "type": lambda v: v == event["Type"],
-        "event": lambda v: v == event["Action"],
-    }
-    for key, values in filters.items():
-        test = tests.get(key)
-        if test is None:
-            if key in _KINDS.values():
+class Window(NamedTuple):
+    """Which part of time a client asked for, nanoseconds; ``None``: from now on, and for ever."""
 
-                def test(v: str, key: str = key) -> bool:
-                    return event["Type"] == key and v in (actor["ID"], actor["Attributes"].get("name"))
-            else:
-                return False
-        if values and not any(test(v) for v in values):
+    since: int | None
+    until: int | None
+
+    def holds(self, at: int) -> bool:
+        return (self.since is None or at >= self.since) and (self.until is None or at <= self.until)
+
+
+def parse_window(query: Mapping[str, str]) -> Window:
+    """``since`` and ``until``: seconds since the epoch, with up to nine digits of a fraction."""
+    window = Window(_time(query, "since"), _time(query, "until"))
+    if window.since is not None and window.until is not None and window.since > window.until:
+        raise HttpError(
+            400,
+            f"`since` time ({query['since']}) cannot be after `until` time ({query['until']})",
+        )
+    return window
+
+
+def _time(query: Mapping[str, str], word: str) -> int | None:
+    text = query.get(word, "")
+    if not text:
+        return None
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise HttpError(400, f"invalid {word}: {text!r} is not a number of seconds since 1970")
+    return int(match[1]) * 1_000_000_000 + int((match[2] or "").ljust(9, "0"))
+
+
+def wanted(event: dict[str, Any], filters: Filters) -> bool:
+    """Whether a cluster event passes the filters of a request. A kind's own filter asks for an id or name by its start."""
+    actor = event["Actor"]
+    attributes = actor["Attributes"]
+    exact = {"scope": "swarm", "type": event["Type"], "event": event["Action"]}
+    for key, values in filters.items():
+        if not values:
+            continue
+        if key == "label":
+            passed = all(label_matches(attributes, v) for v in values)
+        elif key in exact:
+            passed = exact[key] in values
+        elif key in _KINDS.values():
+            own = event["Type"] == key
+            passed = own and any(
+                actor["ID"].startswith(v) or attributes.get("name", "").startswith(v) for v in values
+            )
+        else:
+            passed = False  # about things only an engine has
+        if not passed:
             return False
     return True
 
@@ -142,23 +180,19 @@ async def stream(
     cluster: ClusterEvents | None,
     query: dict[str, str],
     filters: Filters,
-    until_s: float | None,
+    window: Window,
 ) -> AsyncIterator[bytes]:
-    """Both streams as JSON lines, until the engine's ends (it knows ``until``)."""
+    """Both streams as JSON lines, until the engine's ends: it knows ``until``."""
     queue: asyncio.Queue[Any] = cluster.listen() if cluster is not None else asyncio.Queue()
     pump = asyncio.create_task(_pump(engine, query, queue))
     try:
-        if cluster is not None and query.get("since"):
-            since = float(query["since"])
+        if cluster is not None and window.since is not None:
             for event in list(cluster.past):
-                if event["timeNano"] / 1e9 >= since and wanted(event, filters):
+                if window.holds(event["timeNano"]) and wanted(event, filters):
                     yield _encode(event) + b"\n"
-        async with asyncio.timeout(until_s):
-            while (event := await queue.get()) is not None:
-                if event.get("scope") != "swarm" or wanted(event, filters):
-                    yield _encode(event) + b"\n"
-    except TimeoutError:
-        return
+        while (event := await queue.get()) is not None:
+            if event.get("scope") != "swarm" or (wanted(event, filters) and window.holds(event["timeNano"])):
+                yield _encode(event) + b"\n"
     finally:
         pump.cancel()
         await asyncio.gather(pump, return_exceptions=True)
@@ -171,6 +205,6 @@ async def _pump(engine: EngineClient, query: dict[str, str], queue: asyncio.Queu
         async with engine.stream("GET", "/events", query=query) as pieces:
             async for event in json_lines(pieces):
                 queue.put_nowait(event)
-    except (EngineError, EngineUnreachable):
-        pass
+    except (EngineError, EngineUnreachable) as err:
+        log.warning("the engine's event stream ended: %s", err)
     queue.put_nowait(None)

@@ -19,7 +19,7 @@ def parse_filters(text: str, known: Iterable[str]) -> Filters:
         return {}
     try:
         raw = msgspec.json.decode(text)
-    except msgspec.DecodeError as err:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as err:
         raise HttpError(400, f"invalid filter: {err}") from err
     if not isinstance(raw, dict):
         raise HttpError(400, "invalid filter: not an object")

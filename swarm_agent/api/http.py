@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,6 +24,7 @@ from swarm_agent.objects.errors import SwarmError, UserError
 log = logging.getLogger(__name__)
 
 CHUNK = 64 * 1024
+MAX_HEAD = 1 << 20  # registry credentials and filters travel in heads
 MAX_BODY = 8 << 20  # of calls we answer ourselves; what is passed through is not limited
 
 
@@ -43,6 +45,7 @@ class Streamed(msgspec.Struct):
 
 
 HANDED_OVER = object()
+_STATUSES = frozenset(map(int, http.HTTPStatus))
 _json = msgspec.json.Encoder()
 
 
@@ -110,7 +113,7 @@ class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
-        self.http = h11.Connection(h11.SERVER)
+        self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
 
     async def next_event(self) -> Any:
         while True:
@@ -145,6 +148,12 @@ class Connection:
             if not data:
                 return
             self.http.receive_data(data)
+
+
+def _head(status: int, headers: list[tuple[str, str]]) -> h11.Response:
+    """With the reason in words, which some clients show and none should miss."""
+    reason = http.HTTPStatus(status).phrase if status in _STATUSES else ""
+    return h11.Response(status_code=status, headers=headers, reason=reason.encode())
 
 
 class HttpServer:
@@ -185,6 +194,9 @@ class HttpServer:
         try:
             while await self._one(connection):
                 connection.http.start_next_cycle()
+        except h11.RemoteProtocolError as err:
+            log.debug("client connection ended: %s", err)
+            await self._refuse(connection, err)
         except (OSError, h11.ProtocolError, EOFError) as err:
             log.debug("client connection ended: %s", err)
         except asyncio.CancelledError:
@@ -192,6 +204,15 @@ class HttpServer:
         finally:
             self._connections.discard(task)
             writer.close()
+
+    async def _refuse(self, connection: Connection, err: h11.RemoteProtocolError) -> None:
+        """Say what was wrong with the request, if nothing was said yet and somebody may listen."""
+        if connection.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return
+        body = f"400 Bad Request: {err}".encode()
+        headers = [("Content-Type", "text/plain"), ("Connection", "close"), ("Content-Length", str(len(body)))]
+        with contextlib.suppress(OSError, h11.ProtocolError):
+            await connection.send(_head(err.error_status_hint, headers), h11.Data(data=body), h11.EndOfMessage())
 
     async def _one(self, connection: Connection) -> bool:
         """Serve one request; whether another may follow."""
@@ -220,14 +241,14 @@ class HttpServer:
 
     async def _send_whole(self, connection: Connection, request: Request, answer: Response) -> None:
         headers = [*answer.headers, ("Content-Length", str(len(answer.body)))]
-        events: list[h11.Event] = [h11.Response(status_code=answer.status, headers=headers)]
+        events: list[h11.Event] = [_head(answer.status, headers)]
         if answer.body and request.method != "HEAD":
             events.append(h11.Data(data=answer.body))
         await connection.send(*events, h11.EndOfMessage())
 
     async def _send_stream(self, connection: Connection, request: Request, answer: Streamed) -> None:
         """Send pieces as they come; a client that goes away ends the source."""
-        await connection.send(h11.Response(status_code=answer.status, headers=list(answer.headers)))
+        await connection.send(_head(answer.status, list(answer.headers)))
         gone = asyncio.create_task(connection.gone())
         source = asyncio.create_task(self._pump(connection, answer.pieces))
         try:

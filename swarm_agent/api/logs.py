@@ -28,7 +28,7 @@ async def task_logs(backend: Backend, request: Request, wanted: str) -> Streamed
 def _logs(backend: Backend, request: Request, tasks: list[Task]) -> Streamed:
     query = {k: v for k, v in request.query.items() if k in (*_FLAGS, "since", "tail")}
     if not (_on(query, "stdout") or _on(query, "stderr")):
-        raise HttpError(400, "Bad parameters: you must choose at least one stream")
+        raise HttpError(500, "Bad parameters: you must choose at least one stream")
     tail = query.get("tail", "all")
     if tail != "all" and not tail.isdigit():
         raise HttpError(500, f'tail must be a number of lines or "all", not {tail!r}')

@@ -50,6 +50,17 @@ async def merged_list(backend: Backend, request: Request, local: list[dict[str, 
     return json_response(shown + ours)
 
 
+def predefined(name: str) -> Response:
+    """An engine's own network as the swarm knows it: by name, because each engine has another id for it."""
+    return json_response(
+        {
+            **views.network(Network(id=name, spec=NetworkCreate(name=name))),
+            "Driver": "null" if name == "none" else name,
+            "Options": None,
+        }
+    )
+
+
 def is_own(network: dict[str, Any]) -> bool:
     """Whether an engine network is the local end of one of ours."""
     return network.get("Driver") == DRIVER

@@ -18,7 +18,7 @@ _HIJACKED = (b"application/vnd.docker.raw-stream", b"application/vnd.docker.mult
 
 
 async def pass_through(request: Request, socket_path: str, extra: tuple[tuple[str, str], ...] = ()) -> object:
-    """Let the engine answer. ``extra`` headers are added to its answer. Takes the connection over."""
+    """Let the engine answer. ``extra`` headers take the place of its own. Takes the connection over."""
     engine = await EngineConnection.open(socket_path)
     client = request.connection
     try:
@@ -63,6 +63,8 @@ async def _send_answer(
     headers = [
         (k, v) for k, v in response.headers.raw_items() if k.lower() not in (b"connection", b"keep-alive")
     ]
+    ours = {k.lower().encode() for k, _ in extra}
+    headers = [(k, v) for k, v in headers if k.lower() not in ours]
     headers += [(k.encode(), v.encode()) for k, v in extra]
     headers.append((b"Connection", b"close"))
     await client.send(h11.Response(status_code=response.status_code, reason=response.reason, headers=headers))

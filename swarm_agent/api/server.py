@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import h11
 
@@ -23,10 +22,11 @@ from swarm_agent.api.http import (
 )
 from swarm_agent.api.passthrough import pass_through
 from swarm_agent.api.resolve import resolve
-from swarm_agent.node.engine import EngineError
+from swarm_agent.node.engine import EngineError, EngineUnreachable, parse_version
 from swarm_agent.objects.errors import SwarmError, Unimplemented
 from swarm_agent.objects.normalise import parse_json
 from swarm_agent.objects.records import Network
+from swarm_agent.objects.validate import PREDEFINED_NETWORKS
 from swarm_agent.session.wire import ForwardedAnswer, ForwardedCall
 
 NOT_IN_SWARM = (
@@ -40,7 +40,7 @@ ON_WORKER = (
 PREPARING = (
     "This node is not a swarm manager. Manager is being prepared or has trouble connecting to the cluster."
 )
-_VERSION = re.compile(r"/v(\d+\.\d+)(/.*)")
+_VERSION = re.compile(r"/v(\d{1,4}\.\d{1,4})(/.*)")
 _HOP_HEADERS = ("host", "connection", "content-length", "transfer-encoding", "upgrade")
 
 
@@ -114,6 +114,8 @@ class Api:
         match = _VERSION.fullmatch(request.path)
         path = match[2] if match else request.path
         found = find_route(request.method, path)
+        if match is not None and (found is not None or path.startswith("/networks")):
+            await self._check_version(match[1])
         if found is not None:
             route, arguments = found
             if route.local:
@@ -126,6 +128,28 @@ class Api:
         if path == "/events" and request.method == "GET":
             return self._events(request)
         return await self._pass(request)
+
+    async def _check_version(self, text: str) -> None:
+        """A client may speak what the engine speaks: it learned that from the engine's own answers."""
+        wanted = parse_version(text)
+        try:
+            served = await self._backend.engine.versions()
+            if not served.oldest <= wanted <= served.newest:
+                served = await self._backend.engine.versions(fresh=True)
+        except EngineUnreachable:
+            return  # the swarm is there without the engine
+        if wanted > served.newest:
+            newest = ".".join(map(str, served.newest))
+            raise HttpError(
+                400, f"client version {text} is too new. Maximum supported API version is {newest}"
+            )
+        if wanted < served.oldest:
+            oldest = ".".join(map(str, served.oldest))
+            raise HttpError(
+                400,
+                f"client version {text} is too old. Minimum supported API version is {oldest}, "
+                "please upgrade your client to a newer version",
+            )
 
     async def _pass(self, request: Request, extra: tuple[tuple[str, str], ...] = ()) -> Any:
         return await pass_through(request, self._backend.engine.socket_path, extra)
@@ -153,6 +177,7 @@ class Api:
                 why = f" ({backend.error})" if backend.error else ""
                 raise HttpError(503, PREPARING + why)
             raise HttpError(503, ON_WORKER)
+        self._cluster_events()  # remembers for who asks for the past
 
     async def _forward(self, request: Request, path: str, body: bytes) -> Any:
         headers = tuple(
@@ -171,11 +196,12 @@ class Api:
 
     async def serve_forwarded(self, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:
         """The leader's side of :meth:`_forward`: never forwards again."""
-        request = _ForwardedRequest(call)
+        request = ForwardedRequest(call)
         try:
             found = find_route(call.method, call.path, ROUTES + CLUSTER_NETWORK_ROUTES)
             if found is None or found[0].local:
                 raise HttpError(404, "page not found")
+            self._cluster_events()
             await self._barrier(call.method)
             answer = await found[0].serve(self._backend, request, **found[1])
         except SwarmError as err:
@@ -209,6 +235,8 @@ class Api:
         if match is None or request.method not in ("GET", "DELETE"):
             return await self._pass(request)
         wanted = unquote(match[1])
+        if wanted in PREDEFINED_NETWORKS and request.query.get("scope") == "swarm":
+            return networks.predefined(wanted)
         found = await self._cluster_network(request, wanted)
         if found is None:
             return await self._pass(request)
@@ -231,7 +259,7 @@ class Api:
         if scope == "swarm" or wanted == found.id:
             return found
         try:
-            local = await self._backend.engine.call("GET", f"/networks/{wanted}")
+            local = await self._backend.engine.call("GET", f"/networks/{quote(wanted, safe='')}")
         except EngineError:
             return found
         exact = wanted in (local["Id"], local["Name"])
@@ -283,14 +311,9 @@ class Api:
             "volume",
         ]
         filters = parse_filters(request.query.get("filters", ""), known)
-        until = request.query.get("until", "")
-        try:
-            until_s = max(0.0, float(until) - time.time()) if until else None
-            float(request.query.get("since") or 0)
-        except ValueError as err:
-            raise HttpError(400, f"invalid time: {err}") from err
+        window = events.parse_window(request.query)
         cluster = self._cluster_events() if self._backend.is_manager else None
-        pieces = events.stream(self._backend.engine, cluster, dict(request.query), filters, until_s)
+        pieces = events.stream(self._backend.engine, cluster, dict(request.query), filters, window)
         return Streamed(pieces, headers=(("Content-Type", "application/json"),))
 
 
@@ -311,7 +334,7 @@ async def _bodies(head: ForwardedAnswer, pieces: AsyncIterator[ForwardedAnswer])
         yield piece.body
 
 
-class _ForwardedRequest(Request):
+class ForwardedRequest(Request):
     """A request that arrived by RPC: its body is here already."""
 
     def __init__(self, call: ForwardedCall) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import msgspec
 
 from swarm_agent.api import views
@@ -11,11 +13,13 @@ from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
 from swarm_agent.api.writes import version_of, write, write_spec
 from swarm_agent.control.revisions import revision_of
+from swarm_agent.node.engine import EngineError, EngineUnreachable
 from swarm_agent.objects import defaults, validate
 from swarm_agent.objects.errors import AlreadyExists, InvalidSpec, OutOfSequence, Unimplemented
 from swarm_agent.objects.normalise import normalise, parse_json
 from swarm_agent.objects.records import Network, Service
 from swarm_agent.objects.specs import NetworkAttachmentConfig, ServiceSpec
+from swarm_agent.objects.validate import PREDEFINED_NETWORKS
 from swarm_agent.store import Delete, Put
 
 _TESTS = {
@@ -25,7 +29,6 @@ _TESTS = {
     "mode": lambda s, v: (v == "replicated") == defaults.is_replicated(s.spec),
     "runtime": lambda s, v: (s.spec.task_template.runtime or "container") == v,
 }
-LOCAL_NETWORKS = ("host", "bridge", "none")  # predefined local networks a service may name
 
 
 async def list_(backend: Backend, request: Request) -> Response:
@@ -47,7 +50,7 @@ async def inspect(backend: Backend, request: Request, wanted: str) -> Response:
 
 
 async def create(backend: Backend, request: Request) -> Response:
-    spec = _resolved(backend, _named(backend, normalise(parse_json(await request.body()), ServiceSpec)))
+    spec = await _resolved(backend, _named(backend, normalise(parse_json(await request.body()), ServiceSpec)))
     validate.service(spec)
     name = (spec.name or "").lower()
     with backend.reserve(f"service/{name}", *_port_names(spec)):
@@ -78,7 +81,7 @@ async def update(backend: Backend, request: Request, wanted: str) -> Response:
             "rollback (docker service rollback) is not supported by this version of swarm-agent"
         )
     auth = _registry_auth(request, service)
-    spec = _resolved(backend, normalise(raw, ServiceSpec))
+    spec = await _resolved(backend, normalise(raw, ServiceSpec))
     validate.service(spec)
     if spec.name != service.spec.name:
         raise Unimplemented("renaming services is not supported")
@@ -120,11 +123,11 @@ def _named(backend: Backend, spec: ServiceSpec) -> ServiceSpec:
     return msgspec.structs.replace(spec, name=f"service-{backend.new_id()[:8]}")
 
 
-def _resolved(backend: Backend, spec: ServiceSpec) -> ServiceSpec:
+async def _resolved(backend: Backend, spec: ServiceSpec) -> ServiceSpec:
     """Networks by id; Docker's old place for them is read when the new one is empty."""
     template = spec.task_template
     wanted = template.networks or spec.networks or ()
-    networks = tuple(msgspec.structs.replace(n, target=_network_id(backend, n)) for n in wanted)
+    networks = tuple([msgspec.structs.replace(n, target=await _network_id(backend, n)) for n in wanted])
     if not networks:
         return spec
     return msgspec.structs.replace(
@@ -132,9 +135,9 @@ def _resolved(backend: Backend, spec: ServiceSpec) -> ServiceSpec:
     )
 
 
-def _network_id(backend: Backend, attachment: NetworkAttachmentConfig) -> str:
+async def _network_id(backend: Backend, attachment: NetworkAttachmentConfig) -> str:
     target = attachment.target or ""
-    if target in LOCAL_NETWORKS:
+    if target in PREDEFINED_NETWORKS:
         return target
     if target == "ingress":
         raise InvalidSpec(f'Service cannot be explicitly attached to the ingress network "{target}"')
@@ -145,15 +148,35 @@ def _network_id(backend: Backend, attachment: NetworkAttachmentConfig) -> str:
     try:
         return resolve(backend.store, Network, target).id
     except HttpError as err:
-        if err.http_status == 404:
-            raise HttpError(500, f"network {target} not found") from err
-        raise
+        if err.http_status != 404:
+            raise
+        name = await _local_name(backend, target)
+        if name in PREDEFINED_NETWORKS:
+            return name
+        if name:
+            raise HttpError(
+                403,
+                f"The network {name} cannot be used with services. Only networks scoped to the swarm can be used, "
+                "such as those created with the overlay driver.",
+            ) from err
+        raise HttpError(500, f"network {target} not found") from err
+
+
+async def _local_name(backend: Backend, wanted: str) -> str:
+    """The name of this host's own network, "" when it has none such."""
+    try:
+        found = await backend.engine.call("GET", f"/networks/{quote(wanted, safe='')}")
+    except (EngineError, EngineUnreachable):
+        return ""
+    return str(found["Name"])
 
 
 def _network_ids(backend: Backend, spec: ServiceSpec) -> tuple[str, ...]:
     """The overlays of a resolved spec, in order; predefined local networks are the container's business."""
     targets = [n.target or "" for n in spec.task_template.networks or ()]
-    return tuple(t for t in targets if t not in LOCAL_NETWORKS and backend.store.networks.get(t) is not None)
+    return tuple(
+        t for t in targets if t not in PREDEFINED_NETWORKS and backend.store.networks.get(t) is not None
+    )
 
 
 def _registry_auth(request: Request, service: Service) -> str:

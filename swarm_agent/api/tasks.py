@@ -17,20 +17,17 @@ _TESTS = {
     "label": lambda t, v: label_matches(t.service_labels, v),
     "service": lambda t, v: t.service_id == v,
     "node": lambda t, v: t.node_id == v,
-    "desired-state": lambda t, v: (
-        t.desired_state.word == ("running" if v == "accepted" else v)
-        or (v in ("running", "accepted") and t.desired_state == TaskState.READY)
-    ),
+    "desired-state": lambda t, v: t.desired_state.word == v.lower(),
     "runtime": lambda t, v: v == "container",  # noqa: ARG005
 }
-_DESIRED = ("running", "shutdown", "accepted", "ready", "complete", "remove")
+_DESIRED = tuple(state.word for state in TaskState)
 
 
 async def list_(backend: Backend, request: Request) -> Response:
     filters = parse_filters(request.query.get("filters", ""), _KEYS)
     up_to_date = filters.pop("_up-to-date", [])
     for state in filters.get("desired-state", ()):
-        one_of(state, _DESIRED, "desired-state")
+        one_of(state.lower(), _DESIRED, "desired-state")
     _resolve_references(backend, filters)
     rows = keep(_candidates(backend, filters), filters, _TESTS)
     if up_to_date:

@@ -12,7 +12,7 @@ from swarm_agent.control.allocate import NODE_NETWORK
 from swarm_agent.identity.ca import issuer_of
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
-from swarm_agent.objects.records import Cluster, Network, Node, Service, Task
+from swarm_agent.objects.records import Cluster, Network, Node, Revision, Service, Task
 from swarm_agent.objects.specs import EndpointSpec, ServiceSpec
 from swarm_agent.store import Store
 
@@ -135,6 +135,8 @@ def service(record: Service, *, insert_defaults: bool = False) -> Json:
 def service_spec(spec: ServiceSpec, *, insert_defaults: bool = False) -> Json:
     shown: Json = builtins(defaults.with_defaults(spec) if insert_defaults else spec)
     shown["TaskTemplate"].setdefault("Runtime", "container")
+    if defaults.is_replicated(spec):
+        shown["Mode"] = {"Replicated": {"Replicas": defaults.replicas(spec)}}
     container = shown["TaskTemplate"].get("ContainerSpec")
     if container is not None:
         container.setdefault("Isolation", "default")
@@ -182,7 +184,7 @@ def task(record: Task, store: Store) -> Json:
         out["Slot"] = record.slot
     if record.node_id:
         out["NodeID"] = record.node_id
-    out["Status"] = _task_status(record)
+    out["Status"] = _task_status(record, revision)
     out["DesiredState"] = record.desired_state.word
     if record.reasons:  # ours: Docker's clients pass over it
         out["Reasons"] = [{"Code": r.code, "Nodes": r.nodes, "Text": r.text} for r in record.reasons]
@@ -194,7 +196,7 @@ def task(record: Task, store: Store) -> Json:
     return out
 
 
-def _task_status(record: Task) -> Json:
+def _task_status(record: Task, revision: Revision | None) -> Json:
     status = record.status
     out: Json = {
         "Timestamp": time_text(status.timestamp),
@@ -209,8 +211,14 @@ def _task_status(record: Task) -> Json:
             "PID": status.container.pid,
             "ExitCode": status.container.exit_code,
         }
-    out["PortStatus"] = {"Ports": [_port(p) for p in status.ports]} if status.ports else {}
+    ports = _host_ports(revision) if status.state == TaskState.RUNNING and revision is not None else []
+    out["PortStatus"] = {"Ports": ports} if ports else {}
     return out
+
+
+def _host_ports(revision: Revision) -> list[Json]:
+    """What a running task answers on at its own host."""
+    return [_port(p) for p in revision.endpoint.ports or () if defaults.publish_mode(p) == "host"]
 
 
 def _attachment(network_id: str, address: str, store: Store) -> Json | None:

@@ -47,8 +47,13 @@ class ControlLoop:
             while True:
                 await self._sleep()
                 await self._once()
+                await asyncio.sleep(0)  # a pass that had nothing to propose must not keep the others waiting
         finally:
-            self._unwatch()
+            self.close()
+
+    def close(self) -> None:
+        """Hear of no more commits."""
+        self._unwatch()
 
     async def _sleep(self) -> None:
         self._wake.clear()

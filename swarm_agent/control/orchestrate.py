@@ -97,7 +97,7 @@ def _check(p: Pass, service: Service, task: Task) -> None:
 
 def _replace(p: Pass, service: Service, task: Task, cause: str) -> None:
     aim(p, task, TaskState.SHUTDOWN)
-    if any(live(t) for t in p.view.tasks.by("slot", (service.id, task.slot))):
+    if any(_stands_in(t, task, service) for t in p.view.tasks.by("slot", (service.id, task.slot))):
         return
     policy = defaults.restart(service.spec.task_template)
     if cause != "restart":
@@ -114,6 +114,13 @@ def _replace(p: Pass, service: Service, task: Task, cause: str) -> None:
         cause="restart",
         start_after=min(ended, p.now) + policy.delay,
         attempt=_attempt(service, task, 1),
+    )
+
+
+def _stands_in(other: Task, ended: Task, service: Service) -> bool:
+    """Whether another live task makes a replacement needless. The old one beside a failed new one does not (start-first)."""
+    return live(other) and (
+        other.revision_id == service.revision_id or ended.revision_id != service.revision_id
     )
 
 

@@ -20,13 +20,14 @@ Slots = dict[int, list[Task]]
 class _Slot:
     """How far one slot is in the present update."""
 
-    __slots__ = ("failed", "fresh", "number", "old", "reached_at", "tasks")
+    __slots__ = ("failed", "fresh", "kept", "number", "old", "reached_at", "tasks")
 
     def __init__(self, number: int, tasks: list[Task], service: Service, since: int, monitor: int) -> None:
         self.number = number
         self.tasks = tasks
         current = [t for t in tasks if t.revision_id == service.revision_id]
         self.fresh = [t for t in current if not t.created_at or t.created_at >= since]  # made by this update
+        self.kept = [t for t in current if live(t)]  # by whichever update: it need not be made again
         self.old = [t for t in tasks if live(t) and t.revision_id != service.revision_id]
         self.reached_at = min(
             (
@@ -41,7 +42,7 @@ class _Slot:
     @property
     def dirty(self) -> bool:
         """Whether the slot still has to be handed to a worker."""
-        if self.fresh:
+        if self.fresh or self.kept:
             return False
         newest_done = not any(live(t) for t in self.tasks)
         return bool(self.old) or newest_done
@@ -81,7 +82,7 @@ def advance(p: Pass, service: Service, slots: Slots) -> None:
     if dirty:
         _hand_out(p, service, config, touched, dirty)
         return
-    _complete(p, service, status, config, touched)
+    _complete(p, service, status, config, taken)
 
 
 def _counts(tasks: list[Task], service: Service) -> bool:
@@ -93,12 +94,15 @@ def _counts(tasks: list[Task], service: Service) -> bool:
 
 
 def _retire_old(p: Pass, slot: _Slot, order: str) -> None:
-    """Start-first: the old task goes once the new one runs. Stop-first has sent it away already."""
-    if (
-        order == "start-first"
-        and slot.old
-        and any(t.status.state == TaskState.RUNNING and live(t) for t in slot.fresh)
-    ):
+    """Start-first: the old task goes once the new one runs. Stop-first has sent it away already, unless a present one
+    was left by an update that was taken back: then only one of each is to stay, and the old one goes."""
+    best = max(
+        slot.kept, key=lambda t: (t.status.state == TaskState.RUNNING, t.created_at, t.id), default=None
+    )
+    for task in slot.kept:
+        if task is not best:
+            aim(p, task, TaskState.SHUTDOWN)
+    if best is not None and (order == "stop-first" or best.status.state == TaskState.RUNNING):
         for task in slot.old:
             aim(p, task, TaskState.SHUTDOWN)
 
@@ -143,9 +147,10 @@ def _hand_out(
 
 
 def _complete(
-    p: Pass, service: Service, status: UpdateStatus | None, config: defaults.Update, touched: list[_Slot]
+    p: Pass, service: Service, status: UpdateStatus | None, config: defaults.Update, taken: list[_Slot]
 ) -> None:
-    if status is None or any(not s.reached_at or s.old for s in touched):
+    touched = [s for s in taken if s.fresh]
+    if status is None or any(not s.reached_at for s in touched) or any(s.old for s in taken):
         return
     watched_until = max((s.reached_at for s in touched), default=p.now - config.monitor) + config.monitor
     if p.now < watched_until:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import secrets
+import time
 from typing import NamedTuple
 
 from cryptography import x509
@@ -29,29 +31,52 @@ class Subject(NamedTuple):
     cluster_id: str
 
 
-def make_root() -> RootCA:
+class Source:
+    """Where keys, serial numbers and the time of certificates come from: the operating system, in simulations a seed."""
+
+    def now(self) -> int:
+        """Nanoseconds since the epoch."""
+        return time.time_ns()
+
+    def key(self) -> ec.EllipticCurvePrivateKey:
+        return ec.generate_private_key(ec.SECP256R1())
+
+    def bits(self, count: int) -> int:
+        """For secrets."""
+        return secrets.randbits(count)
+
+    def serial(self) -> int:
+        return x509.random_serial_number()
+
+
+SYSTEM = Source()
+
+
+def make_root(source: Source = SYSTEM) -> RootCA:
     """A new self-signed root: ECDSA P-256, 20 years, at most one intermediate."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = source.key()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "swarm-ca")])
-    now = _now()
+    now = _time(source)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        .serial_number(source.serial())
         .not_valid_before(now - BACK_DATED)
         .not_valid_after(now + datetime.timedelta(days=365 * ROOT_YEARS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
         .add_extension(_key_usage(ca=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
+        .sign(key, hashes.SHA256(), ecdsa_deterministic=True)
     )
     pem = certificate.public_bytes(serialization.Encoding.PEM)
     return RootCA(cert=pem, key=key_pem(key), digest=root_digest(pem))
 
 
-def sign(root: RootCA, csr_pem: bytes, subject: Subject, life_ns: int) -> tuple[bytes, int]:
+def sign(
+    root: RootCA, csr_pem: bytes, subject: Subject, life_ns: int, source: Source = SYSTEM
+) -> tuple[bytes, int]:
     """A node certificate for a signing request; only the public key of the request is used.
 
     Returns:
@@ -78,14 +103,14 @@ def sign(root: RootCA, csr_pem: bytes, subject: Subject, life_ns: int) -> tuple[
         ]
     )
     names = [ou, subject.node_id, *(["swarm-ca"] if subject.role == "manager" else [])]
-    now = _now()
+    now = _time(source)
     ends = now + datetime.timedelta(microseconds=life_ns // 1000)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(issuer.subject)
         .public_key(csr.public_key())
-        .serial_number(x509.random_serial_number())
+        .serial_number(source.serial())
         .not_valid_before(now - BACK_DATED)
         .not_valid_after(ends)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -99,15 +124,19 @@ def sign(root: RootCA, csr_pem: bytes, subject: Subject, life_ns: int) -> tuple[
             x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()),
             critical=False,
         )
-        .sign(issuer_key, hashes.SHA256())
+        .sign(issuer_key, hashes.SHA256(), ecdsa_deterministic=True)
     )
     return certificate.public_bytes(serialization.Encoding.PEM), int(ends.timestamp()) * 1_000_000_000
 
 
-def make_request() -> tuple[bytes, bytes]:
+def make_request(source: Source = SYSTEM) -> tuple[bytes, bytes]:
     """A fresh key and a signing request for it: (key PEM, CSR PEM). The key never leaves the host."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    key = source.key()
+    csr = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([]))
+        .sign(key, hashes.SHA256(), ecdsa_deterministic=True)
+    )
     return key_pem(key), csr.public_bytes(serialization.Encoding.PEM)
 
 
@@ -175,8 +204,8 @@ def issued_by(cert_pem: bytes, root_pem: bytes) -> bool:
     return True
 
 
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)
+def _time(source: Source) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(source.now() / 1e9, datetime.UTC)
 
 
 def _key_usage(*, ca: bool) -> x509.KeyUsage:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import hmac
 import logging
@@ -17,6 +18,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import h11
 import msgspec
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 CALLS_A_MINUTE = 60  # from one address; a whole rack joining at once stays below
 MAX_BODY = 64 * 1024
 CALL_TIMEOUT_S = 10.0
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class IssueRequest(msgspec.Struct):
@@ -57,6 +60,10 @@ class Issued(msgspec.Struct):
     managers: tuple[Manager, ...]
 
 
+class Root(msgspec.Struct):
+    root: bytes
+
+
 class Refusal(msgspec.Struct):
     message: str
     status: int = 500
@@ -66,68 +73,74 @@ class JoinRefused(UserError):
     """The manager said no, or is not who the token says."""
 
 
+A = TypeVar("A")
 Issue = Callable[[IssueRequest], Awaitable[Issued]]
+
+
+# --- the seam ----------------------------------------------------------------------------------------------------------
+class Answering(Protocol):
+    """A front door that is asked: (status, body)."""
+
+    async def answer(self, method: str, target: str, body: bytes, address: str) -> tuple[int, bytes]: ...
+
+
+class Doors(Protocol):
+    """How calls reach a front door. ``Https`` is the real one, ``testing.fake_rpc`` its double."""
+
+    async def listen(
+        self, host: str, port: int, identity: NodeIdentity, door: Answering
+    ) -> Callable[[], Awaitable[None]]:
+        """Serve; what is returned ends it. OSError when the port is taken."""
+        ...
+
+    async def call(
+        self, addr: str, root: bytes | None, method: str, target: str, body: bytes
+    ) -> tuple[int, bytes]:
+        """One call, over a connection verified against ``root`` if there is one. JoinRefused, Unavailable."""
+        ...
 
 
 # --- server ----------------------------------------------------------------------------------------------------------
 class FrontDoor:
     """Serves joiners on a manager. ``issue`` is asked for certificates; it may forward to the leader."""
 
-    def __init__(self, identity: Callable[[], NodeIdentity], issue: Issue) -> None:
+    def __init__(self, identity: Callable[[], NodeIdentity], issue: Issue, doors: Doors) -> None:
         self._identity = identity
         self._issue = issue
-        self._server: asyncio.Server | None = None
-        self._context: ssl.SSLContext | None = None
+        self._doors = doors
+        self._close: Callable[[], Awaitable[None]] | None = None
+        self._where = ("", 0)
         self._calls: defaultdict[str, list[float]] = defaultdict(list)
 
     async def start(self, host: str, port: int) -> None:
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self.renewed()
-        self._server = await asyncio.start_server(self._serve, host, port, ssl=self._context)
+        self._where = (host, port)
+        self._close = await self._doors.listen(host, port, self._identity(), self)
 
-    def renewed(self) -> None:
+    async def renewed(self) -> None:
         """Show the present certificate to whoever connects from now on."""
-        if self._context is not None:
-            load_pair(self._context, self._identity())
+        if self._close is not None:
+            await self._close()
+            self._close = await self._doors.listen(*self._where, self._identity(), self)
 
     async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            await self._server.wait_closed()
+        if self._close is not None:
+            await self._close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(CALL_TIMEOUT_S * 2):
-                status, body = await self._answer(reader, str(writer.get_extra_info("peername")[0]))
-                writer.write(
-                    b"HTTP/1.1 %d x\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
-                    % (status, len(body))
-                    + body
-                )
-                await writer.drain()
-        except (OSError, TimeoutError, h11.ProtocolError, asyncio.IncompleteReadError) as err:
-            log.debug("front door: %s", err)
-        finally:
-            writer.close()
-            with contextlib.suppress(OSError, ssl.SSLError):
-                await writer.wait_closed()
-
-    async def _answer(self, reader: asyncio.StreamReader, address: str) -> tuple[int, bytes]:
-        request, body = await _read_request(reader)
+    async def answer(self, method: str, target: str, body: bytes, address: str) -> tuple[int, bytes]:
         if not self._may(address):
             return _refusal(429, "too many calls from your address: wait a minute and join again")
-        target = request.target.decode()
-        if request.method == b"GET" and target == "/v1/root":
-            return 200, msgspec.json.encode({"root": self._identity().root})
-        if request.method == b"POST" and target == "/v1/issue":
+        if (method, target) == ("GET", "/v1/root"):
+            return 200, msgspec.json.encode(Root(self._identity().root))
+        if (method, target) == ("POST", "/v1/issue"):
             try:
-                issued = await self._issue(msgspec.json.decode(body, type=IssueRequest))
+                asked = msgspec.json.decode(body, type=IssueRequest)
+            except _NOT_JSON as err:
+                return _refusal(400, f"malformed request: {err}")
+            try:
+                issued = await self._issue(asked)
             except SwarmError as err:
                 text = f"rpc error: code = {err.code} desc = {err}" if err.code else str(err)
                 return _refusal(err.http_status, text)
-            except msgspec.ValidationError as err:
-                return _refusal(400, f"malformed request: {err}")
             return 200, msgspec.json.encode(issued)
         return _refusal(404, "page not found")
 
@@ -138,6 +151,47 @@ class FrontDoor:
         if len(self._calls) > 10_000:
             self._calls.clear()
         return len(recent) < CALLS_A_MINUTE
+
+
+class Https:
+    """Implements ``Doors``."""
+
+    async def listen(
+        self, host: str, port: int, identity: NodeIdentity, door: Answering
+    ) -> Callable[[], Awaitable[None]]:
+        serve = functools.partial(_serve, door)
+        server = await asyncio.start_server(serve, host, port, ssl=server_context(identity))
+
+        async def close() -> None:
+            server.close()
+            await server.wait_closed()
+
+        return close
+
+    async def call(
+        self, addr: str, root: bytes | None, method: str, target: str, body: bytes
+    ) -> tuple[int, bytes]:
+        return await _https(addr, _client_context(root), method, target, body)
+
+
+async def _serve(door: Answering, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        async with asyncio.timeout(CALL_TIMEOUT_S * 2):
+            request, asked = await _read_request(reader)
+            address = str(writer.get_extra_info("peername")[0])
+            status, body = await door.answer(request.method.decode(), request.target.decode(), asked, address)
+            writer.write(
+                b"HTTP/1.1 %d x\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+                % (status, len(body))
+                + body
+            )
+            await writer.drain()
+    except (OSError, TimeoutError, h11.ProtocolError, asyncio.IncompleteReadError) as err:
+        log.debug("front door: %s", err)
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError, ssl.SSLError):
+            await writer.wait_closed()
 
 
 async def _read_request(reader: asyncio.StreamReader) -> tuple[h11.Request, bytes]:
@@ -164,27 +218,38 @@ def _refusal(status: int, message: str) -> tuple[int, bytes]:
     return status, msgspec.json.encode(Refusal(message, status))
 
 
-def load_pair(context: ssl.SSLContext, identity: NodeIdentity) -> None:
+def server_context(identity: NodeIdentity) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     with tempfile.TemporaryDirectory() as directory:  # the ssl module reads keys from files only
         path = Path(directory) / "pair.pem"
         path.touch(0o600)
         path.write_bytes(identity.key + identity.cert)
         context.load_cert_chain(path)
+    return context
 
 
 # --- client ----------------------------------------------------------------------------------------------------------
-async def fetch_root(addr: str, token: str) -> bytes:
+def _client_context(root: bytes | None) -> ssl.SSLContext:
+    if root is None:
+        unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        unverified.check_hostname = False
+        unverified.verify_mode = ssl.CERT_NONE
+        return unverified
+    verified = ssl.create_default_context(cadata=root.decode())
+    verified.minimum_version = ssl.TLSVersion.TLSv1_2
+    return verified
+
+
+async def fetch_root(doors: Doors, addr: str, token: str) -> bytes:
     """The root certificate of the manager at ``addr``, checked against the token.
 
     Raises:
         InvalidJoinToken, JoinRefused (another cluster's token), Unavailable (nobody there).
     """
     digest = parse_token(token).digest
-    unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    unverified.check_hostname = False
-    unverified.verify_mode = ssl.CERT_NONE
-    answer = await _call(addr, unverified, "GET", "/v1/root", b"")
-    root: bytes = msgspec.json.decode(answer, type=dict[str, bytes])["root"]
+    answer = await _call(doors, addr, None, "GET", "/v1/root", b"")
+    root = _decoded(addr, answer, Root).root
     if not hmac.compare_digest(root_digest(root), digest):
         expected = hashlib.sha256(root).hexdigest()
         raise JoinRefused(
@@ -195,16 +260,35 @@ async def fetch_root(addr: str, token: str) -> bytes:
     return root
 
 
-async def ask_for_certificate(addr: str, root: bytes, request: IssueRequest) -> Issued:
+async def ask_for_certificate(doors: Doors, addr: str, root: bytes, request: IssueRequest) -> Issued:
     """Send the token and the signing request, over a connection verified against ``root``."""
-    verified = ssl.create_default_context(cadata=root.decode())
-    verified.minimum_version = ssl.TLSVersion.TLSv1_2
-    return msgspec.json.decode(
-        await _call(addr, verified, "POST", "/v1/issue", msgspec.json.encode(request)), type=Issued
-    )
+    answer = await _call(doors, addr, root, "POST", "/v1/issue", msgspec.json.encode(request))
+    return _decoded(addr, answer, Issued)
 
 
-async def _call(addr: str, context: ssl.SSLContext, method: str, target: str, body: bytes) -> bytes:
+def _decoded(addr: str, answer: bytes, kind: type[A]) -> A:
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except _NOT_JSON as err:
+        raise JoinRefused(
+            f"what answers at {addr} is no manager of this kind of swarm ({err}). Check the address and the port"
+        ) from err
+
+
+async def _call(doors: Doors, addr: str, root: bytes | None, method: str, target: str, body: bytes) -> bytes:
+    status, answer = await doors.call(addr, root, method, target, body)
+    if status >= 400:
+        refusal = _decoded(addr, answer, Refusal)
+        error = JoinRefused(refusal.message)
+        error.http_status = status
+        error.code = ""
+        raise error
+    return answer
+
+
+async def _https(
+    addr: str, context: ssl.SSLContext, method: str, target: str, body: bytes
+) -> tuple[int, bytes]:
     host, _, port = addr.rpartition(":")
     try:
         async with asyncio.timeout(CALL_TIMEOUT_S):
@@ -215,7 +299,7 @@ async def _call(addr: str, context: ssl.SSLContext, method: str, target: str, bo
                 head = f"{method} {target} HTTP/1.1\r\nHost: {SERVER_NAME}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
                 writer.write(head.encode() + body)
                 await writer.drain()
-                status, answer = await _read_answer(reader)
+                return await _read_answer(reader)
             finally:
                 writer.close()
     except ssl.SSLCertVerificationError as err:
@@ -231,13 +315,6 @@ async def _call(addr: str, context: ssl.SSLContext, method: str, target: str, bo
         raise Unavailable(
             f"cannot reach a manager at {addr}: {err}. Check the address, that swarm-agent runs there and that port {port} is open"
         ) from err
-    if status >= 400:
-        refusal = msgspec.json.decode(answer, type=Refusal)
-        error = JoinRefused(refusal.message)
-        error.http_status = status
-        error.code = ""
-        raise error
-    return answer
 
 
 async def _read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Callable
 from typing import NamedTuple
 
 from swarm_agent.objects.errors import SwarmError
@@ -17,6 +18,8 @@ _TOKEN = re.compile(r"SWMTKN-1-([0-9a-z]{50})-([0-9a-z]{25})")
 
 class InvalidJoinToken(SwarmError):
     """Not a join token at all; said before anybody is asked."""
+
+    code = ""
 
     def __init__(self) -> None:
         super().__init__("invalid join token")
@@ -32,12 +35,12 @@ def root_digest(root_pem: bytes) -> str:
     return base36(int.from_bytes(hashlib.sha256(root_pem).digest(), "big"), 50)
 
 
-def new_token(digest: str) -> str:
-    return f"SWMTKN-1-{digest}-{base36(int.from_bytes(secrets.token_bytes(16), 'big'), 25)}"
+def new_token(digest: str, randbits: Callable[[int], int] = secrets.randbits) -> str:
+    return f"SWMTKN-1-{digest}-{base36(randbits(128), 25)}"
 
 
-def new_tokens(digest: str) -> JoinTokens:
-    return JoinTokens(worker=new_token(digest), manager=new_token(digest))
+def new_tokens(digest: str, randbits: Callable[[int], int] = secrets.randbits) -> JoinTokens:
+    return JoinTokens(worker=new_token(digest, randbits), manager=new_token(digest, randbits))
 
 
 def parse_token(text: str) -> Token:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from swarm_agent.identity.ca import Subject, sign
+from swarm_agent.identity.ca import Source, Subject, sign
 from swarm_agent.identity.door import Issued, IssueRequest
 from swarm_agent.identity.tokens import role_of
 from swarm_agent.objects import defaults
@@ -25,7 +24,8 @@ Propose = Callable[[tuple[Group, ...]], Awaitable[ApplyResult]]
 class Authority:
     """Signs with the root key in the store."""
 
-    def __init__(self, store: Store, propose: Propose, new_id: Callable[[], str]) -> None:
+    def __init__(self, store: Store, propose: Propose, new_id: Callable[[], str], source: Source) -> None:
+        self._source = source
         self._store = store
         self._propose = propose
         self._new_id = new_id
@@ -74,12 +74,12 @@ class Authority:
         return cluster
 
     def _sign(self, cluster: Cluster, csr: bytes, subject: Subject) -> tuple[bytes, int]:
-        return sign(cluster.root_ca, csr, subject, defaults.node_cert_expiry(cluster.spec))
+        return sign(cluster.root_ca, csr, subject, defaults.node_cert_expiry(cluster.spec), self._source)
 
     def _check_clock(self, request: IssueRequest) -> None:
         if not request.clock:
             return
-        off = request.clock - time.time_ns()
+        off = request.clock - self._source.now()
         if abs(off) > MAX_CLOCK_DIFFERENCE:
             way = "ahead of" if off > 0 else "behind"
             raise UserError(

@@ -6,12 +6,9 @@ import asyncio
 import contextlib
 import logging
 import random
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import grpc
-import grpc.aio
 import msgspec
 
 from swarm_agent.control.loop import ControlLoop
@@ -23,10 +20,11 @@ from swarm_agent.manager.logs import LogBroker
 from swarm_agent.manager.roles import RoleKeeper, admit
 from swarm_agent.objects.errors import NoLeader, PermissionDenied, SwarmError, Unavailable
 from swarm_agent.objects.records import Cluster, Node, Task
-from swarm_agent.raft import Member, NotLeader, RaftConfig, RaftNode, RaftStatus, RealDisk
+from swarm_agent.raft import Disk, Member, NotLeader, RaftConfig, RaftNode, RaftStatus
+from swarm_agent.seams import Seams
 from swarm_agent.session.dispatcher import Dispatcher
 from swarm_agent.session.peers import PeerTransport
-from swarm_agent.session.rpc import Method, Redirect, RpcClient, RpcServer, translate
+from swarm_agent.session.rpc import Client, Method, NotTaken, Redirect
 from swarm_agent.session.wire import (
     Down,
     ForwardedAnswer,
@@ -44,6 +42,7 @@ from swarm_agent.store import ApplyResult, Entry, Group, Put, Store, encode_entr
 
 log = logging.getLogger(__name__)
 
+RETRY_S = 0.05
 LEADER_WAIT_S = 5.0  # how long a call waits out an election before it says there is no leader
 
 ServeForwarded = Callable[[ForwardedCall], AsyncIterator[ForwardedAnswer]]
@@ -74,7 +73,7 @@ class _Duties:
     """What one term of leadership runs."""
 
     def __init__(self, manager: Manager, raft: RaftNode) -> None:
-        self.control = ControlLoop(manager.store, manager.propose, manager.new_id)
+        self.control = ControlLoop(manager.store, manager.propose, manager.new_id, manager.now)
         self.dispatcher = Dispatcher(manager.store, manager.propose, manager.new_id)
         self.roles = RoleKeeper(manager.store, raft, manager.propose)
         self.task = asyncio.create_task(self._run(), name="leader duties")
@@ -88,15 +87,9 @@ class _Duties:
     async def stop(self) -> None:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
+        self.control.close()  # each again: a task that was cancelled before its first step has closed nothing
+        self.roles.close()
         self.dispatcher.close()
-
-
-def _never_arrived(err: grpc.aio.AioRpcError) -> bool:
-    """Whether a call failed before anybody could have taken it."""
-    text = err.details() or ""
-    return err.code() == grpc.StatusCode.UNAVAILABLE and (
-        "failed to connect" in text or "knows no leader" in text
-    )
 
 
 class Manager:
@@ -109,25 +102,28 @@ class Manager:
         serve_forwarded: ServeForwarded,
         new_id: Callable[[], str],
         rng: random.Random,
+        seams: Seams,
     ) -> None:
         self.settings = settings
+        self.seams = seams
         self.store = Store()
         self.new_id = new_id
         self._identity = identity
         self._serve_forwarded = serve_forwarded
         self._rng = rng
-        self._transport = PeerTransport(identity)
-        self._disk: RealDisk | None = None
+        self._transport = PeerTransport(identity, seams.rpc)
+        self._disk: Disk | None = None
         self.raft: RaftNode | None = None
         self.duties: _Duties | None = None
-        self._authority = Authority(self.store, self.propose, new_id)
+        self._authority = Authority(self.store, self.propose, new_id, seams.certificates)
         self.logs = LogBroker(new_id)
-        self._rpc = RpcServer(identity, self._allow, self._methods())
-        self._door = FrontDoor(identity, self.issue)
-        self._clients: dict[str, RpcClient] = {}
+        self._rpc = seams.rpc.server(identity, self._allow, self._methods())
+        self._door = FrontDoor(identity, self.issue, seams.doors)
+        self._clients: dict[str, Client] = {}
         self._leading = asyncio.Lock()
         self._changed = asyncio.Event()
         self._follow: asyncio.Task[None] | None = None
+        self._resigning: asyncio.Task[None] | None = None
         self._serving = False
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -149,7 +145,7 @@ class Manager:
                 ) from err
             self._serving = True
             settings.raft_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._disk = RealDisk(settings.raft_dir)
+            self._disk = self.seams.disk(settings.raft_dir)
             me = Member(raft_id=settings.raft_id, node_id=settings.node_id, addr=settings.rpc_addr)
             self.raft = await RaftNode.start(
                 RaftConfig(
@@ -177,9 +173,9 @@ class Manager:
             if self.store.cluster is None:
                 await self.propose((Group("founding", tuple(Put(r, 0) for r in founding)),))
 
-    def certificate_renewed(self) -> None:
+    async def certificate_renewed(self) -> None:
         """New connections to the front door see it; the RPC server asks for it itself."""
-        self._door.renewed()
+        await self._door.renewed()
 
     async def wait_failed(self) -> None:
         """Return when Raft ended without being asked to, as when the disk is full."""
@@ -188,9 +184,10 @@ class Manager:
 
     async def stop(self) -> None:
         """Hand over what can be handed over, then close. Containers and networks of the host are not our business."""
-        if self._follow is not None:
-            self._follow.cancel()
-            await asyncio.gather(self._follow, return_exceptions=True)
+        following = [task for task in (self._follow, self._resigning) if task is not None]
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
         if self.duties is not None:
             await self.duties.stop()
             self.duties = None
@@ -228,13 +225,18 @@ class Manager:
             self._changed.clear()
             leads = self.status.role == "leader"
             if leads and self.duties is None:
-                with contextlib.suppress(SwarmError):
-                    assert self.raft is not None
+                assert self.raft is not None
+                try:
                     await self.raft.read_barrier()
-                    if self.status.role == "leader":
-                        log.info("this manager leads now", extra={"node": self.settings.node_id})
-                        self.duties = _Duties(self, self.raft)
-                        self.duties.task.add_done_callback(self._duties_ended)
+                except SwarmError as err:
+                    log.info("cannot lead yet: %s", err)
+                    await asyncio.sleep(RETRY_S)
+                    self._changed.set()
+                    continue
+                if self.status.role == "leader":
+                    log.info("this manager leads now", extra={"node": self.settings.node_id})
+                    self.duties = _Duties(self, self.raft)
+                    self.duties.task.add_done_callback(self._duties_ended)
             elif not leads and self.duties is not None:
                 log.info("this manager leads no more", extra={"node": self.settings.node_id})
                 duties, self.duties = self.duties, None
@@ -245,12 +247,14 @@ class Manager:
         if task.cancelled() or task.exception() is None:
             return
         log.error("a leader's duty failed, handing leadership over", exc_info=task.exception())
-        self._resigning = asyncio.create_task(self._resign(), name="resign")
+        if self.duties is None or self.duties.task is not task:
+            return  # it ended because leadership did, which is known already
+        self._resigning = asyncio.create_task(self._resign(self.duties), name="resign")
 
-    async def _resign(self) -> None:
-        duties, self.duties = self.duties, None
-        if duties is not None:
-            await duties.stop()
+    async def _resign(self, failed: _Duties) -> None:
+        if self.duties is failed:
+            self.duties = None
+        await failed.stop()
         assert self.raft is not None
         with contextlib.suppress(SwarmError):
             await self.raft.transfer()
@@ -264,12 +268,16 @@ class Manager:
         except TimeoutError as err:
             raise Unavailable(f"waited {seconds:g} s {what}, in vain: see this node's log") from err
 
+    def now(self) -> int:
+        """The clock decisions are made by: never behind what is written, whoever led then with whatever clock."""
+        return max(self.seams.now(), self.store.now)
+
     # --- state -----------------------------------------------------------------------------------------------------
     async def propose(self, groups: tuple[Group, ...]) -> ApplyResult:
         """Commit an entry; its result once it is applied here. NoLeader when this manager does not lead."""
         assert self.raft is not None
         try:
-            result = await self.raft.propose(encode_entry(Entry(time.time_ns(), groups)))
+            result = await self.raft.propose(encode_entry(Entry(self.now(), groups)))
         except NotLeader as err:
             raise NoLeader from err
         assert isinstance(result, ApplyResult)
@@ -294,11 +302,11 @@ class Manager:
             await asyncio.sleep(0.02)
         raise NoLeader
 
-    async def _leader_client(self) -> RpcClient:
+    async def _leader_client(self) -> Client:
         addr = await self.leader_addr()
         client = self._clients.get(addr)
         if client is None:
-            client = self._clients[addr] = RpcClient(addr, self._identity())
+            client = self._clients[addr] = self.seams.rpc.client(addr, self._identity())
         return client
 
     async def forward(self, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:
@@ -316,14 +324,12 @@ class Manager:
             client = await self._leader_client()
             stream = client.download("Forward", call)
             try:
-                await stream.wait_for_connection()
+                await stream.connected()
                 async for piece in stream:
                     yield piece
-            except grpc.aio.AioRpcError as err:
-                error = translate(err, client.addr)
-                not_taken = isinstance(error, Redirect) or _never_arrived(err)
-                if not not_taken or asyncio.get_running_loop().time() > deadline:
-                    raise error from err
+            except (Redirect, NotTaken):
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
                 await asyncio.sleep(0.02)
             else:
                 return
@@ -332,7 +338,7 @@ class Manager:
     def _methods(self) -> list[Method]:
         return [
             Method("Session", True, True, True, self._session),
-            Method("Frames", True, False, False, self._transport.serve),
+            Method("Frames", True, False, False, self._transport.serve, newcomers=True),
             Method("Logs", True, False, True, self.logs.serve),
             Method("Forward", False, True, False, self._forwarded),
             Method("JoinRaft", False, False, False, self._join_raft),
@@ -341,8 +347,12 @@ class Manager:
             Method("Leave", False, False, True, self._leave),
         ]
 
-    def _allow(self, caller: Subject, workers: bool) -> None:
-        """The second check of every call: the node table. A joining manager has no table yet and trusts certificates."""
+    def _allow(self, caller: Subject, method: Method) -> None:
+        """The second check of every call: the node table. A joining manager has no table yet and trusts certificates.
+
+        So does every manager for Raft's frames: the table comes through Raft, and one that missed a promotion while it was
+        away would refuse the very leader that could tell it. Raft itself knows which members were let go.
+        """
         if caller.cluster_id != self.settings.cluster_id:
             raise PermissionDenied("Permission denied: remote certificate is of another cluster")
         cluster = self.store.cluster
@@ -350,10 +360,12 @@ class Manager:
             return
         if caller.node_id in cluster.removed_nodes:
             raise PermissionDenied(f"Permission denied: node {caller.node_id} was removed from swarm")
+        if method.newcomers:
+            return
         node = self.store.nodes.get(caller.node_id)
         if node is None:
             raise PermissionDenied(f"Permission denied: node {caller.node_id} is not known here")
-        if not workers and node.role != "manager":
+        if not method.workers and node.role != "manager":
             raise PermissionDenied(f"Permission denied: node {caller.node_id} is not a manager")
 
     def _must_lead(self) -> _Duties:
@@ -366,6 +378,10 @@ class Manager:
         return self.duties
 
     async def _session(self, caller: Subject, requests: AsyncIterator[Up]) -> AsyncIterator[Down]:
+        self._must_lead()
+        await (
+            self.read_barrier()
+        )  # a leader that was deposed and does not know it would hand out an old world
         duties = self._must_lead()
         async for message in duties.dispatcher.session(caller.node_id, requests, ""):
             yield message

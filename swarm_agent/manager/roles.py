@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
-from swarm_agent.objects.errors import SwarmError
+from swarm_agent.objects.errors import FailedPrecondition, SwarmError
 from swarm_agent.objects.records import Node
 from swarm_agent.raft import Member, RaftNode
 from swarm_agent.store import ApplyResult, Change, Group, Put, Store
@@ -46,7 +46,11 @@ class RoleKeeper:
                 except TimeoutError:
                     pass
         finally:
-            self._unwatch()
+            self.close()
+
+    def close(self) -> None:
+        """Hear of no more commits."""
+        self._unwatch()
 
     async def _look(self) -> bool:
         """Do what can be done; whether something is left that may work later."""
@@ -63,14 +67,13 @@ class RoleKeeper:
                 log.info("cannot make %s a %s yet: %s", node.id, node.spec.role, err, extra={"node": node.id})
                 again = True
         for member in self._raft.status().members:
-            if (
-                self._store.nodes.get(member.node_id) is None
-                and member.raft_id != self._raft.status().raft_id
-            ):
+            node_now = self._store.nodes.get(member.node_id)
+            is_manager = node_now is not None and "manager" in (node_now.role, node_now.spec.role)
+            if not is_manager and member.raft_id != self._raft.status().raft_id:
                 try:
                     await self._raft.remove_member(member.raft_id)
                 except SwarmError as err:
-                    log.info("cannot remove member of deleted node %s: %s", member.node_id, err)
+                    log.info("cannot remove member %s, which is no manager: %s", member.node_id, err)
                     again = True
         return again
 
@@ -108,13 +111,20 @@ async def admit(
     rpc_addr: str,
     manager_addr: str,
 ) -> None:
-    """Make a manager that asks for it a member of Raft; again with another address is a change of address."""
+    """Make a manager that asks for it a member of Raft; again with another address is a change of address.
+
+    Raises:
+        FailedPrecondition: it is to be a worker; nothing was done.
+    """
+    asking = store.nodes.get(node_id)
+    if asking is None or asking.spec.role != "manager" or asking.role != "manager":
+        raise FailedPrecondition(f"node {node_id} is not to be a manager")
     for old in [m for m in raft.status().members if m.node_id == node_id and m.raft_id != raft_id]:
         log.info("manager %s comes back with an empty disk: its old membership ends", node_id)
         await raft.remove_member(old.raft_id)
     known = next((m for m in raft.status().members if m.raft_id == raft_id), None)
     member = Member(raft_id=raft_id, node_id=node_id, addr=rpc_addr)
-    if known is None:
+    if known is None or known.learner:  # a learner: an earlier attempt was cut short
         await raft.add_member(member)
     elif known.addr != rpc_addr:
         await raft.update_member(member)

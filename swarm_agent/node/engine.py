@@ -19,19 +19,37 @@ from swarm_agent.objects.errors import SwarmError
 Headers = Sequence[tuple[bytes, bytes]]
 _CHUNK = 64 * 1024
 _IDLE_CONNECTIONS = 8
+MAX_HEAD = 1 << 20
 WANTED_VERSION = (1, 41)  # what we speak; an engine that asks for more is spoken to in its oldest
 
 
 class EngineError(SwarmError):
     """The engine refused. ``status`` is its HTTP status, the text its message."""
 
+    code = ""
+
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
-        self.status = status
+        self.status = self.http_status = status
 
 
 class EngineUnreachable(SwarmError):
     """No answer from the engine's socket: it is down, restarting or not installed."""
+
+    http_status = 503
+    code = ""
+
+
+class ApiVersions(NamedTuple):
+    """Which versions of the API an engine serves."""
+
+    newest: tuple[int, ...]
+    oldest: tuple[int, ...]
+
+    @property
+    def spoken(self) -> str:
+        """The one we speak with it."""
+        return ".".join(map(str, max(min(WANTED_VERSION, self.newest), self.oldest)))
 
 
 class Answer(NamedTuple):
@@ -73,7 +91,7 @@ class EngineConnection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
-        self.http = h11.Connection(h11.CLIENT)
+        self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
 
     @classmethod
     async def open(cls, path: str) -> EngineConnection:
@@ -136,7 +154,7 @@ class EngineClient:
     def __init__(self, socket_path: str) -> None:
         self.socket_path = socket_path
         self._idle: list[EngineConnection] = []
-        self._prefix = ""
+        self._versions: ApiVersions | None = None
 
     async def call(
         self,
@@ -175,7 +193,7 @@ class EngineClient:
         """One request; the answer as it is."""
         try:
             async with asyncio.timeout(timeout_s):
-                prefix = await self._version_prefix()
+                prefix = f"/v{(await self.versions()).spoken}"
                 return await self._exchange(method, _target(prefix + path, query), body, headers or {})
         except TimeoutError as err:
             raise EngineUnreachable(
@@ -192,7 +210,7 @@ class EngineClient:
         headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """One request whose answer comes in pieces for as long as it takes."""
-        prefix = await self._version_prefix()
+        prefix = f"/v{(await self.versions()).spoken}"
         connection = await EngineConnection.open(self.socket_path)
         try:
             await connection.send(*_request(method, _target(prefix + path, query), None, headers or {}))
@@ -231,20 +249,19 @@ class EngineClient:
                     connection.close()
             return Answer(response.status_code, response.headers.raw_items(), whole)
 
-    async def _version_prefix(self) -> str:
-        if not self._prefix:
+    async def versions(self, *, fresh: bool = False) -> ApiVersions:
+        """What the engine said when it was first asked; ``fresh`` asks again, as it may have been upgraded."""
+        if self._versions is None or fresh:
             answer = await self._exchange("GET", "/version", None, {})
-            self._prefix = f"/v{_spoken(answer.json())}"
-        return self._prefix
+            said = answer.json()
+            self._versions = ApiVersions(
+                parse_version(said["ApiVersion"]), parse_version(said.get("MinAPIVersion") or "1.12")
+            )
+        return self._versions
 
 
-def _spoken(version: Mapping[str, str]) -> str:
-    def parse(text: str) -> tuple[int, ...]:
-        return tuple(int(part) for part in text.split("."))
-
-    newest, oldest = parse(version["ApiVersion"]), parse(version.get("MinAPIVersion") or "1.12")
-    chosen = max(min(WANTED_VERSION, newest), oldest)
-    return ".".join(map(str, chosen))
+def parse_version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
 
 
 def _target(path: str, query: Mapping[str, str] | None) -> str:

@@ -22,11 +22,12 @@ MAX_PARALLEL = 8  # engine operations of one kind at once; more only makes each 
 
 
 class TaskFailed(SwarmError):
-    """The task is over. ``exit_code`` when its container has one."""
+    """The task is over. ``exit_code`` when its container has one; ``clean``: it ended by itself, with 0."""
 
-    def __init__(self, message: str, exit_code: int = 0) -> None:
+    def __init__(self, message: str, exit_code: int = 0, *, clean: bool = False) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.clean = clean
 
 
 class Shared(NamedTuple):
@@ -51,6 +52,7 @@ class Executor:
         self.registry_auth = registry_auth
         self._news = asyncio.Event()
         self.container = ContainerStatus()
+        self._creating: asyncio.Task[None] | None = None
 
     @property
     def _path(self) -> str:
@@ -69,13 +71,7 @@ class Executor:
         async with self._slots:
             wiring = await self._wiring()
             body = create_body(self.task, self.revision, wiring)
-            try:
-                await self._engine.call(
-                    "POST", "/containers/create", query={"name": container_name(self.task)}, body=body
-                )
-            except EngineError as err:
-                if err.status != 409:  # a conflict: made by an attempt whose answer was lost
-                    raise
+            await self._create(body)
             for network, endpoint in wiring.connect:
                 await self._engine.call(
                     "POST",
@@ -84,8 +80,28 @@ class Executor:
                 )
         await self._inspect()
 
+    async def _create(self, body: dict[str, Any]) -> None:
+        """The engine finishes what it began, whether or not we still want it: so we see it to its end."""
+        self._creating = asyncio.create_task(self._call_create(body), name=f"create {self.task.id}")
+        self._creating.add_done_callback(_seen)
+        await asyncio.shield(self._creating)
+
+    async def _call_create(self, body: dict[str, Any]) -> None:
+        try:
+            await self._engine.call(
+                "POST", "/containers/create", query={"name": container_name(self.task)}, body=body
+            )
+        except EngineError as err:
+            if err.status != 409:  # a conflict: made by an attempt whose answer was lost
+                raise
+
+    def let_go(self) -> None:
+        """The daemon stops: nothing of ours goes on."""
+        if self._creating is not None:
+            self._creating.cancel()
+
     async def start(self) -> None:
-        """Start it; with a health check, return once it is healthy."""
+        """Start it; with a health check, return once it is healthy. What a started one ended with is for :meth:`wait`."""
         state = await self._state()
         if state.get("Status") == "created":
             async with self._slots:
@@ -93,11 +109,14 @@ class Executor:
         while True:
             self._news.clear()
             state = await self._state()
-            if not state.get("Running"):
-                raise _ended(state)
             health = (state.get("Health") or {}).get("Status", "none")
             if health in ("none", "healthy"):
                 return
+            if not state.get("Running"):
+                failure = _ended(state)
+                if failure.clean:
+                    return
+                raise failure
             if health == "unhealthy":
                 raise await self._kill_unhealthy()
             await self._news.wait()
@@ -109,7 +128,7 @@ class Executor:
             state = await self._state()
             if not state.get("Running"):
                 failure = _ended(state)
-                if failure.exit_code == 0 and not state.get("Error"):
+                if failure.clean:
                     return
                 raise failure
             if (state.get("Health") or {}).get("Status") == "unhealthy":
@@ -118,8 +137,10 @@ class Executor:
 
     async def shutdown(self) -> None:
         """Stop it within its grace period; fine when there is none."""
+        if self._creating is not None:
+            await asyncio.wait([self._creating])  # what is still being made cannot be stopped
         grace = defaults.stop_grace(defaults.container(self.revision.template)) // defaults.SECOND
-        with _missing_is_fine():
+        with missing_is_fine():
             await self._engine.call(
                 "POST", f"{self._path}/stop", query={"t": str(grace)}, timeout_s=grace + 60
             )
@@ -128,7 +149,7 @@ class Executor:
     async def remove(self) -> None:
         """Stop and delete the container with its anonymous volumes, and give its addresses back."""
         await self.shutdown()
-        with _missing_is_fine():
+        with missing_is_fine():
             await self._engine.call("DELETE", self._path, query={"v": "1", "force": "1"}, timeout_s=120)
         if self.task.node_address or self.task.networks:
             await self._network.detach(self.task.id)
@@ -140,7 +161,7 @@ class Executor:
         except EngineError as err:
             if err.status == 404:
                 return None
-            raise
+            raise EngineUnreachable(f"the engine cannot say how the container is: {err}") from err
         state = found["State"]
         self.container = ContainerStatus(
             container_id=found["Id"], pid=state.get("Pid", 0), exit_code=state.get("ExitCode", 0)
@@ -183,16 +204,22 @@ class Executor:
         )
 
 
+def _seen(task: asyncio.Task[None]) -> None:
+    """Whoever waited has the error; nobody may be left to wait."""
+    if not task.cancelled():
+        task.exception()
+
+
 def _ended(state: dict[str, Any]) -> TaskFailed:
     code = state.get("ExitCode", 0)
     text = f"task: non-zero exit ({code})"
     if state.get("Error"):
         text += f": {state['Error']}"
-    return TaskFailed(text, code)
+    return TaskFailed(text, code, clean=code == 0 and not state.get("Error"))
 
 
 @contextlib.contextmanager
-def _missing_is_fine() -> Any:
+def missing_is_fine() -> Any:
     try:
         yield
     except EngineError as err:

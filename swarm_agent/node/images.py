@@ -57,8 +57,13 @@ class Images:
         if pull is None:
             pull = asyncio.create_task(self._pull(image, registry_auth))
             self._pulls[key] = pull
-            pull.add_done_callback(lambda _: self._pulls.pop(key, None))
+            pull.add_done_callback(lambda done: self._pulled(key, done))
         await asyncio.shield(pull)  # one task giving up must not end the pull of the others
+
+    def _pulled(self, key: tuple[str, str], pull: asyncio.Task[None]) -> None:
+        del self._pulls[key]
+        if not pull.cancelled():
+            pull.exception()  # whoever waited has it; all may have given up
 
     async def _pull(self, image: str, registry_auth: str) -> None:
         headers = {"X-Registry-Auth": registry_auth} if registry_auth else {}

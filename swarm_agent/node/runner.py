@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from swarm_agent.node.engine import EngineError, EngineUnreachable
+from swarm_agent.node.engine import EngineUnreachable
 from swarm_agent.node.executor import Executor, TaskFailed
 from swarm_agent.node.fsm import Do, after_error, next_step
 from swarm_agent.objects.enums import TaskState
@@ -53,18 +53,16 @@ class Runner:
         while True:
             try:
                 await self.executor.remove()
-            except EngineUnreachable as err:
+            except SwarmError as err:
                 log.warning("cannot remove %s yet: %s", self.task.name, err, extra={"task": self.task.id})
                 await asyncio.sleep(RETRY_S)
-            except EngineError as err:
-                log.error("cannot remove %s: %s", self.task.name, err, extra={"task": self.task.id})
-                return
             else:
                 return
 
     async def detach(self) -> None:
         """End the walk, leave the container as it is: the daemon stops, the task goes on."""
         await self._cancel()
+        self.executor.let_go()
 
     async def _cancel(self) -> None:
         self._loop_task.cancel()
@@ -87,10 +85,24 @@ class Runner:
                 self._note(str(err))
                 await asyncio.sleep(RETRY_S)
             except SwarmError as err:
-                self._fail(str(err))
+                await self._give_up(step.do, str(err))
             except Exception as err:  # a bug of ours must end the task visibly, not hang it
                 log.exception("task %s", self.task.id, extra={"task": self.task.id})
-                self._fail(f"internal error on this node, see its log: {err!r}")
+                await self._give_up(step.do, f"internal error on this node, see its log: {err!r}")
+
+    async def _give_up(self, do: Do, err: str) -> None:
+        """An operation failed, and nobody knows how far it came. What is reported as ended must have ended: until the
+        engine has stopped the container its addresses, ports and place are taken."""
+        self._note(err)
+        while self.status.state >= TaskState.STARTING or do is Do.SHUTDOWN:
+            try:
+                await self.executor.shutdown()
+            except SwarmError as trouble:
+                log.warning("cannot stop %s yet: %s", self.task.name, trouble, extra={"task": self.task.id})
+                await asyncio.sleep(RETRY_S)
+            else:
+                break
+        self._fail(err)
 
     async def _do(self, do: Do) -> bool:
         """Run the operation; False when a new wish made it pointless."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -11,14 +12,17 @@ import msgspec
 
 from swarm_agent.network.model import NodeNetwork
 from swarm_agent.node.container import LABEL_NODE, LABEL_TASK
-from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable
-from swarm_agent.node.executor import MAX_PARALLEL, Executor, Shared, container_events
+from swarm_agent.node.engine import Engine
+from swarm_agent.node.executor import MAX_PARALLEL, Executor, Shared, container_events, missing_is_fine
 from swarm_agent.node.images import Images
-from swarm_agent.node.runner import Report, Runner
+from swarm_agent.node.runner import RETRY_S, Report, Runner
 from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.errors import SwarmError
 from swarm_agent.objects.records import Revision, Task, TaskStatus
 
 log = logging.getLogger(__name__)
+
+LEAVE_S = 90.0  # a leaving node waits so long for its containers to go
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -47,6 +51,8 @@ class Worker:
         self._shared = Shared(engine, network, Images(engine), asyncio.Semaphore(MAX_PARALLEL))
         self.runners: dict[str, Runner] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}
+        self._again: dict[str, Assignment] = {}  # assigned anew while their old container goes
+        self._sweep: asyncio.Task[None] | None = None
         self._events: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -57,9 +63,11 @@ class Worker:
         if self._events is not None:
             self._events.cancel()
             await asyncio.gather(self._events, return_exceptions=True)
-        for closing in self._closing.values():
-            closing.cancel()
-        await asyncio.gather(*self._closing.values(), return_exceptions=True)
+        self._again.clear()
+        ending = [*self._closing.values(), *([self._sweep] if self._sweep is not None else [])]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
         await asyncio.gather(*(r.detach() for r in self.runners.values()))
         self.runners.clear()
 
@@ -69,12 +77,13 @@ class Worker:
         given = {a.task.id: a for a in assignments}
         for assignment in given.values():
             self._assign(assignment)
-        gone = set(removed)
+        gone = dict.fromkeys(removed)
         if full:
-            gone |= set(self.runners) - set(given)
-            await self._remove_strays(set(given))
+            gone |= dict.fromkeys(i for i in (*self.runners, *self._again) if i not in given)
         for task_id in gone:
             self._unassign(task_id)
+        if full:
+            self._start_sweep()
 
     def _assign(self, assignment: Assignment) -> None:
         task = assignment.task
@@ -83,56 +92,72 @@ class Worker:
             runner.aim(task.desired_state)
             return
         if task.id in self._closing:
+            self._again[task.id] = assignment
             return
         executor = Executor(self._shared, task, assignment.revision, assignment.registry_auth)
         self.runners[task.id] = Runner(executor, self._report, self._now)
 
     def _unassign(self, task_id: str) -> None:
+        self._again.pop(task_id, None)
         runner = self.runners.pop(task_id, None)
         if runner is None:
             return
         closing = asyncio.create_task(runner.close(), name=f"remove {task_id}")
         self._closing[task_id] = closing
-        closing.add_done_callback(lambda _: self._closing.pop(task_id, None))
+        closing.add_done_callback(lambda _: self._closed(task_id))
+
+    def _closed(self, task_id: str) -> None:
+        del self._closing[task_id]
+        again = self._again.pop(task_id, None)
+        if again is not None:
+            self._assign(again)
 
     def statuses(self) -> list[tuple[str, TaskStatus]]:
         """What this node knows of its tasks, for a manager that asks anew."""
         return [(task_id, runner.status) for task_id, runner in self.runners.items()]
 
-    async def _remove_strays(self, known: set[str]) -> None:
-        """Containers of ours that no manager knows: left by tasks removed while we were away."""
+    # --- strays ------------------------------------------------------------------------------------------------------
+    def _start_sweep(self) -> None:
+        """Now that all our tasks are known, what else is there goes, however long the engine takes."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        self._sweep = asyncio.create_task(self._sweep_up(), name="strays")
+
+    async def _sweep_up(self) -> None:
+        while not await self._remove_strays():
+            await asyncio.sleep(RETRY_S)
+
+    async def _remove_strays(self) -> bool:
+        """Containers of ours that no manager knows: left by tasks removed while we were away. False when some are left."""
+        filters = f'{{"label":["{LABEL_NODE}={self.node_id}"]}}'
         try:
-            found = await self._engine.call(
-                "GET",
-                "/containers/json",
-                query={"all": "1", "filters": f'{{"label":["{LABEL_NODE}={self.node_id}"]}}'},
-            )
-        except (EngineError, EngineUnreachable) as err:
+            found = await self._engine.call("GET", "/containers/json", query={"all": "1", "filters": filters})
+        except SwarmError as err:
             log.warning("cannot look for strays: %s", err)
-            return
-        for container in found or ():
-            task_id = container["Labels"].get(LABEL_TASK, "")
-            if task_id in known or task_id in self.runners or task_id in self._closing:
-                continue
-            log.info(
-                "removing container %s: no manager knows its task",
-                container["Id"][:12],
-                extra={"task": task_id},
-            )
-            try:
-                await self._engine.call(
-                    "DELETE", f"/containers/{container['Id']}", query={"force": "1", "v": "1"}
-                )
-            except (EngineError, EngineUnreachable) as err:
-                log.warning("cannot remove container %s: %s", container["Id"][:12], err)
+            return False
+        return all([await self._remove_stray(c["Id"], c["Labels"].get(LABEL_TASK, "")) for c in found or ()])
+
+    async def _remove_stray(self, container: str, task_id: str) -> bool:
+        if task_id in self.runners or task_id in self._closing:
+            return True
+        log.info("removing container %s: no manager knows its task", container[:12], extra={"task": task_id})
+        try:
+            with missing_is_fine():
+                await self._engine.call("DELETE", f"/containers/{container}", query={"force": "1", "v": "1"})
             await self._shared.network.detach(task_id)
+        except SwarmError as err:
+            log.warning("cannot remove container %s: %s", container[:12], err)
+            return False
+        return True
 
     async def remove_all(self) -> None:
-        """Leaving the swarm: every container of ours goes."""
-        for task_id in list(self.runners):
+        """Leaving the swarm: every container of ours goes, as far as the engine answers."""
+        for task_id in [*self._again, *self.runners]:
             self._unassign(task_id)
-        await asyncio.gather(*self._closing.values(), return_exceptions=True)
-        await self._remove_strays(set())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                await asyncio.gather(*self._closing.values(), return_exceptions=True)
+                await self._sweep_up()
 
     # --- the engine's news -----------------------------------------------------------------------------------------
     async def _listen(self) -> None:

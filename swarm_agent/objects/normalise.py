@@ -27,6 +27,14 @@ _GO_WORDS: dict[type, str] = {
     int: "number",
     float: "number",
 }
+_GO_TYPES: dict[type, str] = {str: "string", bool: "bool", int: "int64", float: "float64"}
+_INTEGERS = range(-(1 << 63), 1 << 64)
+
+
+class Malformed(InvalidSpec):
+    """A body that is no document of its kind. Docker's HTTP layer says so itself, without the gRPC prefix."""
+
+    code = ""
 
 
 def parse_json(body: bytes) -> Any:
@@ -35,15 +43,17 @@ def parse_json(body: bytes) -> Any:
         return {}
     try:
         return msgspec.json.decode(body)
-    except msgspec.DecodeError as err:
-        raise InvalidSpec(f"invalid JSON: {err}") from err
+    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+        raise Malformed(f"invalid JSON: {err}") from err
+    except RecursionError as err:
+        raise Malformed("invalid JSON: exceeded max depth") from err
 
 
 def normalise(raw: Any, into: type[S]) -> S:
     """Convert decoded JSON into ``into``.
 
     Raises:
-        InvalidSpec: with the path of the first field that cannot be.
+        Malformed: with the path of the first field that cannot be.
     """
     if raw is None:
         raw = {}
@@ -89,30 +99,35 @@ def _value(raw: Any, hint: Any, path: str) -> Any:
 
 def _map(raw: Any, inner: Any, path: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
-        raise _mismatch(raw, path, "map")
+        raise _mismatch(raw, path, "map[string]string")
     if inner is Any:
-        return raw
+        return _storable(raw, path)
     return {k: _scalar("" if v is None else v, inner, f"{path}[{k!r}]") for k, v in raw.items()}
 
 
 def _scalar(raw: Any, hint: Any, path: str) -> Any:
-    if hint is float and isinstance(raw, int) and not isinstance(raw, bool):
-        return float(raw)
     if hint is int and isinstance(raw, float) and raw.is_integer():
-        return int(raw)
-    if hint is Any:
-        return raw
+        raw = int(raw)
+    if isinstance(raw, int) and not isinstance(raw, bool) and hint in (int, float):
+        if raw not in _INTEGERS:
+            raise _mismatch(raw, path, _GO_TYPES[hint], f"number {raw}")
+        return hint(raw)
     if not isinstance(raw, hint) or (hint is int and isinstance(raw, bool)):
-        raise _mismatch(raw, path, hint.__name__)
-    if hint is int and not -(1 << 63) <= raw < (1 << 64):
-        raise InvalidSpec(
-            f"json: cannot unmarshal number {raw} into Go struct field {path} of type int64", path
-        )
+        raise _mismatch(raw, path, _GO_TYPES[hint])
     return raw
 
 
-def _mismatch(raw: Any, path: str, want: str) -> InvalidSpec:
-    word = _GO_WORDS.get(type(raw), type(raw).__name__)
+def _storable(raw: dict[str, Any], path: str) -> dict[str, Any]:
+    """A part nobody looks into is kept as it is, if the log can hold it."""
+    try:
+        msgspec.msgpack.encode(raw)
+    except (OverflowError, RecursionError) as err:
+        raise Malformed(f"json: cannot unmarshal {path}: {err}", path) from err
+    return raw
+
+
+def _mismatch(raw: Any, path: str, want: str, word: str = "") -> Malformed:
+    word = word or _GO_WORDS.get(type(raw), type(raw).__name__)
     if "." not in path:
-        return InvalidSpec(f"json: cannot unmarshal {word} into Go value of type {want}", path)
-    return InvalidSpec(f"json: cannot unmarshal {word} into Go struct field {path} of type {want}", path)
+        return Malformed(f"json: cannot unmarshal {word} into Go value of type {want}", path)
+    return Malformed(f"json: cannot unmarshal {word} into Go struct field {path} of type {want}", path)

@@ -43,6 +43,7 @@ _MIN_NANO_CPUS = 1_000_000
 _MILLISECOND = 1_000_000
 _HOUR = 3600 * defaults.SECOND
 _DRIVERS = ("overlay", "")
+PREDEFINED_NETWORKS = ("host", "bridge", "none")  # of every engine; a service may name one
 
 
 class BadWord(UserError):
@@ -211,6 +212,10 @@ def refuse_unsupported(spec: ServiceSpec) -> None:
         ("configs (--config)", ctr.configs),
         ("endpoint mode dnsrr (--endpoint-mode dnsrr)", defaults.endpoint_mode(endpoint_spec) == "dnsrr"),
         ("SCTP ports", any(p.protocol == "sctp" for p in ports)),
+        (
+            "host-mode ports without a published port (-p mode=host,published=PORT,target=...)",
+            any(p.publish_mode == "host" and not p.published_port for p in ports),
+        ),
         ("credential specs (--credential-spec)", privileges and privileges.credential_spec),
         ("isolation (--isolation)", ctr.isolation not in (None, "", "default")),
         ("named pipe mounts", any(m.type == "npipe" for m in ctr.mounts or ())),
@@ -221,11 +226,19 @@ def refuse_unsupported(spec: ServiceSpec) -> None:
             "swap limits",
             template.resources and (template.resources.swap_bytes or template.resources.memory_swappiness),
         ),
+        (
+            "--dns in a service on an overlay network (it would lose the names of other services)",
+            ctr.dns_config and ctr.dns_config.nameservers and _on_overlay(template),
+        ),
         ("templates ({{...}}) in env, hostname and mounts", _has_template(ctr)),
     )
     for what, present in refused:
         if present:
             raise Unimplemented(f"not supported by this version of swarm-agent: {what}")
+
+
+def _on_overlay(template: TaskTemplate) -> bool:
+    return any(n.target not in PREDEFINED_NETWORKS for n in template.networks or ())
 
 
 def _has_template(ctr: ContainerSpec) -> bool:

@@ -9,15 +9,13 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-import grpc.aio
-
 from swarm_agent.identity.door import Manager
 from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.network.model import NetworkView
 from swarm_agent.node.worker import Assignment
 from swarm_agent.objects.errors import NotFound, PermissionDenied, SwarmError
 from swarm_agent.objects.records import Node, NodeDescription, TaskStatus
-from swarm_agent.session.rpc import Redirect, RpcClient, translate
+from swarm_agent.session.rpc import Call, Redirect, Rpc
 from swarm_agent.session.wire import (
     Assignments,
     Beat,
@@ -68,7 +66,9 @@ class SessionAgent:
         managers: Callable[[], tuple[Manager, ...]],
         hello: Callable[[], Hello],
         rng: random.Random,
+        rpc: Rpc,
     ) -> None:
+        self._rpc = rpc
         self._orders = orders
         self._identity = identity
         self._managers = managers
@@ -138,7 +138,7 @@ class SessionAgent:
         return self._rng.choice(known) if known else ""
 
     async def _session(self, addr: str) -> None:
-        client = RpcClient(addr, self._identity())
+        client = self._rpc.client(addr, self._identity())
         call = client.bidirectional("Session")
         try:
             await call.write(self._hello())
@@ -155,16 +155,14 @@ class SessionAgent:
             self._pending = dict(self._orders.statuses())
             self._news.set()
             beat_s = welcome.heartbeat_period / 1e9 / BEATS_A_PERIOD
-            await _first_to_end(self._read(call, addr), self._write(call, beat_s))
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as err:
-            raise await _why(call, err, addr) from err
+            await _first_to_end(self._read(call), self._write(call, beat_s))
         finally:
             await client.close()
 
-    async def _read(self, call: Any, addr: str) -> None:
+    async def _read(self, call: Call) -> None:
         expected = 1
         while True:
-            message: Down | Any = await call.read()
+            message: Down = await call.read()
             match message:
                 case Assignments(sequence, full, assignments, removed):
                     if not full and sequence != expected:
@@ -180,10 +178,9 @@ class SessionAgent:
                 case LogsWanted():
                     self._orders.logs_wanted(message)
                 case _:
-                    await call.code()
-                    raise await _why(call, asyncio.InvalidStateError(), addr)
+                    raise SwarmError(f"unexpected message {type(message).__name__}")
 
-    async def _write(self, call: Any, beat_s: float) -> None:
+    async def _write(self, call: Call, beat_s: float) -> None:
         loop = asyncio.get_running_loop()
         next_beat = loop.time()
         while True:
@@ -196,7 +193,7 @@ class SessionAgent:
                 await call.write(Beat())
                 next_beat = now + beat_s
             self._news.clear()
-            if self._pending or self._leaving:
+            if self._pending or self._leaving or self._described is not None:
                 continue
             try:
                 async with asyncio.timeout(max(0.0, next_beat - loop.time())):
@@ -230,14 +227,3 @@ async def _first_to_end(*works: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         task.result()
-
-
-async def _why(call: Any, err: Exception, addr: str) -> SwarmError:
-    """What ended a call. A write into an ended call only says "invalid state"; the call itself knows."""
-    if isinstance(err, grpc.aio.AioRpcError):
-        return translate(err, addr)
-    code, details = await call.code(), await call.details()
-    metadata = await call.trailing_metadata() or ()
-    return translate(
-        grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*metadata), details), addr
-    )

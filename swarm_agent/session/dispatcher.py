@@ -10,6 +10,7 @@ import asyncio
 import functools
 import logging
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import msgspec
@@ -55,6 +56,7 @@ COALESCE_S = 0.02  # changes within this time go out as one message
 STATUS_COALESCE_S = 0.01
 MAX_STATUSES = 1000  # in one entry
 CHECK_S = 0.25
+RETRY_S = 0.05
 
 
 class _Session:
@@ -67,7 +69,7 @@ class _Session:
         self.closed = False
         self.sequence = 0
         self.sent: dict[str, int] = {}  # task id -> desired state as last told
-        self.tasks: set[str] | None = None  # task ids to look at; None: all
+        self.tasks: dict[str, None] | None = None  # task ids to look at; None: all
         self.network_dirty = True
         self.managers_dirty = True
         self.node_dirty = True
@@ -95,6 +97,10 @@ class Dispatcher:
         self._new_id = new_id
         self._now = now
         self.sessions: dict[str, _Session] = {}
+        self._heard: set[str] = set()  # nodes that said hello to this leader
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(
+            asyncio.Lock
+        )  # node id -> whose turn to write
         self._deadline: dict[str, float] = {}  # node id -> loop time after which silence is too long
         self._statuses: dict[str, tuple[str, TaskStatus]] = {}  # task id -> (reporter, status)
         self._status_news = asyncio.Event()
@@ -132,12 +138,17 @@ class Dispatcher:
         for node in self._store.nodes.all():
             if node.status.state != NodeState.DOWN:
                 self._deadline.setdefault(node.id, loop.time() + grace)
-                if node.id not in self.sessions:
-                    await self._set_state(
-                        node.id,
-                        NodeState.UNKNOWN,
-                        'Node moved to "unknown" state due to leadership change in cluster',
-                    )
+                try:
+                    await self._change_node(node.id, self._unknown)
+                except SwarmError as err:
+                    log.info("cannot mark a node unknown: %s", err, extra={"node": node.id})
+
+    def _unknown(self, node: Node) -> Node:
+        """Whoever has said hello meanwhile is known; looked at again before each attempt to write."""
+        if node.id in self._heard:
+            return node
+        message = 'Node moved to "unknown" state due to leadership change in cluster'
+        return _with_state(node, NodeState.UNKNOWN, message)
 
     # --- sessions --------------------------------------------------------------------------------------------------
     async def session(self, node_id: str, requests: AsyncIterator[Up], peer: str) -> AsyncIterator[Down]:
@@ -146,6 +157,8 @@ class Dispatcher:
         if not isinstance(hello, Hello):
             raise SwarmError("a session starts with Hello")
         session = _Session(node_id, self._new_id())
+        self._heard.add(node_id)
+        self._beat(node_id)
         await self._register(node_id, hello, peer)
         previous = self.sessions.get(node_id)
         if previous is not None:
@@ -167,8 +180,20 @@ class Dispatcher:
                 del self.sessions[node_id]
 
     async def _read(self, session: _Session, requests: AsyncIterator[Up]) -> None:
+        """A reader that ends, for whatever reason, ends the session: the node must notice and come again."""
+        try:
+            await self._read_all(session, requests)
+        except SwarmError as err:
+            log.info("session ended: %s", err, extra={"node": session.node_id})
+        finally:
+            session.closed = True
+            session.touch()
+
+    async def _read_all(self, session: _Session, requests: AsyncIterator[Up]) -> None:
         node_id = session.node_id
         async for message in requests:
+            if session.closed:
+                return  # taken for lost, or replaced by a newer one: its word is stale
             self._beat(node_id)
             match message:
                 case Beat():
@@ -184,8 +209,6 @@ class Dispatcher:
                     await self._set_state(node_id, NodeState.DOWN, "the node left the swarm")
                 case _:
                     raise SwarmError(f"unexpected message {type(message).__name__}")
-        session.closed = True
-        session.touch()
 
     async def _messages(self, session: _Session) -> AsyncIterator[Down]:
         while not session.closed:
@@ -237,9 +260,11 @@ class Dispatcher:
     def _assignments(self, session: _Session) -> Assignments | None:
         full = session.tasks is None
         wanted = (
-            {t.id for t in self._store.tasks.by("node", session.node_id)} if full else session.tasks or set()
+            dict.fromkeys(t.id for t in self._store.tasks.by("node", session.node_id))
+            if session.tasks is None
+            else session.tasks
         )
-        session.tasks = set()
+        session.tasks = {}
         given, removed = [], []
         for task_id in wanted:
             task = self._store.tasks.get(task_id)
@@ -303,7 +328,7 @@ class Dispatcher:
             session = self.sessions.get(task.node_id) if task is not None else None
             if session is not None:
                 if session.tasks is not None:
-                    session.tasks.add(task.id)
+                    session.tasks[task.id] = None
                 session.touch()
 
     # --- pulse -----------------------------------------------------------------------------------------------------
@@ -324,9 +349,28 @@ class Dispatcher:
                     self._deadline[node_id] += late
             for node_id, deadline in list(self._deadline.items()):
                 if deadline < now:
-                    del self._deadline[node_id]
-                    log.warning("node is silent", extra={"node": node_id})
-                    await self._set_state(node_id, NodeState.DOWN, "heartbeat failure")
+                    await self._silent(node_id)
+
+    async def _silent(self, node_id: str) -> None:
+        """A node is down. Its session, if one is open, ends: what comes back says hello, or it would stay down for ever."""
+        del self._deadline[node_id]
+        log.warning("node is silent", extra={"node": node_id})
+        session = self.sessions.get(node_id)
+        if session is not None:
+            session.closed = True
+            session.touch()
+        try:
+            await self._change_node(
+                node_id,
+                lambda n: (
+                    n if n.id in self._deadline else _with_state(n, NodeState.DOWN, "heartbeat failure")
+                ),
+            )
+        except NotFound:
+            pass  # removed meanwhile
+        except SwarmError as err:
+            log.warning("cannot mark a silent node down yet: %s", err, extra={"node": node_id})
+            self._deadline.setdefault(node_id, asyncio.get_running_loop().time())
 
     async def _register(self, node_id: str, hello: Hello, peer: str) -> None:
         addr = hello.data_addr or peer
@@ -344,25 +388,24 @@ class Dispatcher:
         await self._change_node(node_id, change)
 
     async def _set_state(self, node_id: str, state: NodeState, message: str) -> None:
-        await self._change_node(
-            node_id,
-            lambda n: msgspec.structs.replace(
-                n, status=msgspec.structs.replace(n.status, state=state, message=message)
-            ),
-        )
+        await self._change_node(node_id, lambda n: _with_state(n, state, message))
 
     async def _change_node(self, node_id: str, change: Callable[[Node], Node]) -> None:
-        """Read, change, write, until the version fits. NotFound when the node was removed."""
-        while True:
-            node = self._store.nodes.get(node_id)
-            if node is None:
-                raise NotFound(f"node {node_id} not found")
-            changed = change(node)
-            if changed == node:
-                return
-            result = await self._propose((Group(f"node/{node_id}", (Put(changed, node.version),)),))
-            if result.accepted[0]:
-                return
+        """Read, change, write, until the version fits. NotFound when the node was removed.
+
+        One after the other for each node: who finds nothing to change must not have looked past a write on its way.
+        """
+        async with self._turns[node_id]:
+            while True:
+                node = self._store.nodes.get(node_id)
+                if node is None:
+                    raise NotFound(f"node {node_id} not found")
+                changed = change(node)
+                if changed == node:
+                    return
+                result = await self._propose((Group(f"node/{node_id}", (Put(changed, node.version),)),))
+                if result.accepted[0]:
+                    return
 
     # --- reports -----------------------------------------------------------------------------------------------------
     async def _write_statuses(self) -> None:
@@ -374,7 +417,13 @@ class Dispatcher:
             batch = dict(list(self._statuses.items())[:MAX_STATUSES])
             groups = tuple(filter(None, (self._status_group(t, *item) for t, item in batch.items())))
             if groups:
-                result = await self._propose(groups)
+                try:
+                    result = await self._propose(groups)
+                except SwarmError as err:
+                    log.info("reports are not written yet: %s", err)
+                    await asyncio.sleep(RETRY_S)
+                    self._status_news.set()
+                    continue
                 lost = {g.key for g, done in zip(groups, result.accepted, strict=True) if not done}
             else:
                 lost = set()
@@ -395,6 +444,12 @@ class Dispatcher:
         ):
             return None
         return Group(task_id, (Put(msgspec.structs.replace(task, status=status), task.version),))
+
+
+def _with_state(node: Node, state: NodeState, message: str) -> Node:
+    return msgspec.structs.replace(
+        node, status=msgspec.structs.replace(node.status, state=state, message=message)
+    )
 
 
 def _described(description: NodeDescription, node: Node) -> Node:

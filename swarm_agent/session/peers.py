@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-import grpc.aio
-
 from swarm_agent.identity.ca import Subject
 from swarm_agent.identity.files import NodeIdentity
+from swarm_agent.objects.errors import SwarmError
 from swarm_agent.raft import Member
-from swarm_agent.session.rpc import RpcClient
+from swarm_agent.session.rpc import Call, Rpc
 from swarm_agent.session.wire import Nothing
 
 log = logging.getLogger(__name__)
@@ -26,8 +24,9 @@ class _Peer:
     """The way to one manager."""
 
     def __init__(
-        self, member: Member, identity: Callable[[], NodeIdentity], lost: Callable[[int], None]
+        self, member: Member, identity: Callable[[], NodeIdentity], lost: Callable[[int], None], rpc: Rpc
     ) -> None:
+        self._rpc = rpc
         self.member = member
         self._identity = identity
         self._lost = lost
@@ -42,28 +41,24 @@ class _Peer:
 
     async def _run(self) -> None:
         while True:
-            client = RpcClient(self.member.addr, self._identity(), self.member.node_id)
+            client = self._rpc.client(self.member.addr, self._identity(), self.member.node_id)
             try:
-                call = client.upload("Frames")
-                await self._pump(call)
-            except grpc.aio.AioRpcError as err:
+                await self._pump(client.upload("Frames"))
+            except SwarmError as err:
                 if self.connected:
-                    log.info("lost manager %s: %s", self.member.node_id, err.details())
-            except asyncio.InvalidStateError as err:  # grpc's word for a call that ended under us
-                log.debug("stream to %s: %s", self.member.node_id, err)
+                    log.info("lost manager %s: %s", self.member.node_id, err)
             finally:
                 was, self.connected = self.connected, False
-                with contextlib.suppress(asyncio.CancelledError):
-                    await client.close()
+                await client.close()
             if was:
                 self._lost(self.member.raft_id)
             self.queue.clear()
             await asyncio.sleep(RECONNECT_S)
 
-    async def _pump(self, call: grpc.aio.StreamUnaryCall) -> None:
-        await call.wait_for_connection()
+    async def _pump(self, call: Call) -> None:
+        await call.connected()
         self.connected = True
-        ended = asyncio.create_task(call.code())
+        ended = asyncio.create_task(call.ended())
         try:
             while not ended.done():
                 while self.queue:
@@ -81,8 +76,9 @@ class _Peer:
 class PeerTransport:
     """Implements ``raft.Transport`` over gRPC; incoming frames come in at :meth:`serve`."""
 
-    def __init__(self, identity: Callable[[], NodeIdentity]) -> None:
+    def __init__(self, identity: Callable[[], NodeIdentity], rpc: Rpc) -> None:
         self._identity = identity
+        self._rpc = rpc
         self._peers: dict[int, _Peer] = {}
         self.receive: Callable[[bytes], None] = lambda frame: None  # noqa: ARG005 - set once the node is up
         self.lost: Callable[[int], None] = lambda raft_id: None  # noqa: ARG005
@@ -92,7 +88,7 @@ class PeerTransport:
         if peer is None or peer.member.addr != to.addr:
             if peer is not None:
                 peer.task.cancel()
-            peer = _Peer(to, self._identity, self._was_lost)
+            peer = _Peer(to, self._identity, self._was_lost, self._rpc)
             self._peers[to.raft_id] = peer
         peer.send(frame)
 

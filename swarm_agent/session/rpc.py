@@ -5,9 +5,10 @@ Every call is checked twice: the certificate names node, role and cluster, and t
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NamedTuple, Protocol
 
 import grpc
 import grpc.aio
@@ -64,6 +65,10 @@ class Redirect(SwarmError):
         self.addr = addr
 
 
+class NotTaken(Unavailable):
+    """The call failed before anybody could have acted on it."""
+
+
 class Method(NamedTuple):
     """One RPC: how it streams, whether workers may call it, and what serves it."""
 
@@ -72,9 +77,96 @@ class Method(NamedTuple):
     server_streams: bool
     workers: bool
     serve: Callable[..., Any]
+    newcomers: bool = False  # also of managers this one has not heard of yet: it may be behind
 
 
-Allow = Callable[[Subject, bool], None]  # raises PermissionDenied
+Allow = Callable[[Subject, Method], None]  # raises PermissionDenied
+
+
+# --- the seam: what the rest of the project knows of calls ----------------------------------------------------------------
+class Call(Protocol):
+    """One call that streams. What the manager refused, and whatever ends the call early, is raised as a SwarmError."""
+
+    async def connected(self) -> None:
+        """Until the manager was reached."""
+
+    async def write(self, message: Any) -> None: ...
+
+    async def read(self) -> Any:
+        """The next message; the end is an error too, for whoever expects another one."""
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        """What comes in, to the end."""
+        ...
+
+    async def reply(self) -> Any:
+        """Nothing more to write: the one reply."""
+
+    async def ended(self) -> None:
+        """Until the call is over, however it ended."""
+
+
+class Client(Protocol):
+    """A way to one manager."""
+
+    addr: str
+
+    async def unary(self, name: str, request: Any, timeout_s: float = 10.0) -> Any:
+        """One request, one reply. Raises what the manager raised, or Unavailable."""
+
+    def bidirectional(self, name: str) -> Call: ...
+    def upload(self, name: str) -> Call: ...
+    def download(self, name: str, request: Any) -> Call: ...
+    async def close(self) -> None: ...
+
+
+class Server(Protocol):
+    """A manager's side."""
+
+    async def start(self, addr: str) -> int:
+        """Listen; returns the port. Unavailable when it is taken."""
+        ...
+
+    async def stop(self) -> None: ...
+
+
+class Rpc(Protocol):
+    """How daemons call each other. ``Grpc`` is the real one, ``testing.fake_rpc`` its double."""
+
+    def server(self, identity: Callable[[], NodeIdentity], allow: Allow, methods: list[Method]) -> Server: ...
+    def client(self, addr: str, identity: NodeIdentity, server_name: str = SERVER_NAME) -> Client: ...
+
+
+def check_caller(caller: Subject, method: Method, allow: Allow) -> None:
+    """Certificate first, node table second; PermissionDenied."""
+    if caller.role != "manager" and not method.workers:
+        raise PermissionDenied("Permission denied: remote certificate not part of OUs: [swarm-manager]")
+    allow(caller, method)
+
+
+def refusal_of(err: SwarmError) -> tuple[str, str, str | None]:
+    """An error as it crosses the wire: status name, text, and for a redirect the leader's address."""
+    if isinstance(err, Redirect):
+        return "FAILED_PRECONDITION", str(err), err.addr
+    name = {v: k for k, v in _CODES.items()}.get(type(err))
+    if name is None:
+        name = next((k for k, v in _CODES.items() if isinstance(err, v)), "UNKNOWN")
+    return name, str(err), None
+
+
+def error_of(code: str, details: str, leader: str | None, addr: str) -> SwarmError:
+    """What came over the wire from ``addr`` as one of our errors."""
+    if leader is not None:
+        return Redirect(leader)
+    if "does not have a leader" in details:
+        return NoLeader()
+    kind = _CODES.get(code)
+    if kind is None:
+        return SwarmError(details or code)
+    if kind is Unavailable:
+        kind = NotTaken if "failed to connect" in details or "knows no leader" in details else Unavailable
+        return kind(f"cannot reach the manager at {addr}: {details}")
+    return kind(details)
 
 
 def encode(message: Any) -> bytes:
@@ -86,7 +178,7 @@ def _decoder(kind: Any) -> Callable[[bytes], Any]:
     return decode
 
 
-_DECODERS = {name: (_decoder(request), _decoder(reply)) for name, (request, reply) in TYPES.items()}
+DECODERS = {name: (_decoder(request), _decoder(reply)) for name, (request, reply) in TYPES.items()}
 
 
 # --- server ----------------------------------------------------------------------------------------------------------
@@ -128,7 +220,7 @@ class RpcServer:
             await self._server.stop(0.2)
 
     def _handler(self, method: Method) -> grpc.RpcMethodHandler:
-        decode, _ = _DECODERS[method.name]
+        decode, _ = DECODERS[method.name]
         kinds = {
             (False, False): (grpc.unary_unary_rpc_method_handler, self._unary),
             (False, True): (grpc.unary_stream_rpc_method_handler, self._stream),
@@ -163,19 +255,14 @@ class RpcServer:
             caller = subject_from_text(text)
         except (KeyError, ValueError) as err:
             raise PermissionDenied(f"Permission denied: {err}") from err
-        if caller.role != "manager" and not method.workers:
-            raise PermissionDenied("Permission denied: remote certificate not part of OUs: [swarm-manager]")
-        self._allow(caller, method.workers)
+        check_caller(caller, method, self._allow)
         return caller
 
 
 async def _abort(context: Any, err: SwarmError) -> None:
-    if isinstance(err, Redirect):
-        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(err), ((LEADER_KEY, err.addr),))
-    name = {v: k for k, v in _CODES.items()}.get(type(err))
-    if name is None:
-        name = next((k for k, v in _CODES.items() if isinstance(err, v)), "UNKNOWN")
-    await context.abort(getattr(grpc.StatusCode, name), str(err))
+    name, details, leader = refusal_of(err)
+    metadata = () if leader is None else ((LEADER_KEY, leader),)
+    await context.abort(getattr(grpc.StatusCode, name), details, metadata)
 
 
 # --- client ----------------------------------------------------------------------------------------------------------
@@ -191,40 +278,91 @@ class RpcClient:
 
     async def unary(self, name: str, request: Any, timeout_s: float = 10.0) -> Any:
         """One request, one reply. Raises what the manager raised, or Unavailable."""
-        _, decode = _DECODERS[name]
+        _, decode = DECODERS[name]
         call = self.channel.unary_unary(f"/{SERVICE}/{name}", encode, decode)
         try:
             return await call(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as err:
             raise translate(err, self.addr) from err
 
-    def bidirectional(self, name: str, requests: Any = None) -> Any:
-        _, decode = _DECODERS[name]
-        return self.channel.stream_stream(f"/{SERVICE}/{name}", encode, decode)(requests)
+    def bidirectional(self, name: str) -> Call:
+        _, decode = DECODERS[name]
+        return _GrpcCall(self.channel.stream_stream(f"/{SERVICE}/{name}", encode, decode)(None), self.addr)
 
-    def upload(self, name: str, requests: Any = None) -> Any:
-        _, decode = _DECODERS[name]
-        return self.channel.stream_unary(f"/{SERVICE}/{name}", encode, decode)(requests)
+    def upload(self, name: str) -> Call:
+        _, decode = DECODERS[name]
+        return _GrpcCall(self.channel.stream_unary(f"/{SERVICE}/{name}", encode, decode)(None), self.addr)
 
-    def download(self, name: str, request: Any) -> Any:
-        _, decode = _DECODERS[name]
-        return self.channel.unary_stream(f"/{SERVICE}/{name}", encode, decode)(request)
+    def download(self, name: str, request: Any) -> Call:
+        _, decode = DECODERS[name]
+        return _GrpcCall(self.channel.unary_stream(f"/{SERVICE}/{name}", encode, decode)(request), self.addr)
 
     async def close(self) -> None:
         await self.channel.close(0)
 
 
+class _GrpcCall:
+    """Implements ``Call``."""
+
+    def __init__(self, call: Any, addr: str) -> None:
+        self._call = call
+        self._addr = addr
+
+    async def connected(self) -> None:
+        await self._run(self._call.wait_for_connection())
+
+    async def write(self, message: Any) -> None:
+        await self._run(self._call.write(message))
+
+    async def read(self) -> Any:
+        message = await self._run(self._call.read())
+        if message is grpc.aio.EOF:
+            raise await self._why()
+        return message
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        try:
+            async for message in self._call:
+                yield message
+        except grpc.aio.AioRpcError as err:
+            raise translate(err, self._addr) from err
+
+    async def reply(self) -> Any:
+        await self._run(self._call.done_writing())
+        return await self._run(self._call)
+
+    async def ended(self) -> None:
+        await self._call.code()
+
+    async def _run(self, work: Awaitable[Any]) -> Any:
+        try:
+            return await work
+        except grpc.aio.AioRpcError as err:
+            raise translate(err, self._addr) from err
+        except asyncio.InvalidStateError as err:  # all grpc says of a write into a call that ended
+            raise await self._why() from err
+
+    async def _why(self) -> SwarmError:
+        """What ended the call."""
+        code, details = await self._call.code(), await self._call.details()
+        metadata = await self._call.trailing_metadata() or ()
+        return error_of(code.name, details or "", _leader_in(metadata), self._addr)
+
+
+class Grpc:
+    """Implements ``Rpc``."""
+
+    def server(self, identity: Callable[[], NodeIdentity], allow: Allow, methods: list[Method]) -> Server:
+        return RpcServer(identity, allow, methods)
+
+    def client(self, addr: str, identity: NodeIdentity, server_name: str = SERVER_NAME) -> Client:
+        return RpcClient(addr, identity, server_name)
+
+
+def _leader_in(metadata: Any) -> str | None:
+    return next((str(value) for key, value in metadata or () if key == LEADER_KEY), None)
+
+
 def translate(err: grpc.aio.AioRpcError, addr: str) -> SwarmError:
     """A gRPC failure as one of our errors."""
-    for key, value in err.trailing_metadata() or ():
-        if key == LEADER_KEY:
-            return Redirect(str(value))
-    details = err.details() or ""
-    if "does not have a leader" in details:
-        return NoLeader()
-    kind = _CODES.get(err.code().name)
-    if kind is None:
-        return SwarmError(details or err.code().name)
-    if kind is Unavailable:
-        return Unavailable(f"cannot reach the manager at {addr}: {details}")
-    return kind(details)
+    return error_of(err.code().name, err.details() or "", _leader_in(err.trailing_metadata()), addr)

@@ -37,6 +37,17 @@ class Change(NamedTuple):
         return self.old if self.new is None else self.new
 
 
+class _Snapshot(msgspec.Struct, array_like=True):
+    """What a snapshot holds; later fields have defaults, so that older snapshots read."""
+
+    index: int
+    rows: list[AnyRecord]
+    now: int = 0
+
+
+_decoder = msgspec.msgpack.Decoder(_Snapshot)
+
+
 class ApplyResult(msgspec.Struct, frozen=True):
     """What became of an entry: its index, and per group whether it was done."""
 
@@ -55,6 +66,7 @@ class Store:
 
     def __init__(self) -> None:
         self.index = 0  # Raft index of the last applied entry
+        self.now = 0  # the time of that entry; clocks of leaders differ, this one never goes back
         self.tables: dict[type[Record], Table[Any]] = {cls: Table(keys) for cls, keys in INDEXES.items()}
         self._watchers: list[Watcher] = []
 
@@ -100,7 +112,8 @@ class Store:
         """Apply one committed entry; groups whose checks fail leave no trace."""
         entry = decode_entry(data)
         changes: list[Change] = []
-        accepted = tuple(self._group(group, index, entry.now, changes) for group in entry.groups)
+        self.now = max(self.now, entry.now)
+        accepted = tuple(self._group(group, index, self.now, changes) for group in entry.groups)
         self.index = index
         self._publish(index, changes)
         return ApplyResult(index, accepted)
@@ -108,11 +121,12 @@ class Store:
     def snapshot(self) -> bytes:
         """All rows, as of the last applied entry."""
         rows = [row for table in self.tables.values() for row in table.rows.values()]
-        return _encoder.encode((self.index, rows))
+        return _encoder.encode(_Snapshot(self.index, rows, self.now))
 
     def restore(self, index: int, data: bytes) -> None:
         """Replace everything; watchers see the difference."""
-        _, rows = msgspec.msgpack.decode(data, type=tuple[int, list[AnyRecord]])
+        found = _decoder.decode(data)
+        rows, self.now = found.rows, found.now
         changes: list[Change] = []
         kept: dict[type[Record], set[str]] = {cls: set() for cls in self.tables}
         for row in rows:

@@ -283,8 +283,10 @@ def test_a_lost_host_gives_its_tasks_to_the_others(lab: Lab) -> None:
     for container in lab[lost].docker("ps", "-q").split():
         lab[lost].docker("kill", container)
     until(lambda: lab.nodes(via)[node_id]["Status"]["State"] == "down", "the node to be down")
-    tasks = lab.running(via, "web", 6)
-    assert node_id not in {t["NodeID"] for t in tasks}
+    until(
+        lambda: node_id not in {t["NodeID"] for t in lab.running(via, "web", 6)},
+        "the lost host's tasks to run on the others",
+    )
     assert lab.greeting(via, 8080)[:2] == ["web", CLIENT]
     lab[lost].start_agent()
     until(lambda: lab.nodes(via)[node_id]["Status"]["State"] == "ready", "the node's return")

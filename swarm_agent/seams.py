@@ -1,0 +1,34 @@
+"""Where the daemon touches the world beyond its host's engine and network: what a simulation puts something else in place of.
+
+``docs/design/simulation.md`` says what stands there in virtual time. Randomness is passed as a ``random.Random`` beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from swarm_agent.addresses import own_address
+from swarm_agent.identity import ca
+from swarm_agent.identity.door import Doors, Https
+from swarm_agent.raft import Disk, RealDisk
+from swarm_agent.session.rpc import Grpc, Rpc
+
+
+@dataclass(frozen=True)
+class Seams:
+    """The real world, unless told otherwise."""
+
+    now: Callable[[], int] = time.time_ns
+    """The clock on the wall, nanoseconds since the epoch; durations are the loop's business."""
+
+    rpc: Rpc = field(default_factory=Grpc)
+    doors: Doors = field(default_factory=Https)
+    disk: Callable[[Path], Disk] = RealDisk
+    """Raft's, for a directory."""
+
+    certificates: ca.Source = ca.SYSTEM
+    address: Callable[[str, str], Awaitable[str]] = own_address
+    """Which address of this host is meant: (what was asked for, which option asked)."""

@@ -1,0 +1,253 @@
+"""What must hold in a cluster at every moment, and what must hold once it has been left in peace."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from swarm_agent.control.ledger import Ledger, bare, host_ports, reserved
+from swarm_agent.manager.manager import Manager
+from swarm_agent.objects import defaults
+from swarm_agent.objects.enums import NodeState, TaskState
+from swarm_agent.objects.records import Revision, Service, Task
+from swarm_agent.store import Store
+from swarm_agent.testing.fake_engine import Container
+from swarm_agent.testing.sim_cluster import SimCluster
+from swarm_agent.testing.sim_host import SimHost
+
+PATIENCE_NS = 60 * defaults.SECOND  # a new task waits this long for the one it replaces
+
+
+class Violation(AssertionError):
+    """Something that must never be."""
+
+
+class ClusterChecks:
+    """Call it after every step: cheap while nothing was committed."""
+
+    def __init__(self, cluster: SimCluster) -> None:
+        self._cluster = cluster
+        self._index = 0
+        self._terms: dict[int, str] = {}  # term -> host that had duties in it
+        self._duties: dict[str, object] = {}
+        self._states: dict[str, TaskState] = {}
+        self._excused: dict[str, None] = {}  # tasks on a node that was out of reach in their life
+
+    def __call__(self) -> None:
+        newest: Manager | None = None
+        for host, manager in self._cluster.managers():
+            self._one_leader(host, manager)
+            if manager.store.index > self._index and (
+                newest is None or manager.store.index > newest.store.index
+            ):
+                newest = manager
+        if newest is not None:
+            self._index = newest.store.index
+            self._cluster.note("index", self._index)
+            self._store(newest.store)
+
+    def _fail(self, text: str) -> None:
+        raise Violation(f"seed {self._cluster.seed}, at index {self._index}: {text}")
+
+    def _one_leader(self, host: SimHost, manager: Manager) -> None:
+        duties = manager.duties
+        if duties is None or self._duties.get(host.name) is duties:
+            return
+        self._duties[host.name] = duties
+        status = manager.status
+        if status.role != "leader":
+            return
+        self._cluster.note("leads", host.name, status.term)
+        if self._terms.setdefault(status.term, host.name) != host.name:
+            self._fail(f"{host.name} and {self._terms[status.term]} have duties in term {status.term}")
+
+    def _store(self, store: Store) -> None:
+        tasks = list(store.tasks.all())
+        revisions = {r.id: r for r in store.revisions.all()}
+        self._monotone(tasks)
+        self._resources(store, tasks, revisions)
+        self._addresses(store, tasks)
+        self._slots(store, tasks)
+
+    def _monotone(self, tasks: list[Task]) -> None:
+        for task in tasks:
+            before = self._states.get(task.id, TaskState.NEW)
+            if task.status.state < before:
+                self._fail(f"task {task.name} went from {before.word} back to {task.status.state.word}")
+            if before != task.status.state:
+                if before.terminal and task.status.state != TaskState.ORPHANED:
+                    self._fail(f"task {task.name} was {before.word}, is {task.status.state.word}")
+                self._cluster.note(task.id, int(task.status.state))
+                self._states[task.id] = task.status.state
+
+    def _resources(self, store: Store, tasks: list[Task], revisions: dict[str, Revision]) -> None:
+        ports: Counter[tuple[str, str, int]] = Counter()
+        cpu: Counter[str] = Counter()
+        memory: Counter[str] = Counter()
+        for task in tasks:
+            revision = revisions.get(task.revision_id)
+            if revision is None:
+                self._fail(f"task {task.name} has no revision")
+            if not task.node_id or task.status.state.terminal or revision is None:
+                continue
+            for protocol, port in host_ports(revision):
+                ports[task.node_id, protocol, port] += 1
+            wanted = reserved(revision)
+            cpu[task.node_id] += wanted[0]
+            memory[task.node_id] += wanted[1]
+        for where, count in ports.items():
+            if count > 1:
+                self._fail(f"host port {where} is given {count} times")
+        for node in store.nodes.all():
+            total = node.description
+            if cpu[node.id] > total.nano_cpus or memory[node.id] > total.memory_bytes:
+                self._fail(f"more is reserved on {total.hostname} than it has")
+
+    def _addresses(self, store: Store, tasks: list[Task]) -> None:
+        given: Counter[tuple[str, str]] = Counter()
+        for task in tasks:
+            if task.status.state.terminal:
+                continue
+            given.update((part.network_id, bare(part.address)) for part in task.networks)
+            if task.node_address:
+                given["node", task.node_address] += 1
+        for service in store.services.all():
+            for vip in (service.endpoint and service.endpoint.virtual_ips) or ():
+                given[vip.network_id, bare(vip.address)] += 1
+        for where, count in given.items():
+            if count > 1:
+                self._fail(f"address {where} is given {count} times")
+
+    def _slots(self, store: Store, tasks: list[Task]) -> None:
+        """Stop-first: nobody runs beside the one he replaces, but where the node cannot be reached."""
+        reachable = {n.id for n in store.nodes.all() if n.status.state == NodeState.READY}
+        busy: dict[tuple[str, int], list[Task]] = {}
+        for task in tasks:
+            if task.node_id and task.node_id not in reachable:
+                self._excused[task.id] = None
+            if (
+                task.status.state in (TaskState.STARTING, TaskState.RUNNING)
+                and task.desired_state != TaskState.REMOVE
+            ):
+                busy.setdefault((task.service_id, task.slot), []).append(task)
+        for (service_id, slot), together in busy.items():
+            service = store.services.get(service_id)
+            if len(together) < 2 or service is None or _starts_first(service):
+                continue
+            counted = [t for t in together if t.id not in self._excused]
+            newest = max(t.created_at for t in together)
+            now = max(t.updated_at for t in together)
+            if len(counted) > 1 and now - newest < PATIENCE_NS:
+                names = ", ".join(f"{t.id} {t.status.state.word}/{t.desired_state.word}" for t in counted)
+                self._fail(f"slot {slot} of {service.spec.name} has {len(counted)} tasks at once: {names}")
+
+
+def _starts_first(service: Service) -> bool:
+    return defaults.update(service.spec.update_config).order == "start-first"
+
+
+# --- after the storm -------------------------------------------------------------------------------------------------------
+def unsettled(cluster: SimCluster) -> str:
+    """What is still not as it was declared; "" when everything is."""
+    return (
+        cluster.nodes_trouble()
+        or _managers_differ(cluster)
+        or next(filter(None, (_service(cluster, s) for s in cluster.store.services.all())), "")
+        or next(filter(None, (_task(cluster, t) for t in cluster.store.tasks.all())), "")
+        or next(filter(None, (_engine(cluster, h) for h in cluster.hosts.values())), "")
+        or _books(cluster)
+    )
+
+
+def _managers_differ(cluster: SimCluster) -> str:
+    leader = cluster.store
+    for host, manager in cluster.managers():
+        if manager.store.index == leader.index and manager.store.snapshot() != leader.snapshot():
+            raise Violation(
+                f"seed {cluster.seed}: {host.name} has another state than the leader at {leader.index}"
+            )
+        if manager.store.index < leader.index:
+            return f"{host.name} has applied {manager.store.index} of {leader.index}"
+    status = cluster.leader().manager
+    assert status is not None
+    members = {m.node_id for m in status.status.members if not m.learner}
+    wanted = {n.id for n in leader.nodes.all() if n.role == "manager"}
+    return "" if members == wanted else f"raft has members {members}, the managers are {wanted}"
+
+
+def _service(cluster: SimCluster, service: Service) -> str:
+    wanted = defaults.replicas(service.spec)
+    update = service.update_status
+    if update is not None and update.state == "updating":
+        return f"{service.spec.name} is updating"
+    live = [t for t in cluster.store.tasks.by("service", service.id) if t.desired_state <= TaskState.RUNNING]
+    running = [t for t in live if t.status.state == TaskState.RUNNING]
+    if len(running) != wanted or len(live) != wanted:
+        return (
+            f"{service.spec.name} has {len(running)} running and {len(live)} live tasks, is to have {wanted}"
+        )
+    if len({t.slot for t in running}) != wanted:
+        return f"{service.spec.name} has two tasks in one slot"
+    old = [t for t in running if t.revision_id != service.revision_id]
+    if old and (update is None or update.state != "paused"):
+        return f"{service.spec.name} has {len(old)} tasks of an old revision"
+    return ""
+
+
+def _task(cluster: SimCluster, task: Task) -> str:
+    node = cluster.store.nodes.get(task.node_id)
+    if node is not None and node.status.state == NodeState.DOWN:
+        return ""  # of a node that left: nobody will ever say more of it
+    if task.node_id and task.desired_state > TaskState.RUNNING and not task.status.state.terminal:
+        return f"{task.name} is {task.status.state.word}, is to be {task.desired_state.word}"
+    if cluster.store.services.get(task.service_id) is None:
+        return f"{task.name} is of a service that is gone"
+    if task.status.state != TaskState.RUNNING:
+        return ""
+    host = next((h for h in cluster.hosts.values() if h.node_id == task.node_id), None)
+    container = host.engine.containers.get(task.name) if host is not None else None
+    if container is None or not container.running:
+        return f"{task.name} is said to run and does not"
+    return ""
+
+
+def _engine(cluster: SimCluster, host: SimHost) -> str:
+    """No strays, and every status as the engine has it."""
+    for container in host.engine.containers.values():
+        if said := _container(cluster, host, container):
+            return f"on {host.name}, {container.name}: {said}"
+    known = {t.id for t in cluster.store.tasks.by("node", host.node_id)} if host.node_id else set()
+    stray = next((t for t in host.network.attached if t not in known), "")
+    return f"on {host.name}, the network still has task {stray}" if stray else ""
+
+
+def _container(cluster: SimCluster, host: SimHost, container: Container) -> str:
+    task = cluster.store.tasks.get(container.task_id)
+    if task is None or task.node_id != host.node_id:
+        return "no manager knows its task"
+    if container.running and task.status.state != TaskState.RUNNING:
+        return f"runs, its task is {task.status.state.word}"
+    return ""
+
+
+def _books(cluster: SimCluster) -> str:
+    """The leader's books are what the rows say."""
+    manager = cluster.leader().manager
+    assert manager is not None
+    assert manager.duties is not None
+    kept, fresh = manager.duties.control.controllers.ledger, Ledger(manager.store)
+    for what in ("published", "subnets", "vnis", "numbers"):
+        if getattr(kept, what) != getattr(fresh, what):
+            raise Violation(f"seed {cluster.seed}: the ledger's {what} are not what the rows say")
+    for what in ("addresses", "node_addresses"):
+        left, right = getattr(kept, what), getattr(fresh, what)
+        if {k: v for k, v in left.items() if v} != {k: v for k, v in right.items() if v}:
+            raise Violation(f"seed {cluster.seed}: the ledger's {what} are not what the rows say")
+    for node in manager.store.nodes.all():
+        one, other = kept.nodes[node.id], fresh.nodes[node.id]
+        for what in ("active", "cpu", "memory", "by_service", "ports"):
+            if getattr(one, what) != getattr(other, what):
+                raise Violation(
+                    f"seed {cluster.seed}: the ledger's {what} of {node.description.hostname} are not what the rows say: "
+                    f"{getattr(one, what)}, {getattr(other, what)}"
+                )
+    return ""

@@ -1,0 +1,262 @@
+"""A host of a simulated cluster: a machine with disk, engine and network that outlives the daemons run on it.
+
+The daemon is the real ``Daemon`` with everything below it; ``Process`` is one run of it. A killed process does nothing any more, not even in
+its clean-up: its connections, its disk and its engine are taken away before its tasks are cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from swarm_agent.api.http import error_response
+from swarm_agent.api.server import ForwardedRequest
+from swarm_agent.config import AgentConfig
+from swarm_agent.daemon import Daemon
+from swarm_agent.identity import ca
+from swarm_agent.manager.manager import Manager
+from swarm_agent.objects.errors import SwarmError
+from swarm_agent.raft import Disk
+from swarm_agent.seams import Seams
+from swarm_agent.session.wire import ForwardedCall
+from swarm_agent.testing.fake_disk import FakeDisk
+from swarm_agent.testing.fake_engine import FakeEngine
+from swarm_agent.testing.fake_network import FakeNodeNetwork
+from swarm_agent.testing.fake_rpc import RpcEndpoint, RpcNet
+
+T = TypeVar("T")
+EPOCH = 1_800_000_000 * 1_000_000_000
+FRONT_DOOR = 2377
+
+_process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+
+
+class Killed(SwarmError):
+    """The process that worked on this was killed."""
+
+
+class ApiError(SwarmError):
+    """The API answered with an error."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def task_factory(loop: asyncio.AbstractEventLoop, work: Any, **more: Any) -> asyncio.Task[Any]:
+    """Every task belongs to the process it was started in."""
+    task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **more)
+    context = more.get("context")
+    process = context.get(_process) if context is not None else _process.get()
+    if process is not None:
+        process.adopt(task)
+    return task
+
+
+class SimSource(ca.Source):
+    """Keys from a seed."""
+
+    def __init__(self, rng: random.Random, now: Callable[[], int]) -> None:
+        self._rng = rng
+        self._now = now
+
+    def now(self) -> int:
+        return self._now()
+
+    def key(self) -> ec.EllipticCurvePrivateKey:
+        return ec.derive_private_key(self._rng.getrandbits(250) | 1, ec.SECP256R1())
+
+    def bits(self, count: int) -> int:
+        return self._rng.getrandbits(count)
+
+    def serial(self) -> int:
+        return self._rng.getrandbits(150) | 1 << 149
+
+
+class SimHost:
+    """One machine. ``start`` a daemon on it, ``kill`` or ``stop`` that, ``power_cut`` it all."""
+
+    def __init__(self, name: str, addr: str, net: RpcNet, rng: random.Random, directory: Path) -> None:
+        self.name = name
+        self.addr = addr
+        self.net = net
+        self.rng = rng
+        self.directory = directory
+        self.engine = FakeEngine(name, self._random())
+        self.network = FakeNodeNetwork()
+        self.skew_ns = 0
+        self.process: Process | None = None
+        self._disks: dict[str, FakeDisk] = {}
+
+    def _random(self) -> random.Random:
+        return random.Random(self.rng.getrandbits(64))
+
+    def now(self) -> int:
+        return EPOCH + int(asyncio.get_running_loop().time() * 1e9) + self.skew_ns
+
+    # --- the daemon's life ----------------------------------------------------------------------------------------------
+    def start(self) -> Process:
+        if self.process is not None:
+            raise RuntimeError(f"{self.name} runs already")
+        self.process = Process(self)
+        self.process.resume()
+        return self.process
+
+    async def kill(self) -> None:
+        """As SIGKILL; containers run on."""
+        process, self.process = self.process, None
+        if process is not None:
+            await process.kill()
+
+    async def stop(self) -> None:
+        """As SIGTERM."""
+        process, self.process = self.process, None
+        if process is not None:
+            await process.stop()
+
+    async def power_cut(self) -> None:
+        """The machine is gone, with everything that ran on it."""
+        await self.kill()
+        self.engine.power_cut()
+
+    # --- what is asked of it -------------------------------------------------------------------------------------------
+    @property
+    def daemon(self) -> Daemon:
+        if self.process is None:
+            raise Killed(f"no daemon runs on {self.name}")
+        return self.process.daemon
+
+    @property
+    def manager(self) -> Manager | None:
+        if self.process is None or self.process.daemon.member is None:
+            return None
+        return self.process.daemon.member.manager
+
+    @property
+    def node_id(self) -> str:
+        return self.process.daemon.node_id if self.process is not None else ""
+
+    async def api(self, method: str, path: str, body: Any = None, query: str = "") -> Any:
+        """A call at this host's socket; the decoded answer. ``ApiError``, or ``Killed`` with the outcome unknown."""
+        if self.process is None:
+            raise Killed(f"no daemon runs on {self.name}")
+        payload = b"" if body is None else msgspec.json.encode(body)
+        call = ForwardedCall(method, path, query, (), payload)
+        status, answer = await self.process.run(_serve(self.process.daemon, call))
+        decoded: Any = msgspec.json.decode(answer) if answer else None
+        if status >= 400:
+            raise ApiError(status, str(decoded["message"]))
+        return decoded
+
+    # --- disks ------------------------------------------------------------------------------------------------------------
+    def open_disk(self, directory: Path) -> Disk:
+        """Raft's disk: as old as its directory, so that removing that wipes it."""
+        marker = directory / "disk"
+        if not marker.exists():
+            number = str(len(self._disks) + 1)
+            self._disks[number] = FakeDisk(self._random())
+            marker.write_text(number)
+        return self._disks[marker.read_text()].open()
+
+    def crash_disks(self) -> None:
+        for disk in self._disks.values():
+            disk.crash()
+
+
+async def _serve(daemon: Daemon, call: ForwardedCall) -> tuple[int, bytes]:
+    try:
+        answer = await daemon.api.handle(ForwardedRequest(call))
+    except SwarmError as err:
+        answer = error_response(err)
+    return answer.status, answer.body
+
+
+class Process:
+    """One run of a daemon."""
+
+    def __init__(self, host: SimHost) -> None:
+        self.host = host
+        self.dead = False
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        self._context = contextvars.Context()
+        self._context.run(_process.set, self)
+        self.engine = host.engine.client()
+        host.network = (
+            FakeNodeNetwork()
+        )  # what the real one keeps on disk it derives anew from the first view
+        random_ = random.Random(host.rng.getrandbits(64))
+        endpoint = RpcEndpoint(host.net, host.addr, host.now, self.spawn)
+        seams = Seams(
+            now=host.now,
+            rpc=endpoint,
+            doors=endpoint,
+            disk=host.open_disk,
+            certificates=SimSource(random.Random(host.rng.getrandbits(64)), host.now),
+            address=_address,
+        )
+        config = AgentConfig(state_dir=str(host.directory))
+        self.daemon = Daemon(config, self.engine, host.network, random_, seams)
+
+    def adopt(self, task: asyncio.Task[Any]) -> None:
+        self._tasks[task] = None
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+        if self.dead:
+            task.cancel()
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start something in this process."""
+        return asyncio.get_running_loop().create_task(work, context=self._context.copy())
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something in this process and wait for it. ``Killed`` when the process ends first."""
+        if self.dead:
+            work.close()
+            raise Killed("this process is dead")
+        task = self.spawn(work)
+        try:
+            await asyncio.wait([task])
+        finally:
+            task.cancel()
+        if task.cancelled():
+            raise Killed(f"the daemon of {self.host.name} was killed")
+        return task.result()
+
+    def resume(self) -> None:
+        self._context.run(self.daemon.resume)
+
+    async def stop(self) -> None:
+        await self.run(self.daemon.stop())
+        await self.kill()
+
+    async def kill(self) -> None:
+        """Nothing it does from here on reaches anything."""
+        self.dead = True
+        self.engine.gone = True
+        self.host.net.vanish(self.host.addr)
+        self.host.crash_disks()
+        member = self.daemon.member
+        manager = member.manager if member is not None else None
+        if manager is not None and manager.raft is not None:
+            manager.raft.abandon()
+        for _ in range(20):
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.sleep(0)
+        deadline = asyncio.get_running_loop().time() + 1.0
+        while self._tasks:
+            if asyncio.get_running_loop().time() > deadline:
+                raise AssertionError(f"tasks that cannot be cancelled: {list(self._tasks)}")
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.sleep(0.01)
+
+
+async def _address(wanted: str, word: str) -> str:  # noqa: ARG001 - the seam's signature
+    return wanted

@@ -210,9 +210,15 @@ class HttpServer:
         if connection.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         body = f"400 Bad Request: {err}".encode()
-        headers = [("Content-Type", "text/plain"), ("Connection", "close"), ("Content-Length", str(len(body)))]
+        headers = [
+            ("Content-Type", "text/plain"),
+            ("Connection", "close"),
+            ("Content-Length", str(len(body))),
+        ]
         with contextlib.suppress(OSError, h11.ProtocolError):
-            await connection.send(_head(err.error_status_hint, headers), h11.Data(data=body), h11.EndOfMessage())
+            await connection.send(
+                _head(err.error_status_hint, headers), h11.Data(data=body), h11.EndOfMessage()
+            )
 
     async def _one(self, connection: Connection) -> bool:
         """Serve one request; whether another may follow."""

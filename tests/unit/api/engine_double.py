@@ -16,7 +16,9 @@ class Call:
     def __init__(self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         lines = head.decode().split("\r\n")
         self.method, self.target, _ = lines[0].split(" ", 2)
-        self.headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines[1:] if line)}
+        self.headers = {
+            k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines[1:] if line)
+        }
         self.reader = reader
         self.writer = writer
 

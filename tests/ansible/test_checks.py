@@ -21,7 +21,12 @@ FIT: dict[str, Any] = {
     "free_mb": {"/var/lib/swarm-agent": 10_000},
     "ports": [],
     "daemon_json": {"settings": {}, "error": None},
-    "engine": {"answers": True, "version": "20.10.24+dfsg1", "swarm": "inactive"},
+    "engine": {
+        "answers": True,
+        "version": "20.10.24+dfsg1",
+        "swarm": "inactive",
+        "socket": "/var/run/docker.sock",
+    },
     "swarm": {"state": "inactive", "reason": ""},
 }
 ALL = ["engine", "agent", "member"]
@@ -149,3 +154,22 @@ def test_the_programs_name_follows_its_sources(tmp_path: Path) -> None:
     assert swarm_program.Source(tmp_path).name == first
     code.write_text("a = 2\n")
     assert swarm_program.Source(tmp_path).name != first
+
+
+def test_nodes_that_the_inventory_does_not_name_are_strangers() -> None:
+    def node(number: int, hostname: str, address: str) -> dict[str, Any]:
+        return {
+            "ID": f"id{number}",
+            "Description": {"Hostname": hostname},
+            "Status": {"Addr": address, "State": "down"},
+        }
+
+    hosts = {"one.example.org": "10.0.0.1", "two": "10.0.0.2", "alias": "10.0.0.3", "four": "four"}
+    nodes = [
+        node(1, "one", "10.9.0.1"),  # a host name without its domain
+        node(2, "two.example.org", ""),
+        node(3, "three", "10.0.0.3"),  # known by its address
+        node(4, "old-name", "10.9.0.4"),  # known by its id
+        node(5, "stray", "10.0.0.5"),
+    ]
+    assert swarm_inventory.strangers(nodes, {"id4", ""}, hosts) == ["stray (10.0.0.5, down)"]

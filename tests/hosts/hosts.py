@@ -73,7 +73,8 @@ class HostSet:
         self._make_key()
         changed = self._make_network()
         if with_registry:
-            changed |= self._start_registry(tag)
+            # The registry program is in the image that has Docker, too.
+            changed |= self._start_registry(tag if self.warm else image.ensure(self.engine, self.suite))
         for number in numbers:
             changed |= self._start_host(number, tag)
         for number in numbers:

@@ -32,17 +32,24 @@ class Play:
 
 
 def play(
-    inventory: Path, *words: str, playbook: str = "site.yml", cwd: Path = ROOT, timeout: float = 600
+    inventory: Path,
+    *words: str,
+    playbook: str = "site.yml",
+    cwd: Path = ROOT,
+    collections: Path | None = None,
+    timeout: float = 600,
 ) -> Play:
+    """Run a playbook of this project, or, with ``collections``, one of a collection that is installed there."""
+    configured = (
+        {"ANSIBLE_COLLECTIONS_PATH": str(collections)}
+        if collections
+        else {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+    )
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
     done = subprocess.run(
         ["ansible-playbook", playbook, "--inventory", str(inventory), *words],
         cwd=cwd,
-        env={
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_FORCE_COLOR": "0",
-            "ANSIBLE_NOCOLOR": "1",
-        },
+        env={**kept, **configured, "ANSIBLE_NOCOLOR": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

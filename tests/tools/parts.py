@@ -45,11 +45,14 @@ PLAIN = (("MOLECULE_COMMAND_BORDERS", "false"), ("NO_COLOR", "1"))
 MOLECULE = Part(
     "molecule default", 9, ("molecule", "test", "--scenario-name", "default"), "molecule/default", PLAIN
 )
+RESET = Part("molecule reset", 4, ("molecule", "test", "--scenario-name", "reset"), "molecule/reset", PLAIN)
+EDGES = Part("molecule edges", 8, ("molecule", "test", "--scenario-name", "edges"), "molecule/edges", PLAIN)
+SANITY = Part("ansible-test sanity", 3, (sys.executable, "tests/tools/sanity.py"), "tests/tools/sanity.py")
 
 WORDS = {
     "check": (UNIT, SIM_SHORT),
-    "test": (UNIT, SIM, CLUSTER, MOLECULE),
-    "test-all": (UNIT, SIM_LONG, CLUSTER, MOLECULE),
+    "test": (UNIT, SIM, CLUSTER, MOLECULE, RESET, SANITY),
+    "test-all": (UNIT, SIM_LONG, CLUSTER, MOLECULE, RESET, EDGES, SANITY),
 }
 _COUNTS = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
 

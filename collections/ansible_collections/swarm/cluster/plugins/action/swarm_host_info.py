@@ -47,7 +47,7 @@ def engine_problems(host):
     if engine["swarm"] not in ("inactive", ""):
         found.append(
             "the Docker Engine's own swarm mode is %s, and both cannot be: move its services elsewhere, then take it out "
-            "with `docker --host unix:///var/run/docker.sock swarm leave --force`" % engine["swarm"]
+            "with `docker --host unix://%s swarm leave --force`" % (engine["swarm"], engine["socket"])
         )
     return found
 

@@ -54,6 +54,18 @@ def variable_problems(host_variables, known):
     return found
 
 
+def strangers(nodes, known_ids, hosts):
+    """Nodes of the swarm that the inventory does not name; ``hosts`` maps each host to its address."""
+    names = {name for host in hosts for name in (host, host.partition(".")[0])}
+    addresses = set(hosts.values())
+    found = []
+    for node in nodes:
+        name, address = node["Description"]["Hostname"], node["Status"].get("Addr") or ""
+        if node["ID"] not in known_ids and not {name, name.partition(".")[0]} & names and address not in addresses:
+            found.append("%s (%s, %s)" % (name, address or "address unknown", node["Status"]["State"]))
+    return sorted(found)
+
+
 def even_managers(count):
     if count and count % 2 == 0:
         return (
@@ -67,17 +79,33 @@ class ActionModule(ActionBase):
 
     _requires_connection = False
     _supports_check_mode = True
-    _VALID_ARGS = frozenset(("managers", "workers"))
+    _VALID_ARGS = frozenset(("managers", "workers", "nodes"))
 
     def run(self, tmp=None, task_vars=None):
         result = super().run(tmp, task_vars)
         _result, arguments = self.validate_argument_spec(
-            {"managers": {"type": "str", "default": "managers"}, "workers": {"type": "str", "default": "workers"}}
+            {
+                "managers": {"type": "str", "default": "managers"},
+                "workers": {"type": "str", "default": "workers"},
+                "nodes": {"type": "list", "elements": "dict", "default": []},
+            }
         )
         managers, workers = arguments["managers"], arguments["workers"]
         groups, hostvars = task_vars["groups"], task_vars["hostvars"]
         hosts = sorted(set(groups.get(managers, ())) | set(groups.get(workers, ())))
         addresses = {host: self._address(hostvars[host], host) for host in hosts}
+        if arguments["nodes"]:
+            # At the end of a run, whose own variables are no longer the user's alone.
+            known = {(hostvars[host].get("cluster_host") or {"swarm": {"node_id": ""}})["swarm"]["node_id"] for host in hosts}
+            plain = {host: str(hostvars[host].get("ansible_host") or host) for host in hosts}
+            unnamed = strangers(arguments["nodes"], known, plain)
+            result.update(changed=False, problems=[], strangers=unnamed)
+            if unnamed:
+                result["warnings"] = [
+                    "the swarm has nodes that the inventory does not name: %s. They stay; put them into the inventory, or take "
+                    "them out with `docker node rm --force`" % ", ".join(unnamed)
+                ]
+            return result
         found = group_problems(groups, managers, workers, addresses)
         found += variable_problems({host: list(hostvars[host]) for host in hosts}, known_variables())
         warning = even_managers(len(groups.get(managers, ())))

@@ -36,9 +36,11 @@ options:
         type: path
         required: true
       state:
-        description: V(absent) removes a directory with all that is in it, too.
+        description:
+          - V(absent) removes a directory with all that is in it, too.
+          - V(not_empty) removes a directory that is there for nothing.
         type: str
-        choices: [file, link, absent]
+        choices: [file, link, absent, not_empty]
         default: file
       content:
         description: What the file holds.
@@ -79,17 +81,20 @@ from ansible.module_utils.basic import AnsibleModule
 
 
 def read(path):
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    """What a plain file holds; None for anything else."""
+    if not os.path.isfile(path):
         return None
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
 
 
 def difference(item):
     """(before, after) as text, or None if all is as it should be."""
     path, state = item["path"], item["state"]
     link = os.readlink(path) if os.path.islink(path) else None
+    if state == "not_empty":
+        empty = link is None and os.path.isdir(path) and not os.listdir(path)
+        return ("%s is there, empty\n" % path, "") if empty else None
     if state == "absent":
         return ("%s is there\n" % path, "") if os.path.lexists(path) else None
     if state == "link":
@@ -107,6 +112,9 @@ def difference(item):
 
 def put(item):
     path, state = item["path"], item["state"]
+    if state == "not_empty":
+        os.rmdir(path)
+        return
     if state == "absent":
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
@@ -140,7 +148,7 @@ def main():
                 "required": True,
                 "options": {
                     "path": {"type": "path", "required": True},
-                    "state": {"type": "str", "choices": ["file", "link", "absent"], "default": "file"},
+                    "state": {"type": "str", "choices": ["file", "link", "absent", "not_empty"], "default": "file"},
                     "content": {"type": "str"},
                     "target": {"type": "path"},
                     "mode": {"type": "str", "default": "0644"},

@@ -26,9 +26,8 @@ options:
     default: []
   engine_socket:
     description:
-      - The Docker Engine's own socket.
+      - The Docker Engine's own socket. Found by itself, if left out.
     type: path
-    default: /var/run/docker.sock
   packages:
     description:
       - Commands that are needed, each with the Debian package that has it.
@@ -103,6 +102,8 @@ KERNEL_PARTS = {
 }
 
 
+USUAL_SOCKET = "/var/run/docker.sock"
+MOVED_SOCKET = "/run/docker-engine.sock"
 UNITS = ("swarm-agent.service", "swarm-agent-net.service")
 
 
@@ -150,6 +151,16 @@ def listeners(tcp, udp):
 
 
 def engine(path):
+    """What the engine says. Its socket is at its usual place, or aside, where the agent's has taken that place."""
+    for path in [path] if path else [MOVED_SOCKET, USUAL_SOCKET]:
+        found = ask_engine(path)
+        if found["answers"] or (path == MOVED_SOCKET and os.path.islink(USUAL_SOCKET)):
+            break
+    found.update(socket=path, socket_unit=os.path.exists("/lib/systemd/system/docker.socket"))
+    return found
+
+
+def ask_engine(path):
     client = _client.Client(path, timeout=20, patience=0)
     try:
         version = client.get("/version")
@@ -250,7 +261,7 @@ def main():
     spec = dict(
         _client.ARGUMENTS,
         checks={"type": "list", "elements": "str", "choices": ["engine", "agent", "member"], "default": []},
-        engine_socket={"type": "path", "default": "/var/run/docker.sock"},
+        engine_socket={"type": "path"},
         packages={"type": "dict", "default": {}},
         tcp_ports={"type": "list", "elements": "int", "default": [2377, 2378]},
         udp_ports={"type": "list", "elements": "int", "default": [4789]},

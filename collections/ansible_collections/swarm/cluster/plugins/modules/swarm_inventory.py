@@ -29,6 +29,13 @@ options:
       - Name of the group of workers.
     type: str
     default: workers
+  nodes:
+    description:
+      - Nodes of the swarm, as M(swarm.cluster.swarm_info) returns them. Those that the inventory does not name are warned of, and
+        nothing else is checked.
+    type: list
+    elements: dict
+    default: []
 author:
   - The swarm-agent authors (@swarm-agent)
 """
@@ -42,6 +49,11 @@ RETURN = r"""
 problems:
   description: What is wrong, each with the way out.
   returned: failure
+  type: list
+  elements: str
+strangers:
+  description: Nodes that the inventory does not name.
+  returned: when O(nodes) is not empty
   type: list
   elements: str
 """

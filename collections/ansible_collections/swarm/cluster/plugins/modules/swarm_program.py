@@ -82,10 +82,9 @@ import zipfile
 from ansible.module_utils.basic import AnsibleModule
 
 LAUNCHER = """#!{python}
-import sys
 from {module} import {attribute}
 if __name__ == "__main__":
-    sys.exit({attribute}())
+    raise SystemExit({attribute}())
 """
 
 

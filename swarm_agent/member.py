@@ -250,8 +250,9 @@ class Member:
     async def _renew(self) -> None:
         key, csr = ca.make_request(self._seams.certificates)
         issued: Issued = await self._ask_leader("Renew", Renew(csr), 10.0)
-        self.identity = NodeIdentity(key, issued.cert, self.identity.root)
-        save_identity(self._state_dir, self.identity)
+        renewed = NodeIdentity(key, issued.cert, self.identity.root)
+        save_identity(self._state_dir, renewed)  # first: a start after the old one's end must find the new one
+        self.identity = renewed
         if self.manager is not None:
             await self.manager.certificate_renewed()
         log.info("certificate renewed, role %s", issued.role)
@@ -267,7 +268,7 @@ class Member:
                 continue
             try:
                 await self._renew()
-            except SwarmError as err:
+            except (SwarmError, OSError) as err:
                 log.warning("cannot renew the certificate, trying again: %s", err)
                 await asyncio.sleep(30.0)
 

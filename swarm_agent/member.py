@@ -63,6 +63,7 @@ class Member:
     ) -> None:
         self._seams = seams
         self.membership = membership
+        self._saved = membership  # as it is on disk
         self.identity = identity
         self._state_dir = state_dir
         self._rpc_port = rpc_port
@@ -250,8 +251,9 @@ class Member:
     async def _renew(self) -> None:
         key, csr = ca.make_request(self._seams.certificates)
         issued: Issued = await self._ask_leader("Renew", Renew(csr), 10.0)
-        self.identity = NodeIdentity(key, issued.cert, self.identity.root)
-        save_identity(self._state_dir, self.identity)
+        renewed = NodeIdentity(key, issued.cert, self.identity.root)
+        save_identity(self._state_dir, renewed)  # first: a start after the old one's end must find the new one
+        self.identity = renewed
         if self.manager is not None:
             await self.manager.certificate_renewed()
         log.info("certificate renewed, role %s", issued.role)
@@ -267,7 +269,7 @@ class Member:
                 continue
             try:
                 await self._renew()
-            except SwarmError as err:
+            except (SwarmError, OSError) as err:
                 log.warning("cannot renew the certificate, trying again: %s", err)
                 await asyncio.sleep(30.0)
 
@@ -329,10 +331,12 @@ class Member:
                 self.session.described(self._description)
 
     def _remember(self, **changes: object) -> None:
+        """Change our membership, on disk first."""
         changed = msgspec.structs.replace(self.membership, **changes)
-        if changed != self.membership:
-            self.membership = changed
+        if changed != self._saved:
             save_membership(self._state_dir, changed)
+            self._saved = changed
+        self.membership = changed
 
     # --- Orders: what a manager tells us -------------------------------------------------------------------------------
     async def assign(self, full: bool, assignments: tuple[Assignment, ...], removed: tuple[str, ...]) -> None:
@@ -387,8 +391,13 @@ class Member:
             self._spawn(self._follow_role(), "role change")
 
     async def managers_changed(self, managers: tuple[ManagerAddress, ...]) -> None:
-        if managers:
+        if not managers:
+            return
+        try:
             self._remember(managers=managers)
+        except OSError as err:  # a full disk is no reason to end the session: the next one tells us again
+            self.membership = msgspec.structs.replace(self.membership, managers=managers)
+            log.error("cannot write down where the managers are, free some space in %s: %s", self._state_dir, err)
 
     async def root_changed(self, root: bytes) -> None:
         if root and root != self.identity.root:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
 
 from swarm_agent.identity.ca import Subject
 from swarm_agent.objects.records import Task
@@ -14,12 +15,19 @@ MAX_QUEUED = 256  # pieces of one reader; a node waits when its reader is slow
 LOOK_S = 1.0  # how often a silent node's session is looked at
 
 
+class _Reader(NamedTuple):
+    """Who waits for pieces, and whose word counts for which task."""
+
+    queue: asyncio.Queue[LogPiece]
+    waiting: dict[str, str]  # task id -> node id
+
+
 class LogBroker:
     """Joins readers (the API) with writers (nodes)."""
 
     def __init__(self, new_id: Callable[[], str]) -> None:
         self._new_id = new_id
-        self._readers: dict[str, asyncio.Queue[LogPiece]] = {}
+        self._readers: dict[str, _Reader] = {}
 
     async def read(
         self, dispatcher: Dispatcher, tasks: list[Task], query: dict[str, str]
@@ -27,8 +35,8 @@ class LogBroker:
         """Pieces of all the tasks' logs until every one is done; a task whose node is away ends with an error."""
         request_id = self._new_id()
         queue: asyncio.Queue[LogPiece] = asyncio.Queue(MAX_QUEUED)
-        self._readers[request_id] = queue
         waiting: dict[str, str] = {t.id: t.node_id for t in tasks}
+        self._readers[request_id] = _Reader(queue, waiting)
         try:
             for node_id in dict.fromkeys(waiting.values()):
                 ids = tuple(t for t, n in waiting.items() if n == node_id)
@@ -50,11 +58,24 @@ class LogBroker:
         finally:
             del self._readers[request_id]
 
-    async def serve(self, caller: Subject, pieces: AsyncIterator[LogPiece]) -> Nothing:  # noqa: ARG002 - any node
-        """Take a node's pieces; ends early when nobody reads any more."""
+    async def serve(self, caller: Subject, pieces: AsyncIterator[LogPiece]) -> Nothing:
+        """Take a node's pieces, of its own tasks only; ends early when nobody reads any more."""
         async for piece in pieces:
-            queue = self._readers.get(piece.request_id)
-            if queue is None:
+            if not await self._hand_over(caller.node_id, piece):
                 break
-            await queue.put(piece)
         return Nothing()
+
+    async def _hand_over(self, node_id: str, piece: LogPiece) -> bool:
+        """False when the reader is gone, also when it goes while we wait for room."""
+        while True:
+            reader = self._readers.get(piece.request_id)
+            if reader is None:
+                return False
+            if reader.waiting.get(piece.task_id) != node_id:
+                return True  # not asked of this node, or ended already
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await reader.queue.put(piece)
+            except TimeoutError:
+                continue
+            return True

@@ -200,7 +200,9 @@ class Dispatcher:
                     pass
                 case Statuses(items):
                     for task_id, status in items:
-                        self._statuses[task_id] = (node_id, status)
+                        task = self._store.tasks.get(task_id)
+                        if task is not None and task.node_id == node_id:  # no node speaks for another's tasks
+                            self._statuses[task_id] = (node_id, status)
                     self._status_news.set()
                 case Described(description):
                     await self._change_node(node_id, functools.partial(_described, description))

@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from swarm_agent.objects.enums import TaskState
-from swarm_agent.objects.records import Node, Task, TaskStatus
+from swarm_agent.objects.records import Node, NodeDescription, Task, TaskStatus
 from swarm_agent.objects.specs import NodeSpec
-from swarm_agent.objects.records import NodeDescription
 from swarm_agent.raft import EntryTooLarge
 from swarm_agent.session.dispatcher import Dispatcher
 from swarm_agent.session.wire import Hello, Statuses, Up

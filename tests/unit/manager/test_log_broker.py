@@ -44,8 +44,14 @@ def test_a_node_speaks_for_its_own_tasks_only() -> None:
         reading = broker.read(dispatcher, [task("t1", "n1"), task("t2", "n2")], {})
         first = asyncio.create_task(anext(reading))
         await asyncio.sleep(0)
-        forged = (LogPiece("r", "t2", b"forged"), LogPiece("r", "t2", done=True), LogPiece("r", "t9", b"none"))
-        await broker.serve(worker("n1"), sent(*forged, LogPiece("r", "t1", b"a"), LogPiece("r", "t1", done=True)))
+        forged = (
+            LogPiece("r", "t2", b"forged"),
+            LogPiece("r", "t2", done=True),
+            LogPiece("r", "t9", b"none"),
+        )
+        await broker.serve(
+            worker("n1"), sent(*forged, LogPiece("r", "t1", b"a"), LogPiece("r", "t1", done=True))
+        )
         await broker.serve(worker("n2"), sent(LogPiece("r", "t2", b"b"), LogPiece("r", "t2", done=True)))
         return [await first, *[piece async for piece in reading]]
 

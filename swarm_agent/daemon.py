@@ -135,6 +135,11 @@ class Daemon:
                 self._error = str(err)
                 await asyncio.sleep(RETRY_S)
                 continue
+            except Exception as err:  # it must not stay away for ever, and silently
+                log.exception("cannot resume membership yet")
+                self._error = f"internal error, see this node's log: {err!r}"
+                await asyncio.sleep(RETRY_S)
+                continue
             self.member, self._error, self._pending = member, "", False
             return
 

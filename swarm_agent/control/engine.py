@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from swarm_agent.control.allocate import allocate_network, allocate_node, allocate_service
 from swarm_agent.control.ledger import Ledger
 from swarm_agent.control.orchestrate import reconcile_service, reconcile_slot
-from swarm_agent.control.passes import Key, Pass
+from swarm_agent.control.passes import MAX_WRITES, RESCHEDULE, Key, Pass
 from swarm_agent.control.reap import reap_revisions
 from swarm_agent.control.schedule import pend, place
 from swarm_agent.control.tasks import live
@@ -16,7 +16,6 @@ from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Network, Node, Revision, Service, Task
 from swarm_agent.store import Change, Group, Store
 
-RESCHEDULE = Key("pending", "")
 MAX_KEYS = 200  # a pass looks at this many keys, the rest waits for the next
 
 
@@ -27,6 +26,7 @@ class Controllers:
         self.store = store
         self.ledger = Ledger(store)
         self._new_id = new_id
+        self.most = MAX_WRITES  # rows a pass may write, about; less while they are large
         self._dirty: dict[Key, None] = {}
         self._timers: list[tuple[int, Key]] = []
         self._due: dict[Key, int] = {}
@@ -117,7 +117,7 @@ class Controllers:
         keys = list(self._dirty)[:MAX_KEYS]
         for key in keys:
             del self._dirty[key]
-        p = Pass(self.store, self.ledger, now, self._new_id)
+        p = Pass(self.store, self.ledger, now, self._new_id, self.most)
         try:
             self._reconcile(p, keys)
         finally:
@@ -145,6 +145,9 @@ class Controllers:
                 case _:
                     pass
         for key in keys:
+            if key.kind in ("service", "slot") and p.full:
+                p.more(key)
+                continue
             p.view.group(key.id)
             if key.kind == "service":
                 reconcile_service(p, key.id)
@@ -162,6 +165,9 @@ class Controllers:
             if task.service_id not in allocated:
                 allocated[task.service_id] = self._allocate(p, task.service_id)
             if allocated[task.service_id]:
+                if not p.room_for(task):
+                    p.more(RESCHEDULE)
+                    continue
                 p.view.group(task.service_id)
                 pend(p, task, {}, allocated[task.service_id])
             else:

@@ -8,12 +8,15 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from swarm_agent.control.engine import Controllers
-from swarm_agent.objects.errors import SwarmError
+from swarm_agent.control.passes import MAX_WRITES
+from swarm_agent.objects.errors import SwarmError, UserError
 from swarm_agent.store import ApplyResult, Change, Group, Store
 
 log = logging.getLogger(__name__)
 
 Propose = Callable[[tuple[Group, ...]], Awaitable[ApplyResult]]
+
+TOO_LARGE_S = 1.0  # until a single row that does not fit is tried again
 
 
 class ControlLoop:
@@ -74,13 +77,29 @@ class ControlLoop:
         self.last_pass_s = asyncio.get_running_loop().time() - started
         if not groups:
             return
+        await self._commit(groups)
+
+    async def _commit(self, groups: tuple[Group, ...]) -> None:
+        """As one entry, or as several when it is too large for one: groups stand or fall by themselves."""
         try:
             result = await self._propose(groups)
+        except UserError as err:  # too large, nothing else is refused so
+            if len(groups) > 1:
+                await self._commit(groups[: len(groups) // 2])
+                await self._commit(groups[len(groups) // 2 :])
+                return
+            log.warning("a decision is taken in smaller steps: %s", err, extra={"service": groups[0].key})
+            if self.controllers.most == 1:
+                await asyncio.sleep(TOO_LARGE_S)
+            self.controllers.most = max(1, min(self.controllers.most, len(groups[0].writes)) // 2)
+            self.controllers.retry([groups[0].key])
+            return
         except SwarmError as err:
             log.info("a pass was not committed: %s", err)
             self.controllers.retry(g.key for g in groups)
             await asyncio.sleep(0.05)  # no leader, or not us: the owner is about to cancel us
             return
+        self.controllers.most = min(MAX_WRITES, self.controllers.most * 2)
         lost = [g.key for g, done in zip(groups, result.accepted, strict=True) if not done]
         if lost:
             self.rejected += len(lost)

@@ -28,6 +28,9 @@ def reconcile_service(p: Pass, service_id: str) -> None:
         _remove_all(p, slots)
         return
     for slot in sorted(slots):
+        if p.full:
+            p.more(Key("service", service.id))
+            return
         _slot(p, service, slots[slot])
     _scale(p, service, slots_of(p, service_id))
     update.advance(p, service, slots_of(p, service_id))
@@ -165,19 +168,20 @@ def _start(p: Pass, task: Task, others: list[Task]) -> None:
 # --- the count -------------------------------------------------------------------------------------------------------
 def _scale(p: Pass, service: Service, slots: Slots) -> None:
     wanted = defaults.replicas(service.spec)
+    most = min(MAX_SLOTS, p.most)
     have = [s for s, tasks in slots.items() if taken(tasks)]
     if len(have) < wanted:
         free = (n for n in range(1, wanted + len(have) + 1) if n not in set(have))
-        if wanted - len(have) > MAX_SLOTS:
+        if wanted - len(have) > most:
             p.more(Key("service", service.id))
-        for _ in range(min(wanted - len(have), MAX_SLOTS)):
+        for _ in range(min(wanted - len(have), most)):
             cause = "scale" if have else "create"
             make(p, service, next(free), desired=TaskState.RUNNING, cause=cause)
     elif len(have) > wanted:
         surplus = _surplus(slots, have, wanted)
-        if len(surplus) > MAX_SLOTS:
+        if len(surplus) > most:
             p.more(Key("service", service.id))
-        for slot in surplus[:MAX_SLOTS]:
+        for slot in surplus[:most]:
             for task in slots[slot]:
                 aim(p, task, TaskState.REMOVE)
 
@@ -201,7 +205,7 @@ def _surplus(slots: Slots, have: list[int], wanted: int) -> list[int]:
 def _remove_all(p: Pass, slots: Slots) -> None:
     """Of a removed service everything goes, so many slots a pass."""
     for done, (slot, tasks) in enumerate(slots.items()):
-        if done == MAX_SLOTS:
+        if done == min(MAX_SLOTS, p.most):
             p.more(Key("service", tasks[0].service_id))
             return
         for task in tasks:

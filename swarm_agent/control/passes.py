@@ -18,24 +18,34 @@ class Key(NamedTuple):
     slot: int = 0
 
 
+RESCHEDULE = Key("pending", "")
+MAX_WRITES = 1000  # rows in one pass, about: an entry of the log is bounded
+
+
 class Pass:
     """The hands of a controller. Everything it may do is here, nothing of it is I/O."""
 
-    def __init__(self, store: Store, ledger: Ledger, now: int, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, store: Store, ledger: Ledger, now: int, new_id: Callable[[], str], most: int = MAX_WRITES
+    ) -> None:
         self.view = Overlay(store)
         self.ledger = ledger
         self.now = now
         self.new_id = new_id
         self.wakes: dict[Key, int] = {}
         self.again: list[Key] = []
+        self.most = most
+        self._written: set[tuple[type[Record], str]] = set()
         self._journal: list[Change] = []
 
     def put(self, row: Record) -> None:
         """Write a row; the books see it at once."""
+        self._written.add((type(row), row.id))
         self._book(row, self._stored(row), row)
         self.view.put(row)
 
     def delete(self, row: Record) -> None:
+        self._written.add((type(row), row.id))
         self._book(row, self._stored(row), None)
         self.view.delete(row)
 
@@ -46,6 +56,15 @@ class Pass:
     def more(self, key: Key) -> None:
         """This pass did as much of ``key`` as one entry holds; go on in the next."""
         self.again.append(key)
+
+    def room_for(self, row: Record) -> bool:
+        """Whether this pass may still write ``row``; one it has written it may write again."""
+        return len(self._written) < self.most or (type(row), row.id) in self._written
+
+    @property
+    def full(self) -> bool:
+        """Whether the rest is to wait for the next pass."""
+        return len(self._written) >= self.most
 
     def finish(self) -> tuple[Group, ...]:
         """Take the tentative bookings back and return what to propose."""

@@ -14,7 +14,7 @@ import msgspec
 
 from swarm_agent.control.allocate import Exhausted, allocate_task
 from swarm_agent.control.ledger import FAILURE_MEMORY, NodeUse, host_ports, reserved
-from swarm_agent.control.passes import Pass
+from swarm_agent.control.passes import RESCHEDULE, Pass
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import NodeState, TaskState
@@ -57,6 +57,9 @@ def _place_group(p: Pass, revision: Revision, tasks: list[Task]) -> None:
             heapq.heappush(heap, _rank(p, node, use, revision))
     trouble = ""
     for task in tasks:
+        if not p.room_for(task):
+            p.more(RESCHEDULE)
+            continue
         while heap:
             node_id = heap[0][-1]
             best = p.view.nodes.get(node_id)

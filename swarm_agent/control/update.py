@@ -137,7 +137,10 @@ def _hand_out(
             busy += 1
             p.wake(key, slot.reached_at + config.delay)
     room = len(dirty) if not config.parallelism else max(0, config.parallelism - busy)
-    for slot in dirty[:room]:
+    most = max(1, p.most // 2)  # an old task and a new one each
+    if min(room, len(dirty)) > most:
+        p.more(key)
+    for slot in dirty[: min(room, most)]:
         if config.order == "start-first" and slot.old:
             make(p, service, slot.number, desired=TaskState.RUNNING, cause="update")
             continue

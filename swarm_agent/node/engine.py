@@ -231,10 +231,20 @@ class EngineClient:
         while self._idle:
             self._idle.pop().close()
 
+    def _take_idle(self) -> EngineConnection | None:
+        """One that the engine has not closed, as it does when it is restarted."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.reader.at_eof():
+                return connection
+            connection.close()
+        return None
+
     async def _exchange(self, method: str, target: str, body: Any, headers: Mapping[str, str]) -> Answer:
         while True:
-            fresh = not self._idle
-            connection = await EngineConnection.open(self.socket_path) if fresh else self._idle.pop()
+            idle = self._take_idle()
+            fresh = idle is None
+            connection = idle or await EngineConnection.open(self.socket_path)
             done = False
             try:
                 await connection.send(*_request(method, target, body, headers))
@@ -256,6 +266,8 @@ class EngineClient:
         """What the engine said when it was first asked; ``fresh`` asks again, as it may have been upgraded."""
         if self._versions is None or fresh:
             answer = await self._exchange("GET", "/version", None, {})
+            if answer.status >= 400:  # it is just starting, or no engine at all
+                raise EngineError(answer.status, _message(answer.body))
             said = answer.json()
             self._versions = ApiVersions(
                 parse_version(said["ApiVersion"]), parse_version(said.get("MinAPIVersion") or "1.12")

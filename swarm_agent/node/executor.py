@@ -238,4 +238,6 @@ async def container_events(engine: Engine) -> AsyncIterator[str | None]:
                     yield event["Actor"]["Attributes"].get("com.docker.swarm.task.id", "")
         except (EngineError, EngineUnreachable) as err:
             log.warning("the engine's event stream is lost, trying again: %s", err)
+        except Exception:  # without it no end of a container would be noticed any more
+            log.exception("the engine's event stream makes no sense, trying again")
         await asyncio.sleep(1.0)

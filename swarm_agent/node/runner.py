@@ -53,7 +53,7 @@ class Runner:
         while True:
             try:
                 await self.executor.remove()
-            except SwarmError as err:
+            except (SwarmError, OSError) as err:  # the engine's, the state directory's
                 log.warning("cannot remove %s yet: %s", self.task.name, err, extra={"task": self.task.id})
                 await asyncio.sleep(RETRY_S)
             else:
@@ -97,7 +97,7 @@ class Runner:
         while self.status.state >= TaskState.STARTING or do is Do.SHUTDOWN:
             try:
                 await self.executor.shutdown()
-            except SwarmError as trouble:
+            except Exception as trouble:  # noqa: BLE001 - a bug of ours included: the walk must not end here
                 log.warning("cannot stop %s yet: %s", self.task.name, trouble, extra={"task": self.task.id})
                 await asyncio.sleep(RETRY_S)
             else:

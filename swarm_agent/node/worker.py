@@ -145,7 +145,7 @@ class Worker:
             with missing_is_fine():
                 await self._engine.call("DELETE", f"/containers/{container}", query={"force": "1", "v": "1"})
             await self._shared.network.detach(task_id)
-        except SwarmError as err:
+        except (SwarmError, OSError) as err:
             log.warning("cannot remove container %s: %s", container[:12], err)
             return False
         return True

@@ -125,6 +125,8 @@ class SessionAgent:
                     log.warning("manager %s: %s", addr, err)
                 except (SwarmError, OSError) as err:
                     log.info("session with %s ended: %s", addr, err)
+                except Exception:  # a bug of ours in one message must not end all sessions of this node
+                    log.exception("session with %s failed", addr)
                 finally:
                     self.connected.clear()
                     self.leader = ""

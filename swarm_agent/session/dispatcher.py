@@ -28,6 +28,7 @@ from swarm_agent.objects.records import (
     Task,
     TaskStatus,
 )
+from swarm_agent.raft import EntryTooLarge
 from swarm_agent.session import derive
 from swarm_agent.session.wire import (
     Assignments,
@@ -412,15 +413,23 @@ class Dispatcher:
     # --- reports -----------------------------------------------------------------------------------------------------
     async def _write_statuses(self) -> None:
         """Reports become writes, many at a time; what lost a race is tried again on the newer row."""
+        most = MAX_STATUSES
         while True:
             await self._status_news.wait()
             await asyncio.sleep(STATUS_COALESCE_S)
             self._status_news.clear()
-            batch = dict(list(self._statuses.items())[:MAX_STATUSES])
+            batch = dict(list(self._statuses.items())[:most])
             groups = tuple(filter(None, (self._status_group(t, *item) for t, item in batch.items())))
             if groups:
                 try:
                     result = await self._propose(groups)
+                except EntryTooLarge as err:
+                    if most == 1:
+                        log.error("a task's report is dropped: %s", err, extra={"task": groups[0].key})
+                        del self._statuses[groups[0].key]
+                    most = max(1, len(batch) // 2)
+                    self._status_news.set()
+                    continue
                 except SwarmError as err:
                     log.info("reports are not written yet: %s", err)
                     await asyncio.sleep(RETRY_S)
@@ -429,6 +438,7 @@ class Dispatcher:
                 lost = {g.key for g, done in zip(groups, result.accepted, strict=True) if not done}
             else:
                 lost = set()
+            most = min(MAX_STATUSES, most * 2)
             for task_id, item in batch.items():
                 if task_id not in lost and self._statuses.get(task_id) == item:
                     del self._statuses[task_id]

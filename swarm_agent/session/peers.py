@@ -47,6 +47,8 @@ class _Peer:
             except SwarmError as err:
                 if self.connected:
                     log.info("lost manager %s: %s", self.member.node_id, err)
+            except Exception:  # whatever it was, this manager must be tried again
+                log.exception("the way to manager %s failed", self.member.node_id)
             finally:
                 was, self.connected = self.connected, False
                 await client.close()

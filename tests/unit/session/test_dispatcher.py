@@ -90,3 +90,26 @@ def test_what_a_node_says_of_its_own_tasks_is_written() -> None:
         assert log.store.tasks.get("t0").status.state == TaskState.RUNNING  # type: ignore[union-attr]
 
     asyncio.run(main())
+
+
+def test_reports_too_large_for_one_entry_are_written_in_several() -> None:
+    async def main() -> None:
+        log = Log()
+        await cluster(log, 40)
+        log.most = 3000
+        await reported(log, "n1", Statuses(tuple((f"t{i}", RUNNING) for i in range(40))))
+        assert all(t.status.state == TaskState.RUNNING for t in log.store.tasks.all())
+
+    asyncio.run(main())
+
+
+def test_a_report_that_fits_no_entry_holds_up_no_other() -> None:
+    async def main() -> None:
+        log = Log()
+        await cluster(log, 3)
+        log.most = 3000
+        huge = TaskStatus(state=TaskState.FAILED, err="x" * 5000)
+        await reported(log, "n1", Statuses((("t0", huge), ("t1", RUNNING), ("t2", RUNNING))))
+        assert [log.store.tasks.get(f"t{i}").status.state for i in (1, 2)] == [TaskState.RUNNING] * 2  # type: ignore[union-attr]
+
+    asyncio.run(main())

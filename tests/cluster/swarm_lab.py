@@ -131,6 +131,20 @@ class Lab:
         script = f"exec 3<>/dev/tcp/{self.hosts[number].address}/{port}; read -t 5 line <&3; echo $line"
         return self.client.run("bash", "-c", script, check=False).split()
 
+    def no_containers(self, number: int, seconds: float = 30) -> None:
+        """Wait until the host's engine has none left; else tell what is left and what its manager thinks of it."""
+        host = self.hosts[number]
+        try:
+            until(lambda: host.docker("ps", "-aq").split() == [], f"no containers on host {number}", seconds)
+        except AssertionError as error:
+            left = host.docker("ps", "-a", "--format", "{{.Names}} {{.Status}}")
+            known = [
+                (t["ID"], t["DesiredState"], t["Status"])
+                for t in self.hosts[self.leader()].get("/tasks")
+                if t.get("NodeID")
+            ]
+            raise AssertionError(f"{error}\nleft: {left}\ntasks: {known}") from error
+
     def cut(self, number: int) -> None:
         """Pull the host's cable."""
         self._router.run("ip", "link", "set", f"h{number}", "down")

@@ -318,9 +318,7 @@ def test_removal_leaves_nothing(lab: Lab) -> None:
     via = lab.leader()
     lab[via].swarm("service", "rm", "web")
     for host in lab.hosts.values():
-        until(
-            lambda host=host: host.docker("ps", "-aq").split() == [], f"no containers on host {host.number}"
-        )
+        lab.no_containers(host.number)
     lab[via].swarm("network", "rm", "app", "after-the-leader")
     for host in lab.hosts.values():
         if host.get("/info")["Swarm"]["LocalNodeState"] == "active":

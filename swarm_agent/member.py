@@ -252,7 +252,9 @@ class Member:
         key, csr = ca.make_request(self._seams.certificates)
         issued: Issued = await self._ask_leader("Renew", Renew(csr), 10.0)
         renewed = NodeIdentity(key, issued.cert, self.identity.root)
-        save_identity(self._state_dir, renewed)  # first: a start after the old one's end must find the new one
+        save_identity(
+            self._state_dir, renewed
+        )  # first: a start after the old one's end must find the new one
         self.identity = renewed
         if self.manager is not None:
             await self.manager.certificate_renewed()
@@ -397,7 +399,9 @@ class Member:
             self._remember(managers=managers)
         except OSError as err:  # a full disk is no reason to end the session: the next one tells us again
             self.membership = msgspec.structs.replace(self.membership, managers=managers)
-            log.error("cannot write down where the managers are, free some space in %s: %s", self._state_dir, err)
+            log.error(
+                "cannot write down where the managers are, free some space in %s: %s", self._state_dir, err
+            )
 
     async def root_changed(self, root: bytes) -> None:
         if root and root != self.identity.root:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from swarm_agent.node.engine import EngineClient, EngineError
-from swarm_agent.node.executor import TaskFailed, container_events
+from swarm_agent.node.executor import container_events
 from swarm_agent.node.runner import RETRY_S, Runner
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import ContainerStatus, Task, TaskStatus

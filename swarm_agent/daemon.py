@@ -174,11 +174,10 @@ class Daemon:
         self._spawn(self._forget())
 
     async def _forget(self) -> None:
-        member, self.member = self.member, None
-        if member is not None:
-            await member.worker.remove_all()
-            await member.stop()
-            await member.forget()
+        async with self._changing:  # nobody joins on this host until the old membership is gone
+            member, self.member = self.member, None
+            if member is not None:
+                await member.cast_out()
 
     # --- Backend: this node ------------------------------------------------------------------------------------------
     @property
@@ -365,10 +364,10 @@ class Daemon:
     async def _become(
         self, membership: Membership, identity: NodeIdentity, founding: tuple[Cluster, Node] | None
     ) -> Member:
-        save_identity(self._state_dir, identity)
-        save_membership(self._state_dir, membership)
         member = self._make_member(membership, identity)
         try:
+            save_identity(self._state_dir, identity)
+            save_membership(self._state_dir, membership)
             await member.start(founding)
         except BaseException:
             await member.forget()
@@ -397,9 +396,10 @@ class Daemon:
             raise HttpError(
                 503, f"this node cannot reach its swarm ({self.error}): use --force to leave it all the same"
             )
-        for task in list(self._tasks):
-            if task is not asyncio.current_task():
-                task.cancel()
+        others = [t for t in self._tasks if t is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)  # what it began to start must have ended
         membership, identity = load_membership(self._state_dir), load_identity(self._state_dir)
         if membership is not None and identity is not None:
             await self._make_member(membership, identity).forget()

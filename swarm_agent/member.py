@@ -470,10 +470,22 @@ class Member:
             if task.get_name() != "session":
                 task.cancel()
         await self.worker.remove_all()
-        with contextlib.suppress(SwarmError, OSError):
-            await self._network.leave()
+        await self._leave_network()
         await self.stop()
         await self.forget()
+
+    async def cast_out(self) -> None:
+        """The cluster let us go without asking: nobody to tell, everything else as for leaving."""
+        await self.worker.remove_all()
+        await self._leave_network()
+        await self.stop()
+        await self.forget()
+
+    async def _leave_network(self) -> None:
+        try:
+            await self._network.leave()
+        except Exception:  # the kernel's, nft's, the engine's: no reason to stay half a member
+            log.exception("parts of the swarm's network are left on this host: a reboot takes them away")
 
     async def forget(self) -> None:
         """Remove what makes this host a member."""

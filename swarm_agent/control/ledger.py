@@ -75,6 +75,8 @@ class Ledger:
     def forget_revision(self, id_: str) -> None:
         """After the last task that pointed at it was booked out."""
         self._revisions.pop(id_, None)
+        for use in self.nodes.values():
+            use.failures.pop(id_, None)
 
     # --- tasks -------------------------------------------------------------------------------------------------
     def _task(self, task: Task | None, sign: int) -> None:

@@ -147,10 +147,13 @@ class FrontDoor:
     def _may(self, address: str) -> bool:
         now = asyncio.get_running_loop().time()
         recent = [t for t in self._calls[address] if t > now - 60]
-        self._calls[address] = [*recent, now]
+        allowed = len(recent) < CALLS_A_MINUTE
+        self._calls[address] = (
+            [*recent, now] if allowed else recent
+        )  # refused ones cost nothing, however many
         if len(self._calls) > 10_000:
             self._calls.clear()
-        return len(recent) < CALLS_A_MINUTE
+        return allowed
 
 
 class Https:

@@ -174,7 +174,12 @@ class Manager:
                 await self.propose((Group("founding", tuple(Put(r, 0) for r in founding)),))
 
     async def certificate_renewed(self) -> None:
-        """New connections to the front door see it; the RPC server asks for it itself."""
+        """New connections to the front door see it; the RPC server asks for it itself.
+
+        Ways to leaders are opened anew: a channel that reconnects years later would still show the old one. Calls
+        that run on an old one keep it until they end.
+        """
+        self._clients.clear()
         await self._door.renewed()
 
     async def wait_failed(self) -> None:

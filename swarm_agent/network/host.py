@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from swarm_agent.network import firewall, links, model, namespaces, rules
-from swarm_agent.network.engine import Engine, EngineNetworks, EngineRefused, container_network
+from swarm_agent.network.engine import Engine, EngineNetworks, container_network
 from swarm_agent.network.firewall import MissingPart
 from swarm_agent.network.journal import Journal, NamesEntry, NetworkEntry, ResolverEntry, TaskEntry
 from swarm_agent.network.model import (
@@ -32,7 +32,7 @@ from swarm_agent.network.model import (
     TaskAddress,
 )
 from swarm_agent.network.nft import Loaders, NftError
-from swarm_agent.objects.errors import FailedPrecondition, Unavailable
+from swarm_agent.objects.errors import FailedPrecondition, SwarmError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class HostNetwork:
             if self._engine_strays is None:
                 async with asyncio.timeout(_ENGINE_PATIENCE):
                     self._engine_strays = await self._engine.ours()
-        except (OSError, EngineRefused) as error:
+        except (OSError, SwarmError) as error:  # it is away, or it refuses
             log.warning(f"networks of the engine are looked at later: {error}")
             return
         self._engine_strays |= before
@@ -152,7 +152,7 @@ class HostNetwork:
                 async with asyncio.timeout(_ENGINE_PATIENCE):
                     await self._engine.remove(network_id)
                 self._engine_strays.discard(network_id)
-            except (OSError, EngineRefused) as error:
+            except (OSError, SwarmError) as error:
                 log.warning(f"tried again with the next change: {error}")
         self._engine_strays -= keep
 

@@ -39,6 +39,7 @@ class Images:
         except EngineError as err:
             if not here:
                 raise EngineError(404, f"No such image: {_with_tag(image)}: {err}") from err
+            self._rest = {i: until for i, until in self._rest.items() if until > now}
             self._rest[image] = now + FAILED_PULL_REST_S
             log.warning("pulling %s failed, using the local image: %s", image, err)
 

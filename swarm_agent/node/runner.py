@@ -14,7 +14,7 @@ from swarm_agent.node.executor import Executor, TaskFailed
 from swarm_agent.node.fsm import Do, after_error, next_step
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.errors import SwarmError, Unavailable
-from swarm_agent.objects.records import ContainerStatus, Task, TaskStatus
+from swarm_agent.objects.records import Task, TaskStatus
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +160,3 @@ class Runner:
         if self.status.err != err:
             self.status = msgspec.structs.replace(self.status, err=err, timestamp=self._now())
             self._report(self.task.id, self.status)
-
-
-def exit_status(status: TaskStatus) -> ContainerStatus:
-    return status.container or ContainerStatus()

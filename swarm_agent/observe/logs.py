@@ -1,4 +1,4 @@
-"""Logging: one JSON object a line for the journal, plain lines for people; the level changes at run time by signal."""
+"""Logging: one JSON object a line for the journal, plain lines for people."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any, Protocol
 
 from swarm_agent import __version__
+from swarm_agent.objects.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,13 @@ class ObserveServer:
         self._lag = asyncio.create_task(self._watch_lag(), name="loop lag")
         if addr:
             host, _, port = addr.rpartition(":")
-            self._server = await asyncio.start_server(self._serve, host, int(port))
+            try:
+                self._server = await asyncio.start_server(self._serve, host, int(port))
+            except OSError as err:
+                raise Unavailable(
+                    f"cannot serve metrics on {addr}: {err.strerror}. Free the port (the engine's own metrics like it "
+                    "too) or set metrics_addr in the agent's configuration"
+                ) from err
 
     async def stop(self) -> None:
         if self._lag is not None:

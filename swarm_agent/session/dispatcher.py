@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
@@ -91,12 +90,10 @@ class Dispatcher:
         store: Store,
         propose: Propose,
         new_id: Callable[[], str],
-        now: Callable[[], int] = time.time_ns,
     ) -> None:
         self._store = store
         self._propose = propose
         self._new_id = new_id
-        self._now = now
         self.sessions: dict[str, _Session] = {}
         self._heard: set[str] = set()  # nodes that said hello to this leader
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(
@@ -107,7 +104,6 @@ class Dispatcher:
         self._status_news = asyncio.Event()
         self._picture: derive.NetworkPicture | None = None
         self._unwatch = store.watch(self._on_commit)
-        self.false_alarms = 0
 
     # --- life ----------------------------------------------------------------------------------------------------
     async def run(self) -> None:

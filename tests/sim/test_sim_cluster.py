@@ -90,6 +90,23 @@ def test_a_worker_leaves_and_can_be_removed() -> None:
     play(story)
 
 
+def test_a_node_removed_by_force_takes_everything_away_and_may_join_again() -> None:
+    async def story(c: SimCluster) -> None:
+        await c.create("web", 5)
+        await c.until_running("web", 5)
+        host = c["w2"]
+        assert host.process is not None
+        daemon = host.process.daemon
+        await c.api("DELETE", f"/nodes/{host.node_id}", query="force=1")
+        await c.until("w2 is outside", lambda: "" if daemon.state == "inactive" else daemon.state)
+        await c.join(host, "Worker")
+        calls = [name for name, _ in daemon._network.calls]  # type: ignore[attr-defined]
+        assert calls.count("leave") == 1
+        await c.until_running("web", 5)
+
+    play(story)
+
+
 def test_a_manager_leaves_and_raft_lets_it_go() -> None:
     async def story(c: SimCluster) -> None:
         leader = c.leader().name

@@ -1,0 +1,43 @@
+"""A manager whose certificate is renewed while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from swarm_agent.manager.manager import Manager, ManagerSettings
+
+
+def test_ways_to_the_leader_show_the_new_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    def client(addr: str, identity: str) -> object:
+        shown.append(identity)
+        return object()
+
+    async def main() -> None:
+        own = ["old"]
+        rpc = SimpleNamespace(server=lambda *_: None, client=client)
+        seams: Any = SimpleNamespace(rpc=rpc, certificates=None, doors=None)
+        settings = ManagerSettings("n1", "c", 1, "0.0.0.0", 2377, 2378, "192.0.2.1", tmp_path)
+        identity: Any = lambda: own[0]  # noqa: E731
+        nothing: Any = None
+        manager = Manager(settings, identity, nothing, lambda: "id", random.Random(1), seams)
+
+        async def leader() -> str:
+            return "192.0.2.2:2378"
+
+        monkeypatch.setattr(manager, "leader_addr", leader)
+        first = await manager._leader_client()
+        assert await manager._leader_client() is first
+        own[0] = "new"
+        await manager.certificate_renewed()
+        assert await manager._leader_client() is not first
+
+    asyncio.run(main())
+    assert shown == ["old", "new"]

@@ -353,8 +353,11 @@ class Daemon:
             try:
                 root = await fetch_root(self._seams.doors, addr, token)
                 issued = await ask_for_certificate(self._seams.doors, addr, root, request)
-            except JoinRefused:
-                raise
+            except JoinRefused as err:
+                if err.http_status < 429:
+                    raise  # a no to this token or this node; every manager would say it
+                error = err
+                continue
             except SwarmError as err:
                 error = err
                 continue

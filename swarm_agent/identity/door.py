@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 CALLS_A_MINUTE = 60  # from one address; a whole rack joining at once stays below
 MAX_BODY = 64 * 1024
+CLOSE_TIMEOUT_S = 1.0  # what calls under way are waited for
 CALL_TIMEOUT_S = 10.0
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -167,7 +168,9 @@ class Https:
 
         async def close() -> None:
             server.close()
-            await server.wait_closed()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await server.wait_closed()
 
         return close
 

@@ -10,6 +10,7 @@ from swarm_agent.identity.ca import Source, Subject, sign
 from swarm_agent.identity.door import Issued, IssueRequest
 from swarm_agent.identity.tokens import role_of
 from swarm_agent.objects import defaults
+from swarm_agent.objects.enums import AVAILABILITIES
 from swarm_agent.objects.errors import NotFound, Unavailable, UserError
 from swarm_agent.objects.records import Cluster, Node, NodeDescription, NodeStatus
 from swarm_agent.objects.specs import NodeSpec
@@ -40,6 +41,8 @@ class Authority:
         role = role_of(request.token, cluster.join_tokens)
         if role is None:
             raise UserError("A valid join token is necessary to join this cluster")
+        if request.availability and request.availability not in AVAILABILITIES:
+            raise UserError(f'invalid Availability: "{request.availability}"')
         self._check_clock(request)
         node_id = self._new_id()
         cert, ends = self._sign(cluster, request.csr, Subject(node_id, role, cluster.id))

@@ -263,6 +263,7 @@ class Manager:
         assert self.raft is not None
         with contextlib.suppress(SwarmError):
             await self.raft.transfer()
+        await asyncio.sleep(RETRY_S)  # what fails at once must not fail without a pause
         self._changed.set()  # alone we go on with fresh duties
 
     async def _wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:

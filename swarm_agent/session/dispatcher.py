@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 Propose = Callable[[tuple[Group, ...]], Awaitable[ApplyResult]]
 
 SILENCE = 0.7  # of a heartbeat period (five beats long) without a beat: the node is down
-NEW_LEADER_GRACE = 1.6  # periods a node has to find a new leader before its silence counts
+NEW_LEADER_GRACE = 0.8  # periods a node has to find a new leader before its silence counts; most need a tenth
 COALESCE_S = 0.02  # changes within this time go out as one message
 STATUS_COALESCE_S = 0.01
 MAX_STATUSES = 1000  # in one entry

@@ -208,7 +208,7 @@ class _Story:
         try:
             await host.api("POST", f"/services/{name}/update", spec, f"version={shown['Version']['Index']}")
         except ApiError as err:
-            if "update out of sequence" in str(err):  # surely not done; what others asked meanwhile stays
+            if "update out of sequence" in str(err) and replicas in declared.replicas:  # surely not done
                 declared.replicas.remove(replicas)
             raise
         if declared.replicas == [*before, replicas]:

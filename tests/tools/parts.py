@@ -38,7 +38,7 @@ UNIT = Part(
     "tests",
 )
 SIM_SHORT = Part("sim", 2, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "50"),))
-SIM = Part("sim", 8, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "200"),))
+SIM = Part("sim", 8, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "40"),))
 SIM_LONG = Part("sim", 120, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "2000"),))
 CLUSTER = Part("real processes and engines", 12, (*PYTEST, "tests/cluster"), "tests/cluster")
 PLAIN = (("MOLECULE_COMMAND_BORDERS", "false"), ("NO_COLOR", "1"))

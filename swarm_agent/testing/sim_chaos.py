@@ -154,7 +154,7 @@ class _Story:
         if sum(1 for d in self._declared.values() if not d.removed) >= 4:
             return
         self._serial += 1
-        name = f"s{self._serial}"
+        name = f"s-{self._serial}"  # no identifier has a dash, and the beginning of one would do for a name
         replicas = self.rng.randrange(0, 6)
         self._declared[name] = declared = _Declared(replicas)
         await host.api("POST", "/services/create", self._spec(name, replicas))

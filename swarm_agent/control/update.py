@@ -67,12 +67,11 @@ def advance(p: Pass, service: Service, slots: Slots) -> None:
         for n, tasks in sorted(slots.items())
         if _counts(tasks, service)
     ]
-    for slot in taken:
-        _retire_old(p, slot, config.order)
+    waiting = [s for s in taken if not _retire_old(p, s, config.order)]
     updating = status is not None and status.state == "updating"
     dirty = [s for s in taken if s.dirty]
     if not updating:
-        if not dirty:
+        if not dirty and not waiting:
             return
         status = UpdateStatus(state="updating", message="update in progress", started_at=p.now)
         service = _say(p, service, status)
@@ -93,18 +92,23 @@ def _counts(tasks: list[Task], service: Service) -> bool:
     return last.desired_state == TaskState.SHUTDOWN and last.revision_id != service.revision_id
 
 
-def _retire_old(p: Pass, slot: _Slot, order: str) -> None:
-    """Start-first: the old task goes once the new one runs. Stop-first has sent it away already, unless a present one
-    was left by an update that was taken back: then only one of each is to stay, and the old one goes."""
+def _retire_old(p: Pass, slot: _Slot, order: str) -> bool:
+    """Start-first: the old task goes once the new one runs; False while it still waits for that. Stop-first has sent it
+    away already, unless a present one was left by an update that was taken back: then only one of each is to stay, and
+    the old one goes."""
     best = max(
         slot.kept, key=lambda t: (t.status.state == TaskState.RUNNING, t.created_at, t.id), default=None
     )
     for task in slot.kept:
         if task is not best:
             aim(p, task, TaskState.SHUTDOWN)
-    if best is not None and (order == "stop-first" or best.status.state == TaskState.RUNNING):
-        for task in slot.old:
-            aim(p, task, TaskState.SHUTDOWN)
+    if best is None:
+        return True
+    if order != "stop-first" and best.status.state != TaskState.RUNNING:
+        return not slot.old
+    for task in slot.old:
+        aim(p, task, TaskState.SHUTDOWN)
+    return True
 
 
 def _paused(

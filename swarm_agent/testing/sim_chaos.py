@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -54,13 +55,31 @@ def chaos(seed: int, plan: SimPlan | None = None) -> SimResult:
 
 
 class _Declared:
-    """What somebody asked for and what may have become of it: an unanswered call may have been done."""
+    """What somebody asked for and what may have become of it: an unanswered call may have been done.
+
+    Each wish is known by its number, in the order of asking: several people may ask for the same count.
+    """
 
     def __init__(self, replicas: int) -> None:
-        self.replicas = [replicas]
+        self.wishes = {0: replicas}
+        self._serial = 0
         self.removed = False  # asked for
         self.acknowledged = False
         self.gone = False  # removal acknowledged
+
+    def ask(self, replicas: int) -> int:
+        self._serial += 1
+        self.wishes[self._serial] = replicas
+        return self._serial
+
+    def refused(self, wish: int) -> None:
+        """Surely not done; what others asked meanwhile stays."""
+        self.wishes.pop(wish, None)
+
+    def done(self, wish: int) -> None:
+        """Whatever was asked for earlier was asked of an earlier version: overwritten, or refused. What was asked for
+        later may have been done on top, though this answer comes after it."""
+        self.wishes = {n: replicas for n, replicas in self.wishes.items() if n >= wish}
 
 
 class _Story:
@@ -135,7 +154,7 @@ class _Story:
         if sum(1 for d in self._declared.values() if not d.removed) >= 4:
             return
         self._serial += 1
-        name = f"s{self._serial}"
+        name = f"s-{self._serial}"  # no identifier has a dash, and the beginning of one would do for a name
         replicas = self.rng.randrange(0, 6)
         self._declared[name] = declared = _Declared(replicas)
         await host.api("POST", "/services/create", self._spec(name, replicas))
@@ -159,7 +178,7 @@ class _Story:
             }
             more["EndpointSpec"] = {"Ports": [port]}
             replicas = min(replicas, 2)
-            self._declared[name].replicas = [replicas]
+            self._declared[name].wishes = {0: replicas}
         if rng.random() < 0.3:
             template["Resources"] = {"Reservations": {"NanoCPUs": 200_000_000, "MemoryBytes": 1 << 28}}
         more["UpdateConfig"] = {
@@ -200,19 +219,18 @@ class _Story:
     async def _change(self, host: SimHost, name: str, change: Callable[[dict[str, Any]], None]) -> None:
         declared = self._declared[name]
         shown = await host.api("GET", f"/services/{name}")
-        spec = shown["Spec"]
+        spec = copy.deepcopy(shown["Spec"])
         change(spec)
         replicas = spec["Mode"]["Replicated"]["Replicas"]
-        before = list(declared.replicas)
-        declared.replicas.append(replicas)
+        wish = declared.ask(replicas)
         try:
             await host.api("POST", f"/services/{name}/update", spec, f"version={shown['Version']['Index']}")
         except ApiError as err:
-            if "update out of sequence" in str(err) and replicas in declared.replicas:  # surely not done
-                declared.replicas.remove(replicas)
+            if "update out of sequence" in str(err):
+                declared.refused(wish)
             raise
-        if declared.replicas == [*before, replicas]:
-            declared.replicas = [replicas]  # this is what there is, unless somebody else is at it
+        if spec != shown["Spec"]:  # else calls from before it are still in sequence, and may yet be done
+            declared.done(wish)
 
     async def _remove(self, host: SimHost) -> None:
         if sum(1 for d in self._declared.values() if not d.removed) < 2:
@@ -235,9 +253,9 @@ class _Story:
                     f"seed {self.cluster.seed}: the removal of {name} was acknowledged and is lost"
                 )
             mode = service.spec.mode.replicated
-            if mode is None or mode.replicas not in declared.replicas:
+            if mode is None or mode.replicas not in declared.wishes.values():
                 raise Violation(
-                    f"seed {self.cluster.seed}: {name} has {mode and mode.replicas} replicas, asked for was {declared.replicas}"
+                    f"seed {self.cluster.seed}: {name} has {mode and mode.replicas} replicas, asked for was {list(declared.wishes.values())}"
                 )
 
     # --- the nemesis ---------------------------------------------------------------------------------------------------------

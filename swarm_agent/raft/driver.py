@@ -193,8 +193,10 @@ class RaftNode:
         self.require_leader()
         await self.hand_over(to or 0)
 
-    def receive(self, frame: bytes) -> None:
-        """A frame arrived. What is no frame of this cluster is dropped, with a warning."""
+    def receive(self, frame: bytes, bearer: str | None = None) -> None:
+        """A frame arrived. What is no frame of this cluster is dropped, with a warning, and so is what speaks for another
+        node than ``bearer``, the one the transport has proof of (None: a transport without such proof).
+        """
         if self._closed.done():
             return
         try:
@@ -204,6 +206,9 @@ class RaftNode:
             return
         if decoded.cluster_id != self._config.cluster_id:
             log.warning("dropped a frame of cluster %s from %s", decoded.cluster_id, decoded.sender.node_id)
+            return
+        if bearer is not None and self._speaks_for_another(decoded, bearer):
+            log.warning("dropped a frame from %s in the name of another member", bearer)
             return
         self._book[decoded.sender.raft_id] = decoded.sender
         try:
@@ -286,6 +291,15 @@ class RaftNode:
             await asyncio.wait(pending)
         if self._failure is not None and not quietly:
             raise self._failure
+
+    def _speaks_for_another(self, frame: wire.Frame, bearer: str) -> bool:
+        sender = frame.sender
+        known = next((m for m in self._applied_conf.members if m.raft_id == sender.raft_id), None)
+        return (
+            sender.node_id != bearer
+            or (known is not None and known.node_id != bearer)
+            or any(item.frm != sender.raft_id for item in frame.items)
+        )
 
     # -- helpers of the above -----------------------------------------------------------------------------------------
 

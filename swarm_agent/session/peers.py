@@ -82,7 +82,7 @@ class PeerTransport:
         self._identity = identity
         self._rpc = rpc
         self._peers: dict[int, _Peer] = {}
-        self.receive: Callable[[bytes], None] = lambda frame: None  # noqa: ARG005 - set once the node is up
+        self.receive: Callable[[bytes, str], None] = lambda frame, bearer: None  # noqa: ARG005 - set once the node is up
         self.lost: Callable[[int], None] = lambda raft_id: None  # noqa: ARG005
 
     def send(self, to: Member, frame: bytes) -> None:
@@ -106,9 +106,10 @@ class PeerTransport:
         peer = self._peers.get(raft_id)
         return peer is not None and peer.connected
 
-    async def serve(self, caller: Subject, frames: AsyncIterator[bytes]) -> Nothing:  # noqa: ARG002 - managers only
+    async def serve(self, caller: Subject, frames: AsyncIterator[bytes]) -> Nothing:
+        """Take a manager's frames; Raft drops those in another's name."""
         async for frame in frames:
-            self.receive(frame)
+            self.receive(frame, caller.node_id)
         return Nothing()
 
     async def stop(self) -> None:

@@ -415,6 +415,27 @@ def test_frames_that_are_not_ours_are_dropped(caplog: pytest.LogCaptureFixture) 
     run(main())
 
 
+def test_nobody_speaks_for_another_member(caplog: pytest.LogCaptureFixture) -> None:
+    """A certificate proves one node; its frames may be in that node's name alone."""
+
+    async def main() -> None:
+        cluster = RaftCluster(14, 1)
+        node = await cluster.start()
+        me = node.status().members[0]
+        ours = node._config.cluster_id
+        message = Append(2, 1, 99, 0, 0, 0)
+        with caplog.at_level(logging.WARNING):
+            node.receive(wire.encode(wire.Frame(ours, Member(2, "n", "a"), (message,))), "somebody else")
+            node.receive(wire.encode(wire.Frame(ours, Member(me.raft_id, "n", "a"), ())), "n")
+            node.receive(wire.encode(wire.Frame(ours, Member(3, "n", "a"), (message,))), "n")
+        assert [r.getMessage() for r in caplog.records] == [
+            f"dropped a frame from {who} in the name of another member" for who in ("somebody else", "n", "n")
+        ]
+        assert node.status().term < 99
+
+    run(main())
+
+
 def test_many_messages_share_a_frame() -> None:
     async def main() -> None:
         cluster = RaftCluster(15, 3)

@@ -1,7 +1,7 @@
 """What the replicated store holds. Only ``api/views.py`` turns records into Docker's JSON.
 
-Who may write a field: ``spec`` the API; ``desired_state``, ``node_id``, addresses and every Revision the leader's control
-loop; ``Task.status`` the node the task is assigned to (and the control loop while a task has no node); ``Node.status``
+Who may write a field: ``spec`` and every Revision the API; ``desired_state``, ``node_id`` and addresses the leader's control
+loop (which also deletes what is to be forgotten); ``Task.status`` the node the task is assigned to (and the control loop while a task has no node); ``Node.status``
 the leader's session room; ``Node.role`` the leader's role manager.
 """
 

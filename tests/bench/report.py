@@ -10,7 +10,7 @@ METHOD = """\
 
 Measured by `./run bench` on {cores} cores. Both systems ran in the same run on the same kind of hosts: three pairs of network and
 mount namespaces on one machine, each with its own Docker Engine, all three managers; Docker Swarm is the engine's own swarm mode
-(with `DOCKER_SERVICE_PREFER_OFFLINE_IMAGE=1`, so that it asks no registry). Every figure is the median of its runs, with the
+(with `DOCKER_SERVICE_PREFER_OFFLINE_IMAGE=1`, so that it asks no registry). Every figure is the median of {runs} run(s), with the
 smallest and the largest behind it. All hosts share the cores, so absolute figures say little; the ratio is what counts.
 
 - **50 replicas**: from the create call to 50 tasks running, as the API shows them, on the host network and on an overlay.
@@ -39,7 +39,7 @@ ROWS = (
 
 def render(results: dict[str, Any]) -> str:
     ours, docker = results["ours"], results["docker"]
-    lines = [METHOD.format(cores=os.cpu_count())]
+    lines = [METHOD.format(cores=os.cpu_count(), runs=ours["failover"]["runs"])]
     lines += ["| what | swarm-agent | Docker Swarm | ratio (ours / Docker's) |", "|---|---|---|---|"]
     for text, key, _ in ROWS:
         a, b = ours[key], docker[key]

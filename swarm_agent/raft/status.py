@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import msgspec
@@ -35,16 +36,20 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StateMachine(Protocol):
-    """What is replicated. Deterministic: no clock, no chance, no environment. An exception stops the member."""
+    """What is replicated. Deterministic: no clock, no chance, no environment. An exception stops the member.
+
+    Called on the owner's loop, one call at a time.
+    """
 
     def apply(self, index: int, term: int, data: bytes) -> object:
         """The result goes to the proposer, if it is here."""
         ...
 
-    def snapshot(self) -> bytes:
-        """Consistent at the last applied index. Called on the loop: must be quick, or hold up heartbeats."""
+    def snapshot(self) -> Iterable[bytes]:
+        """The state as of the last applied entry, in pieces of about 1 MiB. Quick to take; may be iterated more than once, in
+        another thread, while later entries are applied."""
         ...
 
-    def restore(self, index: int, data: bytes) -> None:
+    def restore(self, index: int, pieces: Iterable[bytes]) -> None:
         """Replace everything."""
         ...

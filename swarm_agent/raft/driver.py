@@ -102,7 +102,7 @@ class RaftNode:
         self._me = Member(config.raft_id, config.node_id, config.addr)
         meta = recovered.snapshot
         if meta is not None:
-            fsm.restore(meta.index, recovered.snapshot_data)
+            fsm.restore(meta.index, (recovered.snapshot_data,))
         self._applied = self._snapshot_index = meta.index if meta else 0
         self._applied_conf = meta.conf if meta else ConfState()
         self._bytes_since_snapshot = 0
@@ -495,7 +495,7 @@ class RaftNode:
             if self._closed.done():
                 return
             if meta is not None:
-                self._fsm.restore(meta.index, data)
+                self._fsm.restore(meta.index, (data,))
                 self._applied = self._snapshot_index = meta.index
                 self._applied_conf = meta.conf
                 self._bytes_since_snapshot = 0
@@ -530,7 +530,7 @@ class RaftNode:
 
     async def _take_snapshot(self) -> None:
         try:
-            meta, data = self._snapshot_meta(), self._fsm.snapshot()
+            meta, data = self._snapshot_meta(), b"".join(self._fsm.snapshot())
             self._bytes_since_snapshot = 0
             keep_from = self._keep_from(meta.index)
             for step in self._store.snapshot_steps(meta, data, keep_from=keep_from):
@@ -568,7 +568,7 @@ class RaftNode:
             term=self.core.term,
             transfer=self._transfers,
             meta=(meta := self._snapshot_meta()),
-            data=self._fsm.snapshot(),
+            data=b"".join(self._fsm.snapshot()),
         )
         log.info("sending a snapshot at %d to member %d", meta.index, raft_id)
         self._senders[raft_id] = (sender, self._spawn(self._send_snapshot(raft_id, sender, meta.index)))

@@ -36,20 +36,20 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StateMachine(Protocol):
-    """What is replicated. Deterministic: no clock, no chance, no environment. An exception stops the member.
-
-    Called on the owner's loop, one call at a time.
-    """
+    """What is replicated. Deterministic: no clock, no chance, no environment. An exception stops the member."""
 
     def apply(self, index: int, term: int, data: bytes) -> object:
         """The result goes to the proposer, if it is here."""
         ...
 
     def snapshot(self) -> Iterable[bytes]:
-        """The state as of the last applied entry, in pieces of about 1 MiB. Quick to take; may be iterated more than once, in
-        another thread, while later entries are applied."""
+        """A view, consistent at the last applied index, that gives the state's bytes in pieces of about 1 MiB.
+
+        Called on the loop, so quick: no copy of more than references. The pieces may be iterated more than once, and in
+        another thread while ``apply`` goes on.
+        """
         ...
 
     def restore(self, index: int, pieces: Iterable[bytes]) -> None:
-        """Replace everything."""
+        """Replace everything. ``pieces`` are the bytes of a ``snapshot``, not necessarily cut where that cut them."""
         ...

@@ -403,6 +403,8 @@ class Driver:
         for raft_id in effects.snapshots:
             self._wanted.add(raft_id)
             self._post(self._desk.snapshot_wanted, raft_id)
+        if effects.snapshots:
+            self._tell(announce=False)
         if len(effects.committed) >= self.core.settings.max_handed:
             self._wake()  # in slices, so that heartbeats get their turn
 

@@ -20,7 +20,7 @@ from swarm_agent.raft.errors import (
     TransferFailed,
     WrongOwner,
 )
-from swarm_agent.raft.loops import Home, OwnThread, SameLoop
+from swarm_agent.raft.loops import Home, OwnThread, SameLoop, run_on
 from swarm_agent.raft.node import RaftNode
 from swarm_agent.raft.status import PeerProgress, RaftStatus, StateMachine
 from swarm_agent.raft.wire import Transport
@@ -48,4 +48,5 @@ __all__ = [
     "TransferFailed",
     "Transport",
     "WrongOwner",
+    "run_on",
 ]

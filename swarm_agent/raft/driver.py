@@ -119,7 +119,9 @@ class Driver:
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._snapshotting = False
         self._receiver = SnapshotReceiver()
-        self._arrived: dict[int, tuple[bytes, ...]] = {}  # whole snapshots by index, until the core has decided
+        self._arrived: dict[
+            int, tuple[bytes, ...]
+        ] = {}  # whole snapshots by index, until the core has decided
         self._wanted: set[int] = set()  # peers that wait for our owner's snapshot
         self._senders: dict[int, tuple[SnapshotSender, asyncio.Task[None]]] = {}
         self._transfers = itertools.count(rng.getrandbits(32))

@@ -105,9 +105,7 @@ class RaftNode:
     async def _begin(
         self, disk: Disk, store: Log, recovered: Recovered, transport: wire.Transport, rng: random.Random
     ) -> None:
-        self.driver = Driver(
-            self._config, disk, store, recovered, transport, rng, self._home.owner.put, self
-        )
+        self.driver = Driver(self._config, disk, store, recovered, transport, rng, self._home.owner.put, self)
         self._status = self.driver.status()
 
     # -- for those who use it -----------------------------------------------------------------------------------------

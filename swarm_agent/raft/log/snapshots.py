@@ -109,7 +109,10 @@ def _load(disk: Disk, name: str, owner: Owner, codec: Codec) -> tuple[SnapshotMe
         payload = codec.open(record.payload, f"{name}:{record.offset}".encode())
         if record.kind == _DATA:
             parts.append(payload)
-        elif record.kind == _END and record.end == len(raw):
-            if sum(map(len, parts)) == msgspec.msgpack.decode(payload, type=int):
-                return head.meta, tuple(parts)
+        elif record.kind == _END and record.end == len(raw) and sum(map(len, parts)) == _size(payload):
+            return head.meta, tuple(parts)
     raise LogCorrupt(f"snapshot {name}: its data is damaged; restore it from a backup or rejoin this node")
+
+
+def _size(payload: bytes) -> int:
+    return msgspec.msgpack.decode(payload, type=int)

@@ -90,9 +90,7 @@ class PeerTransport:
 
     async def start(self, host: str) -> None:
         """Listen. Raises Unavailable when the port is taken."""
-        self._listener = await self._links.listen(
-            host, self._port, self._identity, self._admit, self._take
-        )
+        self._listener = await self._links.listen(host, self._port, self._identity, self._admit, self._take)
 
     def send(self, to: Member, frame: bytes) -> None:
         peer = self._peers.get(to.raft_id)

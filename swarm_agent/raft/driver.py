@@ -44,7 +44,7 @@ from swarm_agent.raft.errors import (
     Stopped,
     TransferFailed,
 )
-from swarm_agent.raft.log import Log, Owner, Recovered
+from swarm_agent.raft.log import Codec, Log, Owner, Recovered
 from swarm_agent.raft.membership import Membership
 from swarm_agent.raft.status import PeerProgress, RaftStatus, StateMachine
 from swarm_agent.raft.transfer import SnapshotReceiver, SnapshotSender
@@ -67,14 +67,18 @@ class RaftNode:
         fsm: StateMachine,
         rng: random.Random,
         bootstrap: Member | None,
+        codec: Codec | None = None,
     ) -> RaftNode:
         """Recover and begin. ``bootstrap``: this member, to found a cluster of one if the disk is empty. Without it a
         member with an empty disk waits for the leader that adds it. The disk stays the caller's, to close after ``stop``.
+        ``codec``: how records are stored, None for as they are.
         """
         if bootstrap is not None and (bootstrap.raft_id != config.raft_id or bootstrap.learner):
             raise InvalidSpec("a cluster is founded by this member, as a voter", "bootstrap")
         owner = Owner(config.cluster_id, config.node_id, config.raft_id)
-        store, recovered = await disk.run(lambda: Log.open(disk, owner, segment_bytes=config.segment_bytes))
+        store, recovered = await disk.run(
+            lambda: Log.open(disk, owner, codec=codec, segment_bytes=config.segment_bytes)
+        )
         if recovered.is_new and bootstrap is not None:
             founding = Entry(1, 1, EntryKind.CONF, encode_change(ConfChange(bootstrap)))
             state = HardState(1, 0, 1)
@@ -192,6 +196,26 @@ class RaftNode:
         """Hand leadership to ``to``, by default the most complete voter that is heard of. ``TransferFailed``: it stayed."""
         self.require_leader()
         await self.hand_over(to or 0)
+
+    async def rotate_log(self) -> None:
+        """After this no file is left that holds anything written before the call: a snapshot and newer segments stand
+        for it. Waits until all of it is applied, which takes a majority. May be repeated after any failure.
+        """
+        self._require_open()
+        number = await self._disk.run(self._store.begin_segment)
+        taken = False
+        while (
+            highest := await self._disk.run(lambda: self._store.highest_before(number))
+        ) is not None or not taken:
+            self._require_open()
+            # a snapshot that is being written may have been begun before the call
+            busy = self._snapshotting or self.core.pending_snapshot is not None
+            if busy or not self._applied or self._applied < (highest or 0):
+                await self.progress()
+                continue
+            self._snapshotting = taken = True
+            await asyncio.wait([self._spawn(self._take_snapshot(keep_files=False))])
+            self._require_open()
 
     def receive(self, frame: bytes, bearer: str | None = None) -> None:
         """A frame arrived. What is no frame of this cluster is dropped, with a warning, and so is what speaks for another
@@ -528,12 +552,14 @@ class RaftNode:
         assert term is not None, "applied entries are held until a snapshot covers them"
         return SnapshotMeta(self._applied, term, self._applied_conf)
 
-    async def _take_snapshot(self) -> None:
+    async def _take_snapshot(self, *, keep_files: bool = True) -> None:
+        """``keep_files``: also those with entries for followers that lag; memory keeps them in any case."""
         try:
             meta, data = self._snapshot_meta(), self._fsm.snapshot()
             self._bytes_since_snapshot = 0
             keep_from = self._keep_from(meta.index)
-            for step in self._store.snapshot_steps(meta, data, keep_from=keep_from):
+            keep_files_from = keep_from if keep_files else meta.index + 1
+            for step in self._store.snapshot_steps(meta, data, keep_from=keep_files_from):
                 await self._disk.run(step)
             if self._closed.done():
                 return

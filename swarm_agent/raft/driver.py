@@ -43,6 +43,7 @@ from swarm_agent.raft.waiters import Logged, settle
 
 log = logging.getLogger(__name__)
 FRAME_BYTES = 1 << 20  # a frame takes no more messages once it holds so many bytes of entries
+State = tuple[SnapshotMeta, Iterable[bytes]]
 PART_ENTRIES = 64  # committed entries handed on in one call: the owner may do something else between two
 
 
@@ -68,8 +69,8 @@ class Desk(Protocol):
     def restored(self, meta: SnapshotMeta, pieces: tuple[bytes, ...]) -> None:
         """The leader's state replaces ours; it is on disk already."""
 
-    def snapshot_wanted(self, raft_id: int) -> None:
-        """A peer needs the state: answer with ``Driver.send_snapshot``."""
+    def state_wanted(self, ticket: int) -> None:
+        """Answer with ``Driver.state_is``."""
 
     def status_is(self, status: RaftStatus, announce: bool) -> None:
         """``announce``: role, leader, membership or ``removed`` changed."""
@@ -122,9 +123,11 @@ class Driver:
         self._arrived: dict[
             int, tuple[bytes, ...]
         ] = {}  # whole snapshots by index, until the core has decided
-        self._wanted: set[int] = set()  # peers that wait for our owner's snapshot
-        self._senders: dict[int, tuple[SnapshotSender, asyncio.Task[None]]] = {}
+        self._states: dict[int, asyncio.Future[State]] = {}  # asked of the owner, by ticket
+        self._senders: dict[int, SnapshotSender] = {}
+        self._sending: dict[int, asyncio.Task[None]] = {}
         self._transfers = itertools.count(rng.getrandbits(32))
+        self._tickets = itertools.count()
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._failure: Exception | None = None
         self._woken = False
@@ -162,6 +165,42 @@ class Driver:
             self.fail(error)
             return
         self._wake()
+
+    async def rotate_log(self) -> None:
+        """See ``RaftNode.rotate_log``."""
+        number = await self._disk.run(self._store.begin_segment)
+        taken = False
+        while (
+            highest := await self._disk.run(lambda: self._store.highest_before(number))
+        ) is not None or not taken:
+            meta, view = await self._state()
+            # a snapshot that is being written may have been begun before the call
+            busy = self._snapshotting or self.core.pending_snapshot is not None
+            if busy or not meta.index or meta.index < max(highest or 0, self._snapshot_index):
+                await self.progress()
+                continue
+            self._snapshotting = taken = True
+            await asyncio.wait([self._spawn(self._keep_snapshot(meta, view, keep_files=False))])
+            if self._closed.done():
+                raise Stopped(str(self._failure) if self._failure else "")
+
+    async def _state(self) -> State:
+        """The owner's state as it is by the time it answers."""
+        if self._closed.done():
+            raise Stopped(str(self._failure) if self._failure else "")
+        ticket = next(self._tickets)
+        future: asyncio.Future[State] = self._loop.create_future()
+        self._states[ticket] = future
+        self._post(self._desk.state_wanted, ticket)
+        try:
+            return await future
+        finally:
+            self._states.pop(ticket, None)
+
+    def state_is(self, ticket: int, meta: SnapshotMeta, view: Iterable[bytes]) -> None:
+        future = self._states.get(ticket)
+        if future is not None and not future.done():
+            future.set_result((meta, view))
 
     async def add_member(self, m: Member) -> None:
         await self._membership.add(m)
@@ -232,7 +271,7 @@ class Driver:
                     self._on_chunk(item)
                 elif isinstance(item, wire.ChunkReceipt):
                     if item.frm in self._senders:
-                        self._senders[item.frm][0].on_receipt(item)
+                        self._senders[item.frm].on_receipt(item)
                 else:
                     self.core.step(item)
         except Exception as error:  # noqa: BLE001
@@ -403,8 +442,7 @@ class Driver:
             self._post(self._desk.read_at, read.context, read.index)
         self._hand_on(effects.committed)
         for raft_id in effects.snapshots:
-            self._wanted.add(raft_id)
-            self._post(self._desk.snapshot_wanted, raft_id)
+            self._start_sender(raft_id)
         if effects.snapshots:
             self._tell(announce=False)
         if len(effects.committed) >= self.core.settings.max_handed:
@@ -490,10 +528,14 @@ class Driver:
             self._snapshotting = True
             self._spawn(self._keep_snapshot(meta, view))
 
-    async def _keep_snapshot(self, meta: SnapshotMeta, view: Iterable[bytes]) -> None:
+    async def _keep_snapshot(
+        self, meta: SnapshotMeta, view: Iterable[bytes], *, keep_files: bool = True
+    ) -> None:
+        """``keep_files``: also those with entries for followers that lag; memory keeps them in any case."""
         try:
             keep_from = self._keep_from(meta.index)
-            await self._run_steps(self._store.snapshot_steps(meta, view, keep_from=keep_from))
+            keep_files_from = keep_from if keep_files else meta.index + 1
+            await self._run_steps(self._store.snapshot_steps(meta, view, keep_from=keep_files_from))
             if self._closed.done():
                 return
             self._snapshot_index = max(self._snapshot_index, meta.index)
@@ -517,38 +559,42 @@ class Driver:
             first = entry.index
         return first
 
-    def send_snapshot(self, raft_id: int, meta: SnapshotMeta, view: Iterable[bytes]) -> None:
-        """The owner's state for a peer that asked for it."""
-        if self._closed.done() or raft_id not in self._wanted:
-            return
-        self._wanted.discard(raft_id)
-        if raft_id in self._senders:
-            self._senders[raft_id][1].cancel()
-        sender = SnapshotSender(
-            self._config,
-            lambda chunk: self._send_frame(raft_id, [chunk]),
-            self._disk.run,
-            to=raft_id,
-            term=self.core.term,
-            transfers=self._transfers,
-            meta=meta,
-            view=view,
-        )
-        log.info("sending a snapshot at %d to member %d", meta.index, raft_id)
-        self._senders[raft_id] = (sender, self._spawn(self._send_snapshot(raft_id, sender, meta.index)))
+    def _start_sender(self, raft_id: int) -> None:
+        if raft_id in self._sending:
+            self._sending[raft_id].cancel()
+        self._sending[raft_id] = self._spawn(self._send_snapshot(raft_id))
 
-    async def _send_snapshot(self, raft_id: int, sender: SnapshotSender, index: int) -> None:
-        arrived = False
+    async def _send_snapshot(self, raft_id: int) -> None:
+        """Whatever becomes of it is reported: the peer would wait for ever otherwise."""
+        arrived = 0
+        me = asyncio.current_task()
         try:
-            arrived = await sender.run()
+            meta, view = await self._state()
+            sender = SnapshotSender(
+                self._config,
+                lambda chunk: self._send_frame(raft_id, [chunk]),
+                self._disk.run,
+                to=raft_id,
+                term=self.core.term,
+                transfers=self._transfers,
+                meta=meta,
+                view=view,
+            )
+            log.info("sending a snapshot at %d to member %d", meta.index, raft_id)
+            self._senders[raft_id] = sender
+            if await sender.run():
+                arrived = meta.index
+        except Stopped:
+            pass
         except Exception as error:  # noqa: BLE001
             self.fail(error)
         finally:
-            current = self._senders.get(raft_id)
-            if current is not None and current[0] is sender:
-                del self._senders[raft_id]
-                self.core.report_snapshot(raft_id, index if arrived else None)
-                self._wake()
+            if self._sending.get(raft_id) is me:
+                del self._sending[raft_id]
+                self._senders.pop(raft_id, None)
+                if not self._closed.done():
+                    self.core.report_snapshot(raft_id, arrived or None)
+                    self._wake()
 
     def _on_chunk(self, chunk: wire.SnapshotChunk) -> None:
         if chunk.term < self.core.term or chunk.to != self._config.raft_id:
@@ -595,7 +641,10 @@ class Driver:
         self._logged.end()
         self._offered.clear()
         self._release_watchers()
-        for _, task in self._senders.values():
+        for task in self._sending.values():
             task.cancel()
+        for future in self._states.values():
+            if not future.done():
+                future.set_exception(Stopped(str(self._failure) if self._failure else ""))
         self._tell(announce=True)
         self._post(self._desk.closed, self._failure)

@@ -134,10 +134,15 @@ async def run_on(home: Home, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     running: list[asyncio.Task[T]] = []
 
+    def tell(done: asyncio.Task[T]) -> None:
+        if not done.cancelled():
+            done.exception()  # seen, also when the owner is gone and hears of it no more
+        home.owner.put(_settle, future, done)
+
     def begin() -> None:
         task = asyncio.get_running_loop().create_task(make())
         running.append(task)
-        task.add_done_callback(lambda done: home.owner.put(_settle, future, done))
+        task.add_done_callback(tell)
 
     def cancel() -> None:
         for task in running:

@@ -32,7 +32,7 @@ from swarm_agent.raft.core.conf import decode_change, encode_change
 from swarm_agent.raft.disk import Disk
 from swarm_agent.raft.driver import Driver
 from swarm_agent.raft.errors import EntryTooLarge, NotLeader, OutcomeUnknown, Stopped
-from swarm_agent.raft.log import Log, Owner, Recovered
+from swarm_agent.raft.log import Codec, Log, Owner, Recovered
 from swarm_agent.raft.loops import Home, SameLoop, run_on
 from swarm_agent.raft.status import RaftStatus, StateMachine
 from swarm_agent.raft.waiters import Proposals, Reads
@@ -56,11 +56,12 @@ class RaftNode:
         fsm: StateMachine,
         rng: random.Random,
         bootstrap: Member | None,
+        codec: Codec | None = None,
         home: Home | None = None,
     ) -> RaftNode:
         """Recover and begin. ``bootstrap``: this member, to found a cluster of one if the disk is empty. Without it a
-        member with an empty disk waits for the leader that adds it. ``home``: where Raft runs, entered by the caller, here by default.
-        Disk and home stay the caller's, to end after ``stop``.
+        member with an empty disk waits for the leader that adds it. ``codec``: how records are stored, None for as they are.
+        ``home``: where Raft runs, entered by the caller, here by default. Disk and home stay the caller's, to end after ``stop``.
         """
         if bootstrap is not None and (bootstrap.raft_id != config.raft_id or bootstrap.learner):
             raise InvalidSpec("a cluster is founded by this member, as a voter", "bootstrap")
@@ -68,7 +69,9 @@ class RaftNode:
             home = SameLoop()
             home.enter()
         owner = Owner(config.cluster_id, config.node_id, config.raft_id)
-        store, recovered = await disk.run(lambda: Log.open(disk, owner, segment_bytes=config.segment_bytes))
+        store, recovered = await disk.run(
+            lambda: Log.open(disk, owner, codec=codec, segment_bytes=config.segment_bytes)
+        )
         if recovered.is_new and bootstrap is not None:
             founding = Entry(1, 1, EntryKind.CONF, encode_change(ConfChange(bootstrap)))
             state = HardState(1, 0, 1)
@@ -162,6 +165,12 @@ class RaftNode:
     async def transfer(self, to: int | None = None) -> None:
         """Hand leadership to ``to``, by default the most complete voter that is heard of. ``TransferFailed``: it stayed."""
         await self._on_raft(lambda: self.driver.transfer(to or 0))
+
+    async def rotate_log(self) -> None:
+        """After this no file is left that holds anything written before the call: a snapshot and newer segments stand
+        for it. Waits until all of it is applied, which takes a majority. May be repeated after any failure.
+        """
+        await self._on_raft(self.driver.rotate_log)
 
     async def _on_raft(self, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._require_open()
@@ -286,7 +295,7 @@ class RaftNode:
         except Exception as error:  # noqa: BLE001
             self._fail(error)
 
-    def snapshot_wanted(self, raft_id: int) -> None:
+    def state_wanted(self, ticket: int) -> None:
         if self._failure is not None:
             return
         try:
@@ -294,7 +303,7 @@ class RaftNode:
         except Exception as error:  # noqa: BLE001
             self._fail(error)
             return
-        self._home.raft.put(self.driver.send_snapshot, raft_id, meta, view)
+        self._home.raft.put(self.driver.state_is, ticket, meta, view)
 
     def status_is(self, status: RaftStatus, announce: bool) -> None:
         self._status = status

@@ -10,12 +10,11 @@ loop, which gRPC's one reader for all loops cannot promise.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import ssl
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from cryptography import x509
@@ -31,6 +30,7 @@ _LENGTH = struct.Struct(">I")
 MAX_FRAME = 16 << 20
 MAX_BACKLOG = 32 << 20  # bytes a peer may owe us; beyond it frames are dropped
 HANDSHAKE_S = 5.0
+CLOSE_S = 0.2
 SILENCE_MS = 5000  # unacknowledged for so long, a connection is dead
 ALPN = "swarm-raft/1"
 
@@ -155,6 +155,7 @@ class _Incoming(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._listener.handshakes.pop(self, None)
         _tune(transport)
         try:
             self._bearer = self._listener.admit(transport.get_extra_info("ssl_object"))
@@ -203,25 +204,24 @@ class _TlsListener:
         self._admit = admit
         self.take = take
         self.open: dict[_Incoming, None] = {}
+        self.handshakes: dict[_Incoming, float] = {}  # when each began
         self._context: ssl.SSLContext | None = None
-        self._stop: Callable[[], Awaitable[None]] | None = None
+        self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> None:
         context = self._context = tls.mutual_server(self._identity())
         context.set_alpn_protocols([ALPN])
-        server = await asyncio.get_running_loop().create_server(
-            lambda: _Incoming(self), host, port, ssl=context, ssl_handshake_timeout=HANDSHAKE_S
+        self._server = await asyncio.get_running_loop().create_server(
+            self._accept, host, port, ssl=context, ssl_handshake_timeout=HANDSHAKE_S
         )
 
-        async def stop() -> None:
-            server.close()
-            for link in list(self.open):
-                link.close()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await server.wait_closed()
-
-        self._stop = stop
+    def _accept(self) -> _Incoming:
+        now = asyncio.get_running_loop().time()
+        for old in [link for link, since in self.handshakes.items() if since < now - HANDSHAKE_S]:
+            del self.handshakes[old]  # it failed: nobody tells
+        link = _Incoming(self)
+        self.handshakes[link] = now
+        return link
 
     def admit(self, session: Any) -> str:
         """The node id of a manager that is wanted; ValueError or PermissionDenied for anybody else."""
@@ -239,8 +239,14 @@ class _TlsListener:
             tls.load_pair(self._context, self._identity())
 
     async def close(self) -> None:
-        if self._stop is not None:
-            await self._stop()
+        if self._server is not None:
+            self._server.close()
+        patience = asyncio.get_running_loop().time() + CLOSE_S
+        while self.handshakes and asyncio.get_running_loop().time() < patience:
+            await asyncio.sleep(0.01)  # one that is under way would end on a loop that is no more
+        for link in list(self.open):
+            link.close()
+        await asyncio.sleep(0)  # the transports let go of their sockets in the loop's next pass
 
 
 def _tune(transport: asyncio.BaseTransport) -> None:

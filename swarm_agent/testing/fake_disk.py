@@ -85,6 +85,13 @@ class FakeDisk:
         """For tests that look at or damage files."""
         return {name: bytes(file.data) for name, file in sorted(self._files.items())}
 
+    def copy(self) -> FakeDisk:
+        """Another disk with the same files, all durable; for tests that look into them."""
+        other = FakeDisk(random.Random(0))
+        for name, data in self.contents().items():
+            other.replace(name, data)
+        return other
+
     def replace(self, name: str, data: bytes) -> None:
         """Damage: durable from now on."""
         self._files[name] = self._durable[name] = _File(data, len(data))

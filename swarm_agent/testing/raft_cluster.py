@@ -15,6 +15,7 @@ import msgspec
 from swarm_agent.raft import Member, RaftConfig, RaftNode
 from swarm_agent.testing.fake_disk import FakeDisk, FakeProcessDisk
 from swarm_agent.testing.fake_net import FakeNet, FakeTransport, LinkFaults
+from swarm_agent.testing.raft_keys import HostKeys
 
 
 async def until(condition: Callable[[], bool], patience_s: float = 30.0) -> None:
@@ -69,6 +70,9 @@ class RaftHost:
         self.clock_rate = 1.0
         """Seconds its clock shows for a second of the others; set before ``start``."""
         self.node: RaftNode | None = None
+        self.keys: HostKeys | None = None
+        """Of the process that runs; the log is encrypted with them."""
+        self._key_rng = random.Random(f"{cluster.seed} keys {raft_id}")
         self.fsm = Ledger()
         self.starts = 0
         self._transport: FakeTransport | None = None
@@ -112,6 +116,7 @@ class RaftHost:
     async def _start(
         self, process: FakeProcessDisk, transport: FakeTransport, *, bootstrap: bool
     ) -> RaftNode:
+        self.keys = await process.run(lambda: HostKeys(process, self._key_rng))
         return await RaftNode.start(
             self.config,
             disk=process,
@@ -119,6 +124,7 @@ class RaftHost:
             fsm=self.fsm,
             rng=random.Random(self._cluster.rng.getrandbits(64)),
             bootstrap=self.member if bootstrap else None,
+            codec=self.keys.codec,
         )
 
     def _power_cut(self) -> None:
@@ -147,6 +153,7 @@ class RaftCluster:
     def __init__(
         self, seed: int, size: int = 3, *, faults: LinkFaults | None = None, **settings: object
     ) -> None:
+        self.seed = seed
         self.rng = random.Random(seed)
         self.net = FakeNet(random.Random(self.rng.getrandbits(64)), faults)
         self.config = msgspec.convert(

@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 import uvloop
 
 from swarm_agent.identity import ca
 from swarm_agent.identity.files import NodeIdentity
-from swarm_agent.objects.errors import PermissionDenied
+from swarm_agent.objects.errors import PermissionDenied, Unavailable
 from swarm_agent.raft import Member, OwnThread, RaftConfig, RaftNode, RealDisk, run_on
 from swarm_agent.session.links import Tls
 from swarm_agent.session.peers import PeerTransport
@@ -84,7 +85,7 @@ class Cluster:
     def __init__(self, directory: Path) -> None:
         self.managers = [Manager(i, directory / str(i)) for i in (1, 2, 3)]
 
-    async def __aenter__(self) -> Cluster:
+    async def __aenter__(self) -> Self:
         first = await self.managers[0].start(found=True)
         await until(lambda: first.is_leader)
         for manager in self.managers[1:]:
@@ -170,8 +171,7 @@ def test_a_link_is_for_managers_of_this_cluster(tmp_path: Path) -> None:
             ):
                 try:
                     link = await Tls().connect(f"127.0.0.1:{PORT}", stranger, wanted)
-                except Exception as error:  # noqa: BLE001 - refused in the handshake already
-                    assert "127.0.0.1" in str(error)
+                except Unavailable:  # refused in the handshake already
                     continue
                 async with asyncio.timeout(5):
                     await link.ended()

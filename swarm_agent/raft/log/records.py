@@ -29,6 +29,9 @@ class Codec(Protocol):
 
     def seal(self, payload: bytes, where: bytes) -> bytes: ...
     def open(self, stored: bytes, where: bytes) -> bytes: ...
+    def stale(self, stored: bytes) -> bool:
+        """Whether a file whose first record is stored like this should take no more records."""
+        ...
 
 
 class PlainCodec:
@@ -39,6 +42,9 @@ class PlainCodec:
 
     def open(self, stored: bytes, where: bytes) -> bytes:  # noqa: ARG002
         return stored
+
+    def stale(self, stored: bytes) -> bool:  # noqa: ARG002
+        return False
 
 
 class Record(NamedTuple):

@@ -87,9 +87,12 @@ def load_newest(disk: Disk, owner: Owner, codec: Codec) -> tuple[SnapshotMeta, t
 
 
 def remove_older(disk: Disk, index: int) -> None:
-    for name in disk.names():
-        if name.endswith(SUFFIX) and int(name.split("-")[0]) < index:
-            disk.remove(name)
+    """For good: what an old data key opens, or is not encrypted, must not come back after a crash."""
+    old = [n for n in disk.names() if n.endswith(SUFFIX) and int(n.split("-")[0]) < index]
+    for name in old:
+        disk.remove(name)
+    if old:
+        disk.sync_dir()
 
 
 def _load(disk: Disk, name: str, owner: Owner, codec: Codec) -> tuple[SnapshotMeta, tuple[bytes, ...]]:

@@ -52,7 +52,7 @@ class _Batch(msgspec.Struct, frozen=True, array_like=True):
 class _Segment(msgspec.Struct):
     name: str
     number: int
-    highest: int  # the highest index it ever held: it may go once that is covered by a snapshot
+    highest: int  # the highest index it holds that counts: it may go once a snapshot covers that
     size: int = 0
     salt: int = 0
 
@@ -80,6 +80,7 @@ class Log:
         self._hard_state = HardState()
         self._last_index = 0
         self._crc = 0
+        self._stale = False  # the last segment found is sealed with an older key, or not at all
 
     @classmethod
     def open(
@@ -100,7 +101,7 @@ class Log:
                 f"the log begins at {entries[0].index} and there is no snapshot; rejoin this node"
             )
         log._last_index = entries[-1].index if entries else (meta.index if meta else 0)
-        if not log._segments:
+        if not log._segments or log._stale:
             log._rotate(fresh=False)
         return log, Recovered(log._hard_state, meta, pieces, entries)
 
@@ -117,8 +118,17 @@ class Log:
         self._disk.sync(current.name)
         self._hard_state = hard_state
         if entries:
+            self._holds(entries)
             self._last_index = entries[-1].index
-            current.highest = max(current.highest, self._last_index)
+
+    def begin_segment(self) -> int:
+        """What follows is written to a new segment, sealed as the codec does now. Its number, for ``highest_before``."""
+        self._rotate(fresh=False)
+        return self._segments[-1].number
+
+    def highest_before(self, number: int) -> int | None:
+        """The highest index that segments before this one hold; None when they are gone."""
+        return max((s.highest for s in self._segments if s.number < number), default=None)
 
     def snapshot_steps(
         self, meta: SnapshotMeta, view: Iterable[bytes], *, keep_from: int
@@ -150,6 +160,13 @@ class Log:
 
         yield replace
 
+    def _holds(self, entries: Sequence[Entry]) -> None:
+        """The last segment holds these; what others hold from their first on is dead."""
+        first = entries[0].index
+        for segment in self._segments:
+            segment.highest = min(segment.highest, first - 1)
+        self._segments[-1].highest = entries[-1].index
+
     def _write(self, segment: _Segment, name: str, kind: int, payload: bytes) -> None:
         stored = self._codec.seal(payload, f"{segment.name}:{segment.size}".encode())
         blob, self._crc = frame(kind, stored, self._crc, segment.salt)
@@ -168,6 +185,7 @@ class Log:
         self._disk.rename(temporary, segment.name)
         self._disk.sync_dir()
         self._segments.append(segment)
+        self._stale = False
 
     def _drop(self, keep_from: int | None) -> None:
         """Remove old segments, the oldest first and each for good before the next: no crash may leave a hole."""
@@ -201,8 +219,12 @@ class Log:
                 f"log segment {name} does not follow {self._segments[-1].name}; rejoin this node"
             )
         segment = _Segment(name, head.number, head.first_index - 1, first.end, first.crc)
+        self._segments.append(segment)
+        self._stale = self._codec.stale(first.payload)
         if head.fresh:
             entries.clear()
+            for older in self._segments[:-1]:
+                older.highest = 0
         self._hard_state, self._crc = head.hard_state, first.crc
         for record in scan(data, first.end, first.crc, first.crc):
             payload = self._codec.open(record.payload, f"{name}:{record.offset}".encode())
@@ -210,10 +232,9 @@ class Log:
             self._hard_state, self._crc, segment.size = batch.hard_state, record.crc, record.end
             if batch.entries:
                 _overwrite(entries, batch.entries, name)
-                segment.highest = max(segment.highest, batch.entries[-1].index)
+                self._holds(batch.entries)
         if segment.size < len(data):
             self._cut_tail(segment, data, last=last)
-        self._segments.append(segment)
 
     def _cut_tail(self, segment: _Segment, data: bytes, *, last: bool) -> None:
         """The record at ``segment.size`` is bad. Only the very last write can be torn by a crash."""

@@ -354,6 +354,9 @@ class _Mask:
         assert stored.startswith(where)
         return bytes(b ^ 0x5A for b in stored[len(where) :])
 
+    def stale(self, stored: bytes) -> bool:
+        return False
+
 
 def test_a_codec_sees_every_payload_and_its_place() -> None:
     disk = platter()

@@ -12,6 +12,8 @@ Every method blocks: call them on the disk's worker.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ import msgspec
 
 from swarm_agent.raft.core.messages import Entry, HardState, SnapshotMeta
 from swarm_agent.raft.disk import Disk
-from swarm_agent.raft.errors import LogCorrupt, WrongOwner
+from swarm_agent.raft.errors import LogCorrupt, LogError, WrongOwner
 from swarm_agent.raft.log.records import (
     Codec,
     PlainCodec,
@@ -80,6 +82,7 @@ class Log:
         self._hard_state = HardState()
         self._last_index = 0
         self._crc = 0
+        self._failed: OSError | None = None
 
     @classmethod
     def open(
@@ -108,13 +111,14 @@ class Log:
 
     def append(self, hard_state: HardState, entries: Sequence[Entry]) -> None:
         """Durable on return. Entries may begin anywhere up to the end: what is there from then on is overwritten."""
-        current = self._segments[-1]
-        if current.size >= self._segment_bytes:
-            self._rotate(fresh=False)
+        with self._one_failure_is_enough():
             current = self._segments[-1]
-        payload = msgspec.msgpack.encode((hard_state, entries))
-        self._write(current, current.name, _BATCH, payload)
-        self._disk.sync(current.name)
+            if current.size >= self._segment_bytes:
+                self._rotate(fresh=False)
+                current = self._segments[-1]
+            payload = msgspec.msgpack.encode((hard_state, entries))
+            self._write(current, current.name, _BATCH, payload)
+            self._disk.sync(current.name)
         self._hard_state = hard_state
         if entries:
             self._last_index = entries[-1].index
@@ -124,18 +128,16 @@ class Log:
         self, meta: SnapshotMeta, data: bytes, *, keep_from: int
     ) -> Iterator[Callable[[], None]]:
         """Save a snapshot of our own state; then entries before ``keep_from`` may go, a whole segment at a time."""
-        yield from write_steps(self._disk, self._owner, self._codec, meta, data)
 
         def tidy() -> None:
             self._rotate(fresh=False)
             self._drop(keep_from)
             remove_older(self._disk, meta.index)
 
-        yield tidy
+        yield from self._guarded(write_steps(self._disk, self._owner, self._codec, meta, data), tidy)
 
     def install_steps(self, meta: SnapshotMeta, data: bytes) -> Iterator[Callable[[], None]]:
         """Save the leader's snapshot in place of everything there is."""
-        yield from write_steps(self._disk, self._owner, self._codec, meta, data)
 
         def replace() -> None:
             self._last_index = meta.index
@@ -143,7 +145,30 @@ class Log:
             self._drop(None)
             remove_older(self._disk, meta.index)
 
-        yield replace
+        yield from self._guarded(write_steps(self._disk, self._owner, self._codec, meta, data), replace)
+
+    def _guarded(
+        self, steps: Iterator[Callable[[], None]], last: Callable[[], None]
+    ) -> Iterator[Callable[[], None]]:
+        for step in itertools.chain(steps, [last]):
+
+            def guarded(step: Callable[[], None] = step) -> None:
+                with self._one_failure_is_enough():
+                    step()
+
+            yield guarded
+
+    @contextlib.contextmanager
+    def _one_failure_is_enough(self) -> Iterator[None]:
+        """After a failed write or sync nobody knows what is on disk, and a later sync may succeed without those bytes. A
+        segment begun behind them would turn a torn tail, which is cut, into a damaged log, which is refused."""
+        if self._failed is not None:
+            raise LogError(f"nothing is written any more since a write failed: {self._failed}")
+        try:
+            yield
+        except OSError as error:
+            self._failed = error
+            raise
 
     def _write(self, segment: _Segment, name: str, kind: int, payload: bytes) -> None:
         stored = self._codec.seal(payload, f"{segment.name}:{segment.size}".encode())

@@ -7,10 +7,11 @@ what the command came to.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
+PIECE = 300  # bytes: small, so that a snapshot is a transfer of several chunks
 Value = int | tuple[int, ...] | None
 
 
@@ -95,11 +96,12 @@ class KeyValue:
         registers[command.key] = command.value
         return True
 
-    def snapshot(self) -> bytes:
-        return _encoder.encode(self._state)
+    def snapshot(self) -> Iterable[bytes]:
+        data = _encoder.encode(self._state)
+        return [data[at : at + PIECE] for at in range(0, len(data), PIECE)]
 
-    def restore(self, index: int, data: bytes) -> None:
-        self._state = _state.decode(data)
+    def restore(self, index: int, pieces: Iterable[bytes]) -> None:
+        self._state = _state.decode(b"".join(pieces))
         self.restored += 1
         if self._state.index > index:
             raise AssertionError(f"a snapshot at {index} holds entry {self._state.index}")

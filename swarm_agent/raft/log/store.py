@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -64,7 +64,7 @@ class Recovered(NamedTuple):
 
     hard_state: HardState
     snapshot: SnapshotMeta | None
-    snapshot_data: bytes
+    snapshot_pieces: tuple[bytes, ...]
     entries: list[Entry]
 
     @property
@@ -95,7 +95,7 @@ class Log:
                 disk.remove(name)
         snapshot = load_newest(disk, owner, log._codec)
         entries = log._replay()
-        meta, data = snapshot or (None, b"")
+        meta, pieces = snapshot or (None, ())
         if meta is not None:
             entries = log._meet(meta, entries)
         elif entries and entries[0].index != 1:
@@ -105,7 +105,7 @@ class Log:
         log._last_index = entries[-1].index if entries else (meta.index if meta else 0)
         if not log._segments:
             log._rotate(fresh=False)
-        return log, Recovered(log._hard_state, meta, data, entries)
+        return log, Recovered(log._hard_state, meta, pieces, entries)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -125,36 +125,41 @@ class Log:
             current.highest = max(current.highest, self._last_index)
 
     def snapshot_steps(
-        self, meta: SnapshotMeta, data: bytes, *, keep_from: int
-    ) -> Iterator[Callable[[], None]]:
-        """Save a snapshot of our own state; then entries before ``keep_from`` may go, a whole segment at a time."""
+        self, meta: SnapshotMeta, view: Iterable[bytes], *, keep_from: int
+    ) -> Iterator[Callable[[], bool]]:
+        """Save a snapshot of our own state; then entries before ``keep_from`` may go, a whole segment at a time.
 
-        def tidy() -> None:
+        Each step is run until it returns False; between two runs the worker is free for log batches.
+        """
+
+        def tidy() -> bool:
             self._rotate(fresh=False)
             self._drop(keep_from)
             remove_older(self._disk, meta.index)
+            return False
 
-        yield from self._guarded(write_steps(self._disk, self._owner, self._codec, meta, data), tidy)
+        return self._guarded(write_steps(self._disk, self._owner, self._codec, meta, view), tidy)
 
-    def install_steps(self, meta: SnapshotMeta, data: bytes) -> Iterator[Callable[[], None]]:
-        """Save the leader's snapshot in place of everything there is."""
+    def install_steps(self, meta: SnapshotMeta, pieces: Iterable[bytes]) -> Iterator[Callable[[], bool]]:
+        """Save the leader's snapshot in place of everything there is. Steps as of ``snapshot_steps``."""
 
-        def replace() -> None:
+        def replace() -> bool:
             self._last_index = meta.index
             self._rotate(fresh=True)
             self._drop(None)
             remove_older(self._disk, meta.index)
+            return False
 
-        yield from self._guarded(write_steps(self._disk, self._owner, self._codec, meta, data), replace)
+        return self._guarded(write_steps(self._disk, self._owner, self._codec, meta, pieces), replace)
 
     def _guarded(
-        self, steps: Iterator[Callable[[], None]], last: Callable[[], None]
-    ) -> Iterator[Callable[[], None]]:
+        self, steps: Iterator[Callable[[], bool]], last: Callable[[], bool]
+    ) -> Iterator[Callable[[], bool]]:
         for step in itertools.chain(steps, [last]):
 
-            def guarded(step: Callable[[], None] = step) -> None:
+            def guarded(step: Callable[[], bool] = step) -> bool:
                 with self._one_failure_is_enough():
-                    step()
+                    return step()
 
             yield guarded
 

@@ -33,16 +33,20 @@ OPERATIONS_PER_KEY = 40
 class Keys:
     """A few registers and lists at a time."""
 
-    def __init__(self, rng: random.Random, kinds: str = "rrl") -> None:
+    def __init__(
+        self, rng: random.Random, kinds: str = "rrl", *, born: int = 0, uses: int = OPERATIONS_PER_KEY
+    ) -> None:
+        """``kinds``: one letter each, r for a register, l for a list. ``born``: so many keys there were before."""
         self._rng = rng
-        self._born = 0
+        self._uses = uses
+        self._born = born
         self._current = [self._new(kind) for kind in kinds]
         self._used = [0] * len(kinds)
 
     def pick(self) -> str:
         i = self._rng.randrange(len(self._current))
         self._used[i] += 1
-        if self._used[i] > OPERATIONS_PER_KEY:
+        if self._used[i] > self._uses:
             self._current[i], self._used[i] = self._new(self._current[i][0]), 1
         return self._current[i]
 

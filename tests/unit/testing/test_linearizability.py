@@ -187,6 +187,7 @@ def random_history(rng: random.Random, *, lists: bool) -> list[Operation]:
         if rng.random() < 0.25:
             answered = NEVER
         value, expected = rng.randrange(2), rng.randrange(2)
+        answer: Hashable
         if lists:
             kind = rng.choice(["read", "append"])
             answer = rng.choice([None, (0,), (1,), (0, 1), (1, 0)]) if kind == "read" else None

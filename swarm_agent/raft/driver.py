@@ -168,6 +168,13 @@ class Driver:
 
     async def rotate_log(self) -> None:
         """See ``RaftNode.rotate_log``."""
+        try:
+            await self._rotate_log()
+        except OSError as error:
+            self.fail(error)
+            raise Stopped(str(error)) from error
+
+    async def _rotate_log(self) -> None:
         number = await self._disk.run(self._store.begin_segment)
         taken = False
         while (

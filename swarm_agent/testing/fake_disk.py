@@ -26,9 +26,11 @@ class DiskFaults(msgspec.Struct, kw_only=True):
     capacity: int | None = None
     """Bytes after which writes fail with ENOSPC, having written what fitted."""
     fail_sync: bool = False
-    """Syncs fail with EIO; the bytes are lost at the next crash."""
+    """Syncs fail with EIO; the bytes are lost at the next crash, even if a later sync succeeds: kernels drop them."""
     crash_at_step: int | None = None
     """The power cut comes in the middle of the n-th blocking call from now, 0 for the next."""
+    crash_in: str = ""
+    """The power cut comes in the middle of the next call of this name: append, sync, rename, ..."""
 
 
 class PowerCut(BaseException):
@@ -36,11 +38,14 @@ class PowerCut(BaseException):
 
 
 class _File:
-    __slots__ = ("data", "synced")
+    __slots__ = ("data", "lost", "synced")
 
     def __init__(self, data: bytes = b"", synced: int = 0) -> None:
         self.data = bytearray(data)
         self.synced = synced  # so many bytes survive a crash for certain
+        self.lost: list[
+            tuple[int, int]
+        ] = []  # but for these: their sync failed, and no later one writes them
 
 
 class FakeDisk:
@@ -52,6 +57,8 @@ class FakeDisk:
         self._renames: list[dict[str, _File]] = []  # the directory after each change since
         self.syncs = 0
         self.steps = 0
+        self.torn_tails = 0  # cut off by whoever opened the log
+        self.cuts: dict[str, int] = {}  # power cuts by the call they came in
         self._process: FakeProcessDisk | None = None
 
     def open(self) -> FakeProcessDisk:
@@ -77,6 +84,10 @@ class FakeDisk:
                 torn = self._rng.randrange(file.synced, len(file.data))
                 file.data[torn:] = bytes(len(file.data) - torn)  # the length grew, the sectors never came
             file.synced = len(file.data)
+            for start, end in file.lost:
+                kept = min(end, len(file.data))
+                file.data[start:kept] = bytes(max(0, kept - start))
+            file.lost.clear()
         self._files = survived
         self._durable = dict(survived)
         self._renames = []
@@ -98,14 +109,18 @@ class FakeDisk:
 
     # -- what a process does, through ``FakeProcessDisk`` ---------------------------------------------------------------
 
-    def step(self) -> bool:
+    def step(self, call: str) -> bool:
         """Count a blocking call; True if the power fails during it."""
         self.steps += 1
-        left = self.faults.crash_at_step
-        if left is None:
-            return False
-        self.faults.crash_at_step = left - 1 if left else None
-        return left == 0
+        faults, now = self.faults, self.faults.crash_in == call
+        if now:
+            faults.crash_in = ""
+        if faults.crash_at_step is not None:
+            now = now or faults.crash_at_step == 0
+            faults.crash_at_step = faults.crash_at_step - 1 if faults.crash_at_step else None
+        if now:
+            self.cuts[call] = self.cuts.get(call, 0) + 1
+        return now
 
     def file(self, name: str) -> _File:
         try:
@@ -121,20 +136,24 @@ class FakeDisk:
             self._files[name] = _File()
             self._renames.append(dict(self._files))
         limit = self.faults.capacity
-        room = None if limit is None else max(0, limit - sum(len(f.data) for f in self._files.values()))
+        room = None if limit is None else max(0, limit - self.used)
         self._files[name].data += data[:room]
         if room is not None and room < len(data):
+            self.failed()
             raise OSError(errno.ENOSPC, "no space left on device", name)
 
     def sync(self, name: str) -> None:
         file = self.file(name)
         if self.faults.fail_sync:
+            self.failed()
+            file.lost.append((file.synced, len(file.data)))
             raise OSError(errno.EIO, "input/output error", name)
         self.syncs += 1
         file.synced = len(file.data)
 
     def truncate(self, name: str, size: int) -> None:
         file = self.file(name)
+        self.torn_tails += len(file.data) > size
         del file.data[size:]
         file.synced = min(file.synced, size)
 
@@ -144,9 +163,19 @@ class FakeDisk:
 
     def sync_dir(self) -> None:
         if self.faults.fail_sync:
+            self.failed()
             raise OSError(errno.EIO, "input/output error", ".")
         self._durable = dict(self._files)
         self._renames = []
+
+    def failed(self) -> None:
+        """A call is about to fail: from now on the process may promise nothing."""
+        if self._process is not None:
+            self._process.failed = True
+
+    @property
+    def used(self) -> int:
+        return sum(len(file.data) for file in self._files.values())
 
     def latency(self) -> float:
         return self._rng.uniform(self.faults.latency_min, self.faults.latency_max)
@@ -162,6 +191,7 @@ class FakeProcessDisk:
         self._platter = platter
         self._turn: asyncio.Future[None] | None = None
         self.gone = False
+        self.failed = False
         self.on_power_cut: Callable[[], None] | None = None
 
     def names(self) -> list[str]:
@@ -173,22 +203,22 @@ class FakeProcessDisk:
         return bytes(self._platter.file(name).data)
 
     def append(self, name: str, data: bytes) -> None:
-        cut = self._step()
+        cut = self._step("append")
         if cut:
             self._platter.write(name, data[: self._platter.part(len(data))])
             self._die()
         self._platter.write(name, data)
 
     def sync(self, name: str) -> None:
-        self._step_or_die()
+        self._step_or_die("sync")
         self._platter.sync(name)
 
     def truncate(self, name: str, size: int) -> None:
-        self._step_or_die()
+        self._step_or_die("truncate")
         self._platter.truncate(name, size)
 
     def rename(self, old: str, new: str) -> None:
-        self._step_or_die()
+        self._step_or_die("rename")
         self._platter.file(old)
 
         def change(files: dict[str, _File]) -> None:
@@ -197,7 +227,7 @@ class FakeProcessDisk:
         self._platter.change_directory(change)
 
     def remove(self, name: str) -> None:
-        self._step_or_die()
+        self._step_or_die("remove")
         self._platter.file(name)
 
         def change(files: dict[str, _File]) -> None:
@@ -206,7 +236,7 @@ class FakeProcessDisk:
         self._platter.change_directory(change)
 
     def sync_dir(self) -> None:
-        self._step_or_die()
+        self._step_or_die("sync_dir")
         self._platter.sync_dir()
 
     async def run(self, fn: Callable[[], T]) -> T:
@@ -236,12 +266,12 @@ class FakeProcessDisk:
         if self.gone:
             raise PowerCut
 
-    def _step(self) -> bool:
+    def _step(self, call: str) -> bool:
         self._alive()
-        return self._platter.step()
+        return self._platter.step(call)
 
-    def _step_or_die(self) -> None:
-        if self._step():
+    def _step_or_die(self, call: str) -> None:
+        if self._step(call):
             self._die()
 
     def _die(self) -> None:

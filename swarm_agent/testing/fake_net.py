@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable
+from contextvars import copy_context
 from typing import Protocol
 
 import msgspec
@@ -38,6 +39,7 @@ class FakeNet:
         self._receivers: dict[str, Callable[[bytes], None]] = {}
         self._cut: dict[tuple[str, str], None] = {}
         self._last_arrival: dict[tuple[str, str], float] = {}
+        self._context = copy_context()  # frames travel in no sender's process and by no sender's clock
         self.sent = 0
         self.delivered = 0
         self.on_frame: Callable[[str, str, bytes], bool] | None = None
@@ -86,7 +88,7 @@ class FakeNet:
             return
         copies = 2 if faults.duplicate and rng.random() < faults.duplicate else 1
         for _ in range(copies):
-            self._schedule(source, target, frame)
+            self._context.run(self._schedule, source, target, frame)
 
     def _schedule(self, source: str, target: str, frame: bytes) -> None:
         loop, faults, rng = asyncio.get_running_loop(), self.faults, self._rng

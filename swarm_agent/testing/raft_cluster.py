@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 import msgspec
 
 from swarm_agent.raft import Member, RaftConfig, RaftNode
 from swarm_agent.testing.fake_disk import FakeDisk, FakeProcessDisk
 from swarm_agent.testing.fake_net import FakeNet, FakeTransport, LinkFaults
+from swarm_agent.testing.process_loop import HostClock, LoopProcess
 from swarm_agent.testing.raft_keys import HostKeys
+
+T = TypeVar("T")
 
 
 async def until(condition: Callable[[], bool], patience_s: float = 30.0) -> None:
@@ -67,15 +71,17 @@ class RaftHost:
         self.raft_id = raft_id
         self.addr = f"host{raft_id}"
         self.disk = FakeDisk(random.Random(cluster.rng.getrandbits(64)))
-        self.clock_rate = 1.0
-        """Seconds its clock shows for a second of the others; set before ``start``."""
+        self.clock = HostClock()
+        """Heeded on a ``ProcessLoop``, for what runs in its process: ``call`` it there."""
+        self.process = LoopProcess(self.clock)
         self.node: RaftNode | None = None
         self.keys: HostKeys | None = None
         """Of the process that runs; the log is encrypted with them."""
         self._key_rng = random.Random(f"{cluster.seed} keys {raft_id}")
-        self.fsm = Ledger()
+        self.fsm: Any = cluster.new_fsm(None)
         self.starts = 0
         self._transport: FakeTransport | None = None
+        self._disk: FakeProcessDisk | None = None
         self._starting: asyncio.Task[RaftNode] | None = None
 
     @property
@@ -90,7 +96,6 @@ class RaftHost:
             raft_id=self.raft_id,
             node_id=f"node{self.raft_id}",
             addr=self.addr,
-            tick_s=base.tick_s * self.clock_rate,
         )
 
     async def start(self, *, bootstrap: bool = False) -> RaftNode | None:
@@ -98,11 +103,12 @@ class RaftHost:
         if self.node is not None or self._starting is not None:
             raise RuntimeError(f"{self.addr} runs already")
         self.starts += 1
-        self.fsm = Ledger(self._cluster.on_apply(self))
-        process = self.disk.open()
+        self.fsm = self._cluster.new_fsm(self._cluster.on_apply(self))
+        self.process = LoopProcess(self.clock)
+        self._disk = process = self.disk.open()
         process.on_power_cut = self._power_cut
         self._transport = self._cluster.net.transport(self.addr)
-        self._starting = asyncio.ensure_future(self._start(process, self._transport, bootstrap=bootstrap))
+        self._starting = self.call(self._start(process, self._transport, bootstrap=bootstrap))
         try:
             await asyncio.wait([self._starting])
             if self._starting.cancelled():
@@ -110,8 +116,31 @@ class RaftHost:
             self.node = self._starting.result()
         finally:
             self._starting = None
-        self._cluster.net.attach(self.addr, self.node.receive)
+        self._cluster.net.attach(self.addr, self._receive)
         return self.node
+
+    @property
+    def is_up(self) -> bool:
+        """It runs or is about to."""
+        return self.node is not None or self._starting is not None
+
+    @property
+    def disk_failed(self) -> bool:
+        """A write or sync of the present process failed: it has to end."""
+        return self._disk is not None and self._disk.failed
+
+    def call(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin ``work`` in the host's process: it stands still while the process is stopped."""
+        return asyncio.get_running_loop().create_task(work, context=self.process.context)
+
+    def _receive(self, frame: bytes) -> None:
+        node, process = self.node, self.process
+        if node is None:
+            return
+        if process.stopped:  # the kernel takes it; the process will see it when it goes on
+            asyncio.get_running_loop().call_soon(node.receive, frame, context=process.context)
+        else:
+            process.context.run(node.receive, frame)
 
     async def _start(
         self, process: FakeProcessDisk, transport: FakeTransport, *, bootstrap: bool
@@ -140,6 +169,7 @@ class RaftHost:
         if self.node is not None:
             self.node.abandon()
             self.node = None
+        self.process.resume()  # so that what was abandoned comes to its end
         self.disk.crash(keep=keep)
 
     async def stop(self, *, transfer: bool = True) -> None:
@@ -151,14 +181,22 @@ class RaftHost:
 
 class RaftCluster:
     def __init__(
-        self, seed: int, size: int = 3, *, faults: LinkFaults | None = None, **settings: object
+        self,
+        seed: int,
+        size: int = 3,
+        *,
+        faults: LinkFaults | None = None,
+        new_fsm: Callable[[Callable[[int, int, bytes], None] | None], Any] = Ledger,
+        **settings: object,
     ) -> None:
         self.seed = seed
+        """``new_fsm`` makes the state machine of every start; it is told whom to tell what it applies."""
         self.rng = random.Random(seed)
         self.net = FakeNet(random.Random(self.rng.getrandbits(64)), faults)
         self.config = msgspec.convert(
             {"cluster_id": "sim", "raft_id": 1, "node_id": "-", "addr": "-", **settings}, RaftConfig
         )
+        self.new_fsm = new_fsm
         self.hosts = [RaftHost(self, i + 1) for i in range(size)]
         self.watch_apply: Callable[[RaftHost, int, int, bytes], None] | None = None
 

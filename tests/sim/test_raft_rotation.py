@@ -6,7 +6,6 @@ import os
 
 import pytest
 
-from swarm_agent.testing.raft_chaos import ChaosPlan
 from swarm_agent.testing.raft_rotation import rotating_chaos
 
 pytestmark = pytest.mark.slow
@@ -15,10 +14,10 @@ SEEDS = int(os.environ.get("SWARM_SIM_SEEDS", "10"))
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_three_members(seed: int) -> None:
+def test_keys_change_all_the_time(seed: int) -> None:
     result = rotating_chaos(seed)
     assert result.rotations > 0
-    assert result.chaos.acknowledged > 50
+    assert result.chaos.totals.operations >= 80
 
 
 def test_the_same_seed_is_the_same_story() -> None:
@@ -26,6 +25,6 @@ def test_the_same_seed_is_the_same_story() -> None:
 
 
 def test_stories_cut_rotations_short_and_finish_them() -> None:
-    results = [rotating_chaos(seed, ChaosPlan(seconds=8.0)) for seed in range(100, 105)]
+    results = [rotating_chaos(seed) for seed in range(100, 105)]
     assert sum(r.cut_short for r in results) > 5
     assert sum(r.finished for r in results) > 2

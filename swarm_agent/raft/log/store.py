@@ -12,6 +12,8 @@ Every method blocks: call them on the disk's worker.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ import msgspec
 
 from swarm_agent.raft.core.messages import Entry, HardState, SnapshotMeta
 from swarm_agent.raft.disk import Disk
-from swarm_agent.raft.errors import LogCorrupt, WrongOwner
+from swarm_agent.raft.errors import LogCorrupt, LogError, WrongOwner
 from swarm_agent.raft.log.records import (
     Codec,
     PlainCodec,
@@ -81,6 +83,7 @@ class Log:
         self._last_index = 0
         self._crc = 0
         self._stale = False  # the last segment found is sealed with an older key, or not at all
+        self._failed: OSError | None = None
 
     @classmethod
     def open(
@@ -109,13 +112,14 @@ class Log:
 
     def append(self, hard_state: HardState, entries: Sequence[Entry]) -> None:
         """Durable on return. Entries may begin anywhere up to the end: what is there from then on is overwritten."""
-        current = self._segments[-1]
-        if current.size >= self._segment_bytes:
-            self._rotate(fresh=False)
+        with self._one_failure_is_enough():
             current = self._segments[-1]
-        payload = msgspec.msgpack.encode((hard_state, entries))
-        self._write(current, current.name, _BATCH, payload)
-        self._disk.sync(current.name)
+            if current.size >= self._segment_bytes:
+                self._rotate(fresh=False)
+                current = self._segments[-1]
+            payload = msgspec.msgpack.encode((hard_state, entries))
+            self._write(current, current.name, _BATCH, payload)
+            self._disk.sync(current.name)
         self._hard_state = hard_state
         if entries:
             self._holds(entries)
@@ -123,7 +127,8 @@ class Log:
 
     def begin_segment(self) -> int:
         """What follows is written to a new segment, sealed as the codec does now. Its number, for ``highest_before``."""
-        self._rotate(fresh=False)
+        with self._one_failure_is_enough():
+            self._rotate(fresh=False)
         return self._segments[-1].number
 
     def highest_before(self, number: int) -> int | None:
@@ -137,7 +142,6 @@ class Log:
 
         Each step is run until it returns False; between two runs the worker is free for log batches.
         """
-        yield from write_steps(self._disk, self._owner, self._codec, meta, view)
 
         def tidy() -> bool:
             self._rotate(fresh=False)
@@ -145,11 +149,10 @@ class Log:
             remove_older(self._disk, meta.index)
             return False
 
-        yield tidy
+        return self._guarded(write_steps(self._disk, self._owner, self._codec, meta, view), tidy)
 
     def install_steps(self, meta: SnapshotMeta, pieces: Iterable[bytes]) -> Iterator[Callable[[], bool]]:
         """Save the leader's snapshot in place of everything there is. Steps as of ``snapshot_steps``."""
-        yield from write_steps(self._disk, self._owner, self._codec, meta, pieces)
 
         def replace() -> bool:
             self._last_index = meta.index
@@ -158,7 +161,30 @@ class Log:
             remove_older(self._disk, meta.index)
             return False
 
-        yield replace
+        return self._guarded(write_steps(self._disk, self._owner, self._codec, meta, pieces), replace)
+
+    def _guarded(
+        self, steps: Iterator[Callable[[], bool]], last: Callable[[], bool]
+    ) -> Iterator[Callable[[], bool]]:
+        for step in itertools.chain(steps, [last]):
+
+            def guarded(step: Callable[[], bool] = step) -> bool:
+                with self._one_failure_is_enough():
+                    return step()
+
+            yield guarded
+
+    @contextlib.contextmanager
+    def _one_failure_is_enough(self) -> Iterator[None]:
+        """After a failed write or sync nobody knows what is on disk, and a later sync may succeed without those bytes. A
+        segment begun behind them would turn a torn tail, which is cut, into a damaged log, which is refused."""
+        if self._failed is not None:
+            raise LogError(f"nothing is written any more since a write failed: {self._failed}")
+        try:
+            yield
+        except OSError as error:
+            self._failed = error
+            raise
 
     def _holds(self, entries: Sequence[Entry]) -> None:
         """The last segment holds these; what others hold from their first on is dead."""

@@ -287,6 +287,45 @@ def test_a_full_disk_and_a_failing_sync_are_errors_and_lose_nothing_acknowledged
         assert reopen(disk)[1].entries[0] == entries(1, 1)[0]
 
 
+@pytest.mark.parametrize("faults", [DiskFaults(capacity=400), DiskFaults(fail_sync=True)])
+def test_after_one_failed_write_nothing_is_written_even_if_the_disk_works_again(faults: DiskFaults) -> None:
+    """A snapshot that was under way began a new segment behind the torn tail, and the log was refused for ever."""
+    disk = platter()
+    log, _ = reopen(disk)
+    log.append(HardState(1), entries(1, 1))
+    first, *rest = log.snapshot_steps(SnapshotMeta(1, 1, CONF), (b"state",), keep_from=1)
+    first()
+    disk.faults = faults
+    with pytest.raises(OSError, match=r"no space|input/output"):
+        log.append(HardState(1), entries(2, 2, size=500))
+    disk.faults = DiskFaults()
+    for step in rest:
+        with pytest.raises(LogError, match="nothing is written any more"):
+            step()
+    with pytest.raises(LogError, match="nothing is written any more"):
+        log.append(HardState(1), entries(2, 2))
+    disk.crash(keep=1.0)
+    assert reopen(disk)[1].entries[0] == entries(1, 1)[0]
+
+
+def test_a_sync_that_succeeds_after_one_that_failed_saves_nothing_of_it() -> None:
+    """What kernels do, and why nobody may try again: the double forgets those bytes for good."""
+    disk = platter()
+    process = disk.open()
+    process.append("f", b"one")
+    process.sync("f")
+    process.sync_dir()
+    process.append("f", b"two")
+    disk.faults.fail_sync = True
+    with pytest.raises(OSError, match="input/output"):
+        process.sync("f")
+    disk.faults = DiskFaults()
+    process.append("f", b"three")
+    process.sync("f")
+    disk.crash()
+    assert disk.contents()["f"] == b"one\0\0\0three"
+
+
 class _Life:
     """A long life of a log, to be cut at any step; knows what was acknowledged."""
 

@@ -96,6 +96,17 @@ def load_identity(state_dir: Path, keys: KeyFile | None = None) -> NodeIdentity 
     return identity
 
 
+def load_certificate(state_dir: Path) -> NodeIdentity | None:
+    """Who we are, whether or not the private key can be opened: without it."""
+    try:
+        root = (state_dir / "certificates" / "swarm-root-ca.crt").read_bytes()
+        both = (state_dir / "certificates" / "swarm-node.pem").read_bytes()
+    except FileNotFoundError:
+        return None
+    _, found, cert = both.partition(_CERTIFICATE)
+    return NodeIdentity(key=b"", cert=found + cert, root=root) if found else None
+
+
 def _seal(identity: NodeIdentity, used: StoredKey, nonce: bytes) -> bytes:
     head = _HEAD.pack(used.id, nonce)
     sealed = head + AESGCM(used.secret).encrypt(nonce, identity.key, identity.cert)

@@ -117,7 +117,7 @@ def _seal(identity: NodeIdentity, used: StoredKey, nonce: bytes) -> bytes:
 def _open(state_dir: Path, block: bytes, cert: bytes, keys: tuple[StoredKey, ...]) -> bytes:
     wrong = ValueError(
         f"{state_dir}/certificates/swarm-node.pem: the private key is sealed with a key that {state_dir}/keys.json does not hold: "
-        "restore the state directory as a whole from a backup, or leave the swarm by force and join it again"
+        f"restore the state directory as a whole from a backup, or remove {state_dir} to leave the swarm"
     )
     try:
         sealed = base64.b64decode(block.removeprefix(_SEALED_BEGIN).partition(_SEALED_END)[0])

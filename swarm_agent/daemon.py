@@ -16,7 +16,6 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
-import msgspec
 import uvloop
 
 from swarm_agent import __version__
@@ -27,12 +26,12 @@ from swarm_agent.api.http import HttpError, HttpServer
 from swarm_agent.api.server import LOCKED, Api
 from swarm_agent.api.swarm import NOT_LOCKED
 from swarm_agent.config import DEFAULT_PATH, AgentConfig, load_config
+from swarm_agent.founding import Place, found
 from swarm_agent.identity import ca
 from swarm_agent.identity.door import Issued, IssueRequest, JoinRefused, ask_for_certificate, fetch_root
 from swarm_agent.identity.files import NodeIdentity, load_certificate, load_identity, save_identity
 from swarm_agent.identity.keyfile import KeyFile, LockedKeys, load_keys, remove_keys
-from swarm_agent.identity.tokens import new_tokens, parse_token
-from swarm_agent.identity.unlock import new_unlock_key
+from swarm_agent.identity.tokens import parse_token
 from swarm_agent.manager.manager import Manager
 from swarm_agent.member import Member
 from swarm_agent.membership import (
@@ -45,11 +44,10 @@ from swarm_agent.network.journal import Journal
 from swarm_agent.network.model import NodeNetwork
 from swarm_agent.node.describe import check_engine
 from swarm_agent.node.engine import EngineClient, EngineError, EngineUnreachable
-from swarm_agent.objects import defaults
 from swarm_agent.objects.errors import AlreadyExists, InvalidSpec, NoLeader, SwarmError, Unavailable
 from swarm_agent.objects.ids import new_id
-from swarm_agent.objects.records import Cluster, Node, NodeStatus, Task, UnlockKey
-from swarm_agent.objects.specs import ClusterSpec, EncryptionConfig, InitRequest, JoinRequest, NodeSpec
+from swarm_agent.objects.records import Cluster, Node, Task, UnlockKey
+from swarm_agent.objects.specs import InitRequest, JoinRequest
 from swarm_agent.observe.logs import set_up_logging
 from swarm_agent.observe.server import ObserveServer
 from swarm_agent.seams import Seams
@@ -265,51 +263,11 @@ class Daemon:
                 raise HttpError(
                     501, "--data-path-port other than 4789 is not supported by this version of swarm-agent"
                 )
-            node_id, cluster_id = self.new_id(), self.new_id()
-            source = self._seams.certificates
-            root = ca.make_root(source)
-            key, csr = ca.make_request(source)
-            spec = defaults.cluster_defaults(request.spec or ClusterSpec())
-            unlock = UnlockKey()
-            if request.auto_lock_managers or spec.encryption_config.auto_lock_managers:
-                unlock = UnlockKey(key=new_unlock_key(source.bits), version=1)
-                encryption = EncryptionConfig(auto_lock_managers=True)
-                spec = msgspec.structs.replace(spec, encryption_config=encryption)
-            cert, ends = ca.sign(
-                root, csr, ca.Subject(node_id, "manager", cluster_id), defaults.node_cert_expiry(spec), source
-            )
-            cluster = Cluster(
-                id=cluster_id,
-                spec=spec,
-                root_ca=root,
-                join_tokens=new_tokens(root.digest, source.bits),
-                unlock=unlock,
-                default_addr_pool=request.default_addr_pool or ("10.0.0.0/8",),
-                pool_given=bool(request.default_addr_pool) or request.subnet_size is None,
-                subnet_size=request.subnet_size or 24,
-            )
-            node = Node(
-                id=node_id,
-                spec=NodeSpec(role="manager", availability=request.availability or "active"),
-                role="manager",
-                status=NodeStatus(addr=host),
-                manager_addr=f"{host}:{port}",
-                rpc_addr=f"{host}:{self.config.rpc_port}",
-                cert_not_after=ends,
-            )
-            membership = Membership(
-                cluster_id=cluster_id,
-                node_id=node_id,
-                role="manager",
-                advertise_host=host,
-                listen_host=listen_host,
-                front_door_port=port,
-                data_addr=data_addr,
-                managers=(),
-            )
-            member = await self._become(membership, NodeIdentity(key, cert, root.cert), (cluster, node))
+            place = Place(host, data_addr, listen_host, port, self.config.rpc_port)
+            new = found(request, place, self.new_id, self._seams.certificates)
+            member = await self._become(new.membership, new.identity, (new.cluster, new.node))
             await member.wait_connected(JOIN_WAIT_S)
-            return node_id
+            return new.node.id
 
     async def join(self, request: JoinRequest) -> None:
         """Join a cluster; errors before the certificate leave nothing behind."""

@@ -82,6 +82,9 @@ class KeyKeeper:
                     log.warning("cannot change the keys of this manager yet: %s", err)
                 said = str(err)
                 await asyncio.sleep(RETRY_S)
+            except Exception:  # it must not end for ever, and silently
+                log.exception("the keys of this manager could not be changed")
+                await asyncio.sleep(RETRY_S)
             else:
                 said = ""
                 await news.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -390,6 +391,25 @@ def test_kills_at_any_moment_of_a_change_of_lock(seed: int) -> None:
         await c.until_running("web", 3)
 
     play(story, seed=seed)
+
+
+@pytest.mark.parametrize("after_ms", range(0, 60, 3))
+def test_a_kill_at_any_moment_of_a_demotion_leaves_a_worker_without_a_lock(after_ms: int) -> None:
+    async def story(c: SimCluster) -> None:
+        key = await update(c, autolock=True)
+        await followed(c)
+        name = next(name for name in ("m1", "m2", "m3") if c[name] is not c.leading())
+        await c.set_node(name, Role="worker")
+        await asyncio.sleep(after_ms / 1000)
+        host = await restart(c, name)
+        if host.daemon.state == "locked":
+            await unlock(host, key)
+        await c.until("all are ready", c.nodes_trouble, 60)
+        await c.until("it has no keys", lambda: "" if key_file(host) is None else "it has keys")
+        assert b"BEGIN PRIVATE KEY" in pem(host)
+        assert not (host.directory / "raft").exists()
+
+    play(story, seed=after_ms)
 
 
 def _some(looks: int) -> Callable[[], str]:

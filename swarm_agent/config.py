@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -29,7 +30,15 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """TCP, managers only: where nodes join."""
 
     rpc_port: int = 2378
-    """TCP, managers only: Raft and node sessions."""
+    """TCP, managers only: node sessions and calls between managers."""
+
+    raft_port: int = 7946
+    """TCP, managers only: Raft. The same on all managers of a cluster. Docker Swarm's port for its gossip, so that a firewall made for
+    that lets it through."""
+
+    timing: Literal["lan", "wan"] = "lan"
+    """How patient Raft is, on all managers alike. lan: a dead leader is replaced within about a second. wan: for managers that are tens
+    of milliseconds apart, a few seconds."""
 
     metrics_addr: str = "127.0.0.1:9323"
     """``/metrics``, ``/healthz``, ``/readyz``; "" for none."""
@@ -41,12 +50,12 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """journal: one JSON object a line with node, task and cause; text: for people."""
 
     def __post_init__(self) -> None:
-        for name in ("front_door_port", "rpc_port"):
+        for name in ("front_door_port", "rpc_port", "raft_port"):
             port = getattr(self, name)
             if not 1 <= port <= 65535:
                 raise ValueError(f"{name} {port} is not in the range 1 to 65535")
-        if self.front_door_port == self.rpc_port:
-            raise ValueError("front_door_port and rpc_port must differ")
+        if len({self.front_door_port, self.rpc_port, self.raft_port}) < 3:
+            raise ValueError("front_door_port, rpc_port and raft_port must differ")
         if self.log_level not in LOG_LEVELS:
             raise ValueError(f"log_level {self.log_level!r} is none of {', '.join(LOG_LEVELS)}")
         if self.log_format not in ("journal", "text"):

@@ -169,7 +169,7 @@ class Daemon:
             membership,
             identity,
             self._state_dir,
-            self.config.rpc_port,
+            self.config,
             self.engine,
             self._network,
             self.api.serve_forwarded,

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from swarm_agent.config import AgentConfig
 from swarm_agent.identity import ca
 from swarm_agent.identity.door import Issued
 from swarm_agent.identity.door import Manager as ManagerAddress
@@ -53,7 +54,7 @@ class Member:
         membership: Membership,
         identity: NodeIdentity,
         state_dir: Path,
-        rpc_port: int,
+        config: AgentConfig,
         engine: Engine,
         network: NodeNetwork,
         serve_forwarded: ServeForwarded,
@@ -69,7 +70,7 @@ class Member:
         self._saved = membership  # as it is on disk
         self.identity = identity
         self._state_dir = state_dir
-        self._rpc_port = rpc_port
+        self._config = config
         self._engine = engine
         self._network = network
         self._serve_forwarded = serve_forwarded
@@ -150,7 +151,9 @@ class Member:
             raft_id=self.membership.raft_id,
             listen_host=self.membership.listen_host,
             front_door_port=self.membership.front_door_port,
-            rpc_port=self._rpc_port,
+            rpc_port=self._config.rpc_port,
+            raft_port=self._config.raft_port,
+            timing=self._config.timing,
             advertise_host=self.membership.advertise_host,
             raft_dir=self._state_dir / "raft",
         )

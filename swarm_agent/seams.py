@@ -13,7 +13,8 @@ from pathlib import Path
 from swarm_agent.addresses import own_address
 from swarm_agent.identity import ca
 from swarm_agent.identity.door import Doors, Https
-from swarm_agent.raft import Disk, RealDisk
+from swarm_agent.raft import Disk, Home, OwnThread, RealDisk
+from swarm_agent.session.links import Links, Tls
 from swarm_agent.session.rpc import Grpc, Rpc
 
 
@@ -26,6 +27,12 @@ class Seams:
 
     rpc: Rpc = field(default_factory=Grpc)
     doors: Doors = field(default_factory=Https)
+    links: Links = field(default_factory=Tls)
+    """Raft's connections."""
+
+    home: Callable[[], Home] = OwnThread
+    """The loop Raft runs on."""
+
     disk: Callable[[Path], Disk] = RealDisk
     """Raft's, for a directory."""
 

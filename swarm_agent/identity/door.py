@@ -14,10 +14,8 @@ import hashlib
 import hmac
 import logging
 import ssl
-import tempfile
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import h11
@@ -25,6 +23,7 @@ import msgspec
 
 from swarm_agent.identity.ca import SERVER_NAME
 from swarm_agent.identity.files import NodeIdentity
+from swarm_agent.identity.tls import load_pair
 from swarm_agent.identity.tokens import parse_token, root_digest
 from swarm_agent.objects.errors import SwarmError, Unavailable, UserError
 
@@ -227,11 +226,7 @@ def _refusal(status: int, message: str) -> tuple[int, bytes]:
 def server_context(identity: NodeIdentity) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    with tempfile.TemporaryDirectory() as directory:  # the ssl module reads keys from files only
-        path = Path(directory) / "pair.pem"
-        path.touch(0o600)
-        path.write_bytes(identity.key + identity.cert)
-        context.load_cert_chain(path)
+    load_pair(context, identity)
     return context
 
 

@@ -22,7 +22,16 @@ from swarm_agent.manager.logs import LogBroker
 from swarm_agent.manager.roles import RoleKeeper, admit
 from swarm_agent.objects.errors import NoLeader, NotLeading, PermissionDenied, SwarmError, Unavailable
 from swarm_agent.objects.records import Cluster, Node, Task
-from swarm_agent.raft import Disk, Member, NotLeader, RaftConfig, RaftNode, RaftStatus
+from swarm_agent.raft import (
+    Disk,
+    Home,
+    Member,
+    NotLeader,
+    RaftConfig,
+    RaftNode,
+    RaftStatus,
+    run_on,
+)
 from swarm_agent.seams import Seams
 from swarm_agent.session.dispatcher import Dispatcher
 from swarm_agent.session.peers import PeerTransport
@@ -59,8 +68,10 @@ class ManagerSettings(msgspec.Struct, frozen=True):
     listen_host: str
     front_door_port: int
     rpc_port: int
+    raft_port: int
     advertise_host: str
     raft_dir: Path
+    timing: str = "lan"
 
     @property
     def rpc_addr(self) -> str:
@@ -115,7 +126,8 @@ class Manager:
         self._identity = identity
         self._serve_forwarded = serve_forwarded
         self._rng = rng
-        self._transport = PeerTransport(identity, seams.rpc)
+        self._transport = PeerTransport(identity, seams.links, settings.raft_port, self._admit)
+        self._home: Home | None = None
         self._disk: Disk | None = None
         self.raft: RaftNode | None = None
         self.duties: _Duties | None = None
@@ -149,6 +161,9 @@ class Manager:
                     "Free the port or set front_door_port in the agent's configuration"
                 ) from err
             self._serving = True
+            home = self._home = self.seams.home()
+            home.enter()
+            await run_on(home, lambda: self._transport.start(settings.listen_host))
             settings.raft_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._disk = self.seams.disk(settings.raft_dir)
             me = Member(raft_id=settings.raft_id, node_id=settings.node_id, addr=settings.rpc_addr)
@@ -158,13 +173,14 @@ class Manager:
                     raft_id=settings.raft_id,
                     node_id=settings.node_id,
                     addr=settings.rpc_addr,
-                ),
+                ).timed(settings.timing),
                 disk=self._disk,
                 transport=self._transport,
                 fsm=self.store,
                 rng=self._rng,
                 bootstrap=me if founding is not None else None,
                 codec=self.keys.codec,
+                home=home,
             )
         except BaseException:
             await self.stop()
@@ -187,6 +203,8 @@ class Manager:
         that run on an old one keep it until they end.
         """
         self._clients.clear()
+        if self._home is not None:
+            self._home.raft.put(self._transport.renewed)
         await self._door.renewed()
 
     async def wait_failed(self) -> None:
@@ -209,7 +227,10 @@ class Manager:
         if self._serving:
             await self._door.stop()
         await self._rpc.stop()
-        await self._transport.stop()
+        if self._home is not None:
+            await run_on(self._home, self._transport.stop)
+            await self._home.leave()
+            self._home = None
         for client in self._clients.values():
             await client.close()
         self._clients.clear()
@@ -229,7 +250,8 @@ class Manager:
         return self.duties is not None
 
     def _on_raft_change(self, status: RaftStatus) -> None:
-        self._transport.keep({m.raft_id for m in status.members})
+        if self._home is not None:
+            self._home.raft.put(self._transport.keep, frozenset(m.raft_id for m in status.members))
         self._changed.set()
 
     async def _follow_leadership(self) -> None:
@@ -354,7 +376,6 @@ class Manager:
     def _methods(self) -> list[Method]:
         return [
             Method("Session", True, True, True, self._session),
-            Method("Frames", True, False, False, self._transport.serve, newcomers=True),
             Method("Logs", True, False, True, self.logs.serve),
             Method("Forward", False, True, False, self._forwarded),
             Method("JoinRaft", False, False, False, self._join_raft),
@@ -364,25 +385,27 @@ class Manager:
         ]
 
     def _allow(self, caller: Subject, method: Method) -> None:
-        """The second check of every call: the node table. A joining manager has no table yet and trusts certificates.
-
-        So does every manager for Raft's frames: the table comes through Raft, and one that missed a promotion while it was
-        away would refuse the very leader that could tell it. Raft itself knows which members were let go.
-        """
-        if caller.cluster_id != self.settings.cluster_id:
-            raise PermissionDenied("Permission denied: remote certificate is of another cluster")
-        cluster = self.store.cluster
-        if cluster is None:
-            return
-        if caller.node_id in cluster.removed_nodes:
-            raise PermissionDenied(f"Permission denied: node {caller.node_id} was removed from swarm")
-        if method.newcomers:
+        """The second check of every call: the node table. A joining manager has no table yet and trusts certificates."""
+        self._admit(caller)
+        if self.store.cluster is None:
             return
         node = self.store.nodes.get(caller.node_id)
         if node is None:
             raise PermissionDenied(f"Permission denied: node {caller.node_id} is not known here")
         if not method.workers and node.role != "manager":
             raise PermissionDenied(f"Permission denied: node {caller.node_id} is not a manager")
+
+    def _admit(self, caller: Subject) -> None:
+        """What holds for Raft's links too; called on either loop, reads single rows only.
+
+        The node table cannot decide there: it comes through Raft, and a manager that missed a promotion while it was
+        away would refuse the very leader that could tell it. Raft itself knows which members were let go.
+        """
+        if caller.cluster_id != self.settings.cluster_id:
+            raise PermissionDenied("Permission denied: remote certificate is of another cluster")
+        cluster = self.store.cluster
+        if cluster is not None and caller.node_id in cluster.removed_nodes:
+            raise PermissionDenied(f"Permission denied: node {caller.node_id} was removed from swarm")
 
     def _must_lead(self) -> _Duties:
         """Our duties, or at once a redirect to whoever leads: the caller knows other managers to ask."""

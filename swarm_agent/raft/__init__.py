@@ -8,7 +8,6 @@ from __future__ import annotations
 from swarm_agent.raft.config import RaftConfig
 from swarm_agent.raft.core.conf import Member
 from swarm_agent.raft.disk import Disk, RealDisk
-from swarm_agent.raft.driver import RaftNode
 from swarm_agent.raft.errors import (
     EntryTooLarge,
     LogCorrupt,
@@ -21,12 +20,15 @@ from swarm_agent.raft.errors import (
     TransferFailed,
     WrongOwner,
 )
+from swarm_agent.raft.loops import Home, OwnThread, SameLoop, run_on
+from swarm_agent.raft.node import RaftNode
 from swarm_agent.raft.status import PeerProgress, RaftStatus, StateMachine
 from swarm_agent.raft.wire import Transport
 
 __all__ = [
     "Disk",
     "EntryTooLarge",
+    "Home",
     "LogCorrupt",
     "LogError",
     "Member",
@@ -34,14 +36,17 @@ __all__ = [
     "NotLeader",
     "OutcomeUnknown",
     "Overloaded",
+    "OwnThread",
     "PeerProgress",
     "RaftConfig",
     "RaftNode",
     "RaftStatus",
     "RealDisk",
+    "SameLoop",
     "StateMachine",
     "Stopped",
     "TransferFailed",
     "Transport",
     "WrongOwner",
+    "run_on",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from swarm_agent.objects.errors import InvalidSpec
@@ -103,6 +105,11 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True):
             if getattr(self, name) <= 0:
                 raise InvalidSpec(f"{name} must be positive", name)
 
+    def timed(self, preset: str) -> RaftConfig:
+        """With the times of a preset: ``lan`` or ``wan``."""
+        times: Any = _TIMINGS[preset]
+        return msgspec.structs.replace(self, **times)
+
     def core(self) -> CoreSettings:
         return CoreSettings(
             raft_id=self.raft_id,
@@ -114,3 +121,16 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True):
             max_in_flight=self.max_in_flight,
             max_uncommitted_bytes=self.max_uncommitted_bytes,
         )
+
+
+_TIMINGS: dict[str, dict[str, int | float]] = {
+    "lan": {},
+    "wan": {
+        "tick_s": 0.1,
+        "heartbeat_ticks": 5,
+        "election_ticks": 25,
+        "election_ticks_max": 45,
+        "chunk_timeout_s": 5.0,
+    },
+}
+"""Presets. ``lan`` is what the fields say by themselves. ``wan`` waits 2.5 to 4.5 s for a leader: ten round trips of 250 ms."""

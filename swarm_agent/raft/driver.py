@@ -1,10 +1,11 @@
-"""``RaftNode``: the core, the log and the transport, run by one asyncio loop.
+"""``Driver``: the core, the log and the transport, run by one asyncio loop.
 
-Owns the order of things: what is sent before the disk has answered and what after, group commit, ticks, snapshots, and who hears
-the outcome of a proposal. Refuses to decide anything about consensus (``core``) or formats (``log``, ``wire``).
+Owns the order of things: what is sent before the disk has answered and what after, group commit, ticks, snapshots on their way. Refuses
+to decide anything about consensus (``core``) or formats (``log``, ``wire``), and knows neither the state machine nor who waits for
+what: its owner does (``node``), on whatever loop that lives. The two speak through mailboxes (``loops``), in order.
 
-One ``_pump`` per pass of the loop does everything that became possible: offers queued proposals, sends what needs no disk, applies what
-is committed, and hands the next batch to the disk unless one is there already. What arrives while the disk works
+One ``_pump`` per pass of the loop does everything that became possible: offers queued proposals, sends what needs no disk, hands on what
+is committed, and gives the next batch to the disk unless one is there already. What arrives while the disk works
 is the next batch: group commit without a timer. Time comes from the loop, blocking goes through ``disk.run``, so
 the same code runs in virtual time.
 """
@@ -12,79 +13,74 @@ the same code runs in virtual time.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Protocol
 
 import msgspec
 
-from swarm_agent.objects.errors import InvalidSpec
 from swarm_agent.raft import wire
 from swarm_agent.raft.config import RaftConfig
 from swarm_agent.raft.core import (
-    ConfChange,
-    ConfState,
     Core,
     Effects,
     Entry,
-    EntryKind,
-    HardState,
     InstallSnapshot,
     Member,
     Message,
     Ready,
     SnapshotMeta,
 )
-from swarm_agent.raft.core.conf import decode_change, encode_change
 from swarm_agent.raft.disk import Disk
-from swarm_agent.raft.errors import (
-    EntryTooLarge,
-    NotLeader,
-    Overloaded,
-    Stopped,
-    TransferFailed,
-)
-from swarm_agent.raft.log import Codec, Log, Owner, Recovered
+from swarm_agent.raft.errors import NotLeader, Overloaded, Stopped, TransferFailed
+from swarm_agent.raft.log import Log, Recovered
 from swarm_agent.raft.membership import Membership
-from swarm_agent.raft.status import PeerProgress, RaftStatus, StateMachine
+from swarm_agent.raft.status import PeerProgress, RaftStatus
 from swarm_agent.raft.transfer import SnapshotReceiver, SnapshotSender
-from swarm_agent.raft.waiters import Proposals, Reads, settle
+from swarm_agent.raft.waiters import Logged, settle
 
 log = logging.getLogger(__name__)
 FRAME_BYTES = 1 << 20  # a frame takes no more messages once it holds so many bytes of entries
+State = tuple[SnapshotMeta, Iterable[bytes]]
+PART_ENTRIES = 64  # committed entries handed on in one call: the owner may do something else between two
 
 
-class RaftNode:
-    """One member. ``start`` it, hand it frames with ``receive``, ``stop`` it; it never starts again."""
+class Desk(Protocol):
+    """What the driver tells its owner. Every call is posted, none returns anything."""
 
-    @classmethod
-    async def start(
-        cls,
-        config: RaftConfig,
-        *,
-        disk: Disk,
-        transport: wire.Transport,
-        fsm: StateMachine,
-        rng: random.Random,
-        bootstrap: Member | None,
-        codec: Codec | None = None,
-    ) -> RaftNode:
-        """Recover and begin. ``bootstrap``: this member, to found a cluster of one if the disk is empty. Without it a
-        member with an empty disk waits for the leader that adds it. The disk stays the caller's, to close after ``stop``.
-        ``codec``: how records are stored, None for as they are.
-        """
-        if bootstrap is not None and (bootstrap.raft_id != config.raft_id or bootstrap.learner):
-            raise InvalidSpec("a cluster is founded by this member, as a voter", "bootstrap")
-        owner = Owner(config.cluster_id, config.node_id, config.raft_id)
-        store, recovered = await disk.run(
-            lambda: Log.open(disk, owner, codec=codec, segment_bytes=config.segment_bytes)
-        )
-        if recovered.is_new and bootstrap is not None:
-            founding = Entry(1, 1, EntryKind.CONF, encode_change(ConfChange(bootstrap)))
-            state = HardState(1, 0, 1)
-            await disk.run(lambda: store.append(state, (founding,)))
-            recovered = Recovered(state, None, b"", [founding])
-        return cls(config, disk, store, recovered, transport, fsm, rng)
+    def logged(self, tickets: tuple[int, ...], first_index: int, term: int) -> None:
+        """These proposals are entries now, in this order from ``first_index``."""
+
+    def refused(self, tickets: tuple[int, ...], error: Callable[[], Exception]) -> None: ...
+
+    def committed(self, entries: tuple[Entry, ...]) -> None:
+        """Apply these, in order; each comes once."""
+
+    def read_at(self, context: int, index: int) -> None:
+        """The read may be answered from any state that has applied ``index``."""
+
+    def read_refused(self, context: int) -> None: ...
+
+    def leadership_changed(self, oldest_term: int, last_context: int) -> None:
+        """Entries of terms before this one may be lost, and whoever was to confirm reads up to ``last_context`` leads no more."""
+
+    def restored(self, meta: SnapshotMeta, pieces: tuple[bytes, ...]) -> None:
+        """The leader's state replaces ours; it is on disk already."""
+
+    def state_wanted(self, ticket: int) -> None:
+        """Answer with ``Driver.state_is``."""
+
+    def status_is(self, status: RaftStatus, announce: bool) -> None:
+        """``announce``: role, leader, membership or ``removed`` changed."""
+
+    def closed(self, failure: Exception | None) -> None:
+        """The last call."""
+
+
+class Driver:
+    """One member's inner half. Everything here runs on Raft's loop."""
 
     def __init__(
         self,
@@ -93,23 +89,20 @@ class RaftNode:
         store: Log,
         recovered: Recovered,
         transport: wire.Transport,
-        fsm: StateMachine,
         rng: random.Random,
+        post: Callable[..., None],
+        desk: Desk,
     ) -> None:
         self._config = config
         self._disk = disk
         self._store = store
         self._transport = transport
-        self._fsm = fsm
-        self._rng = rng
+        self._post = post
+        self._desk = desk
         self._loop = asyncio.get_running_loop()
         self._me = Member(config.raft_id, config.node_id, config.addr)
         meta = recovered.snapshot
-        if meta is not None:
-            fsm.restore(meta.index, recovered.snapshot_data)
-        self._applied = self._snapshot_index = meta.index if meta else 0
-        self._applied_conf = meta.conf if meta else ConfState()
-        self._bytes_since_snapshot = 0
+        self._snapshot_index = meta.index if meta else 0
         self.core = Core(
             config.core(),
             rng,
@@ -119,19 +112,22 @@ class RaftNode:
         )
         self._membership = Membership(self)
         self._book: dict[int, Member] = {}  # who sent from where; a joining member knows nobody else
-        self._proposals = Proposals()
-        self._reads = Reads(rng.getrandbits(60))
+        self._offered: dict[int, bytes] = {}  # proposals that are not in the log yet, by ticket
+        self._logged = Logged()  # our own entries: changes of membership
         self._watchers: list[asyncio.Future[None]] = []
-        self._callbacks: list[Callable[[RaftStatus], None]] = []
+        self._last_context = 0
 
         self._tasks: dict[asyncio.Task[None], None] = {}
-        self._writing: asyncio.Task[None] | None = None
         self._snapshotting = False
         self._receiver = SnapshotReceiver()
-        self._arrived: dict[int, bytes] = {}  # whole snapshots by index, until the core has decided
-        self._senders: dict[int, tuple[SnapshotSender, asyncio.Task[None]]] = {}
-        self._transfers = rng.getrandbits(32)
-        self._accepting = True
+        self._arrived: dict[
+            int, tuple[bytes, ...]
+        ] = {}  # whole snapshots by index, until the core has decided
+        self._states: dict[int, asyncio.Future[State]] = {}  # asked of the owner, by ticket
+        self._senders: dict[int, SnapshotSender] = {}
+        self._sending: dict[int, asyncio.Task[None]] = {}
+        self._transfers = itertools.count(rng.getrandbits(32))
+        self._tickets = itertools.count()
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._failure: Exception | None = None
         self._woken = False
@@ -139,88 +135,122 @@ class RaftNode:
         self._last_tick = self._loop.time()
         self._seen = self._outline()
         self._seen_leader = (0, 0)
+        self._told = self.status()
         self._timer = self._loop.call_at(self._last_tick + config.tick_s, self._tick)
         if self.core.conf_voters == {config.raft_id}:
             self.core.campaign()  # nobody else to wait for
         self._wake()
 
-    # -- for those who use it -----------------------------------------------------------------------------------------
+    # -- what the owner asks for --------------------------------------------------------------------------------------
 
-    async def propose(self, data: bytes) -> object:
-        """``apply``'s result, once applied here. ``NotLeader``, ``EntryTooLarge``, ``Overloaded``, ``Stopped``: nothing
-        was done. ``OutcomeUnknown``: it may yet happen. Cancelling does not take back what is in the log."""
-        if len(data) > self._config.max_entry_bytes:
-            raise EntryTooLarge(len(data), self._config.max_entry_bytes)
-        self.require_leader()
-        future = self._proposals.enqueue(data)
+    def offer(self, ticket: int, data: bytes) -> None:
+        """A proposal: answered by ``logged`` or ``refused``."""
+        self._offered[ticket] = data
         self._wake()
-        return await future
 
-    async def read_barrier(self) -> int:
-        """After this, the state here includes everything acknowledged anywhere before the call. On any member that
-        hears a leader; ``NotLeader`` if none confirms within two election timeouts."""
-        self._require_open()
-        self._notice_changes()  # or a change of leader from before this call would end it
-        context, future = self._reads.ask()
-        if not self.core.read_index(context):
-            self._reads.forget(context)
-            raise NotLeader(None)
-        self._wake()
-        patience = 2 * self._config.election_ticks_max * self._config.tick_s
-        timer = self._loop.call_later(patience, self._read_expired, context, future)
+    def withdraw(self, ticket: int) -> None:
+        """Whoever gave up before the entry was in the log never was there."""
+        self._offered.pop(ticket, None)
+
+    def ask(self, context: int) -> None:
+        """A read: answered by ``read_at`` or ``read_refused``, or not at all."""
+        if self._closed.done():
+            return
         try:
-            return await future
-        finally:
-            timer.cancel()
-            self._reads.forget(context)
-
-    def _read_expired(self, context: int, future: asyncio.Future[int]) -> None:
-        self._reads.forget(context)
-        if not future.done():
-            future.set_exception(NotLeader(self.leader()))
-
-    async def add_member(self, m: Member) -> None:
-        """Add as a learner, wait until it has caught up, make it a voter (unless ``m`` is to stay a learner). May be
-        repeated after any failure. Waits as long as the member takes: bound it from outside."""
-        await self._membership.add(m)
-
-    async def update_member(self, m: Member) -> None:
-        """New address, or promote or demote. A leader that is to be demoted hands over and raises ``NotLeader``."""
-        await self._membership.update(m)
-
-    async def remove_member(self, raft_id: int) -> None:
-        """Remove for good. A leader that is to go hands over and raises ``NotLeader``: ask the next one."""
-        await self._membership.remove(raft_id)
-
-    async def transfer(self, to: int | None = None) -> None:
-        """Hand leadership to ``to``, by default the most complete voter that is heard of. ``TransferFailed``: it stayed."""
-        self.require_leader()
-        await self.hand_over(to or 0)
+            self._notice_changes()  # or a change of leader from before this call would end it
+            self._last_context = context
+            if not self.core.read_index(context):
+                self._post(self._desk.read_refused, context)
+        except Exception as error:  # noqa: BLE001
+            self.fail(error)
+            return
+        self._wake()
 
     async def rotate_log(self) -> None:
-        """After this no file is left that holds anything written before the call: a snapshot and newer segments stand
-        for it. Waits until all of it is applied, which takes a majority. May be repeated after any failure.
-        """
-        self._require_open()
+        """See ``RaftNode.rotate_log``."""
         number = await self._disk.run(self._store.begin_segment)
         taken = False
         while (
             highest := await self._disk.run(lambda: self._store.highest_before(number))
         ) is not None or not taken:
-            self._require_open()
+            meta, view = await self._state()
             # a snapshot that is being written may have been begun before the call
             busy = self._snapshotting or self.core.pending_snapshot is not None
-            if busy or not self._applied or self._applied < (highest or 0):
+            if busy or not meta.index or meta.index < max(highest or 0, self._snapshot_index):
                 await self.progress()
                 continue
             self._snapshotting = taken = True
-            await asyncio.wait([self._spawn(self._take_snapshot(keep_files=False))])
-            self._require_open()
+            await asyncio.wait([self._spawn(self._keep_snapshot(meta, view, keep_files=False))])
+            if self._closed.done():
+                raise Stopped(str(self._failure) if self._failure else "")
+
+    async def _state(self) -> State:
+        """The owner's state as it is by the time it answers."""
+        if self._closed.done():
+            raise Stopped(str(self._failure) if self._failure else "")
+        ticket = next(self._tickets)
+        future: asyncio.Future[State] = self._loop.create_future()
+        self._states[ticket] = future
+        self._post(self._desk.state_wanted, ticket)
+        try:
+            return await future
+        finally:
+            self._states.pop(ticket, None)
+
+    def state_is(self, ticket: int, meta: SnapshotMeta, view: Iterable[bytes]) -> None:
+        future = self._states.get(ticket)
+        if future is not None and not future.done():
+            future.set_result((meta, view))
+
+    async def add_member(self, m: Member) -> None:
+        await self._membership.add(m)
+
+    async def update_member(self, m: Member) -> None:
+        await self._membership.update(m)
+
+    async def remove_member(self, raft_id: int) -> None:
+        await self._membership.remove(raft_id)
+
+    async def transfer(self, to: int) -> None:
+        self.require_leader()
+        await self.hand_over(to)
+
+    async def leave_office(self) -> None:
+        """Before a planned stop: let somebody else lead, if there is anybody."""
+        if self.core.leading is not None and self.core.conf_voters != {self._config.raft_id}:
+            try:
+                await self.hand_over(0)
+            except (TransferFailed, Stopped) as error:
+                log.info("stopping without handing over: %s", error)
+
+    async def close(self) -> None:
+        """End, and wait for the last write."""
+        self._close()
+        await self.wait_ended()
+
+    async def wait_ended(self) -> None:
+        pending = [task for task in self._tasks if task is not asyncio.current_task()]
+        if pending:
+            await asyncio.wait(pending)
+
+    def abandon(self) -> None:
+        """End at once and without a word, as a killed process would; for simulators."""
+        self._close()
+        for task in list(self._tasks):
+            task.cancel()
+
+    def fail(self, error: Exception) -> None:
+        """Going on could spread a wrong state or forget a promise: end, loudly."""
+        if self._closed.done():
+            return
+        self._failure = error
+        log.critical("raft member %d stops: %s", self._config.raft_id, error, exc_info=error)
+        self._close()
+
+    # -- what the network brings --------------------------------------------------------------------------------------
 
     def receive(self, frame: bytes, bearer: str | None = None) -> None:
-        """A frame arrived. What is no frame of this cluster is dropped, with a warning, and so is what speaks for another
-        node than ``bearer``, the one the transport has proof of (None: a transport without such proof).
-        """
+        """See ``RaftNode.receive``."""
         if self._closed.done():
             return
         try:
@@ -241,24 +271,31 @@ class RaftNode:
                     self._on_chunk(item)
                 elif isinstance(item, wire.ChunkReceipt):
                     if item.frm in self._senders:
-                        self._senders[item.frm][0].on_receipt(item)
+                        self._senders[item.frm].on_receipt(item)
                 else:
                     self.core.step(item)
         except Exception as error:  # noqa: BLE001
-            self._fail(error)
+            self.fail(error)
             return
         self._wake()
 
     def peer_lost(self, raft_id: int) -> None:
-        """The connection to this peer was reset. If it leads, ask the others soon instead of at the timeout."""
+        """See ``RaftNode.peer_lost``."""
         if not self._closed.done():
             self.core.peer_lost(raft_id)
             self.core.report_unreachable(raft_id)
             self._wake()
 
-    @property
-    def is_leader(self) -> bool:
-        return self.core.leading is not None and not self._closed.done()
+    def _speaks_for_another(self, frame: wire.Frame, bearer: str) -> bool:
+        sender = frame.sender
+        known = self.core.conf.get(sender.raft_id)
+        return (
+            sender.node_id != bearer
+            or (known is not None and known.node_id != bearer)
+            or any(item.frm != sender.raft_id for item in frame.items)
+        )
+
+    # -- for membership ----------------------------------------------------------------------------------------------
 
     def status(self) -> RaftStatus:
         core = self.core
@@ -278,61 +315,19 @@ class RaftNode:
             term=core.term,
             leader=None if closed else self.leader(),
             commit=core.log.commit,
-            applied=self._applied,
+            applied=core.log.handed,
             last_index=core.log.last_index,
             snapshot_index=self._snapshot_index,
-            members=self._applied_conf.members,
+            members=core.conf.members,
             peers=tuple(peers),
             removed=core.removed,
             missed_ticks=self._missed_ticks,
             failure=str(self._failure) if self._failure else "",
         )
 
-    def on_change(self, callback: Callable[[RaftStatus], None]) -> None:
-        """Called on the loop whenever role, leader, membership or ``removed`` changed, and once at the end."""
-        self._callbacks.append(callback)
-
-    async def stop(self, *, transfer: bool = True) -> None:
-        """Accept no more, let accepted proposals finish (bounded), hand leadership over (bounded), end."""
-        if self._accepting and not self._closed.done():
-            self._accepting = False
-            if transfer and self.is_leader:
-                await self._leave_office()
-        self._close()
-        await self.wait_closed(quietly=True)
-
-    def abandon(self) -> None:
-        """End at once and without a word, as a killed process would; for simulators."""
-        self._close()
-        for task in list(self._tasks):
-            task.cancel()
-
-    async def wait_closed(self, *, quietly: bool = False) -> None:
-        """Until the member has ended and its last write with it. Raises what ended it, if it did not end by ``stop``."""
-        await asyncio.wait([self._closed])
-        pending = [task for task in self._tasks if task is not asyncio.current_task()]
-        if pending:
-            await asyncio.wait(pending)
-        if self._failure is not None and not quietly:
-            raise self._failure
-
-    def _speaks_for_another(self, frame: wire.Frame, bearer: str) -> bool:
-        sender = frame.sender
-        known = next((m for m in self._applied_conf.members if m.raft_id == sender.raft_id), None)
-        return (
-            sender.node_id != bearer
-            or (known is not None and known.node_id != bearer)
-            or any(item.frm != sender.raft_id for item in frame.items)
-        )
-
-    # -- helpers of the above -----------------------------------------------------------------------------------------
-
-    def _require_open(self) -> None:
-        if self._closed.done() or not self._accepting:
-            raise Stopped(str(self._failure) if self._failure else "")
-
     def require_leader(self) -> None:
-        self._require_open()
+        if self._closed.done():
+            raise Stopped(str(self._failure) if self._failure else "")
         if self.core.leading is None:
             raise NotLeader(self.leader())
 
@@ -343,8 +338,9 @@ class RaftNode:
         return self.core.conf.get(leader) or self._book.get(leader)
 
     async def logged(self, index: int) -> None:
+        """Until the entry is committed and handed on; OutcomeUnknown when leadership is lost before."""
         future: asyncio.Future[object] = self._loop.create_future()
-        self._proposals.logged(index, self.core.term, future)
+        self._logged.add(index, self.core.term, future)
         self._wake()
         await future
 
@@ -370,18 +366,6 @@ class RaftNode:
             await self.progress()
         raise TransferFailed("leadership was given up, and nobody has taken it yet")
 
-    async def _leave_office(self) -> None:
-        """Drain, then hand over; neither may hold up the end."""
-        config = self._config
-        deadline = self._loop.time() + config.drain_s
-        while self._proposals and self.is_leader and self._loop.time() < deadline:
-            await self.progress()
-        if self.is_leader and self.core.conf_voters != {config.raft_id}:
-            try:
-                await self.hand_over(0)
-            except (TransferFailed, Stopped) as error:
-                log.info("stopping without handing over: %s", error)
-
     async def progress(self) -> None:
         """Until the next tick or change."""
         if self._closed.done():
@@ -402,10 +386,11 @@ class RaftNode:
             for _ in range(min(elapsed, self._config.election_ticks - 1)):
                 self.core.tick()
         except Exception as error:  # noqa: BLE001
-            self._fail(error)
+            self.fail(error)
             return
         self._timer = self._loop.call_at(self._last_tick + tick_s, self._tick)
         self._release_watchers()
+        self._tell(announce=False)
         self._wake()
 
     def _release_watchers(self) -> None:
@@ -429,50 +414,46 @@ class RaftNode:
             if self.core.has_ready():
                 self._make_durable(self.core.ready())
             self._notice_changes()
-            self._maybe_snapshot()
         except Exception as error:  # noqa: BLE001
-            self._fail(error)
+            self.fail(error)
 
     def _offer_proposals(self) -> None:
-        if not self._proposals.queued:
+        if not self._offered:
             return
         leading = self.core.leading
         if leading is not None and leading.transferee:
             return  # either somebody else leads soon, or we go on
-        queue = self._proposals.take_queue()
+        offered, self._offered = self._offered, {}
+        tickets = tuple(offered)
         if leading is None:
-            for _, future in queue:
-                future.set_exception(NotLeader(self.leader()))
+            leader = self.leader()
+            self._post(self._desk.refused, tickets, lambda: NotLeader(leader))
             return
         first, term = self.core.log.last_index + 1, self.core.term
-        taken = self.core.propose_batch([data for data, _ in queue])
-        for offset, (_, future) in enumerate(queue):
-            if offset < taken:
-                self._proposals.logged(first + offset, term, future)
-            else:
-                future.set_exception(Overloaded())
+        taken = self.core.propose_batch(list(offered.values()))
+        if taken:
+            self._post(self._desk.logged, tickets[:taken], first, term)
+        if taken < len(tickets):
+            self._post(self._desk.refused, tickets[taken:], Overloaded)
 
     def _carry_out(self, effects: Effects) -> None:
         self._send(effects.messages)
         for read in effects.reads:
-            self._reads.confirmed(read.context, read.index)
-        self._apply(effects.committed)
-        self._reads.applied(self._applied)
+            self._post(self._desk.read_at, read.context, read.index)
+        self._hand_on(effects.committed)
         for raft_id in effects.snapshots:
             self._start_sender(raft_id)
+        if effects.snapshots:
+            self._tell(announce=False)
         if len(effects.committed) >= self.core.settings.max_handed:
             self._wake()  # in slices, so that heartbeats get their turn
 
-    def _apply(self, committed: tuple[Entry, ...]) -> None:
-        for entry in committed:
-            result: object = None
-            if entry.kind == EntryKind.DATA:
-                result = self._fsm.apply(entry.index, entry.term, entry.data)
-            elif entry.kind == EntryKind.CONF:
-                self._applied_conf = self._applied_conf.apply(decode_change(entry.data))
-            self._applied = entry.index
-            self._bytes_since_snapshot += len(entry.data)
-            self._proposals.applied(entry.index, entry.term, result)
+    def _hand_on(self, committed: tuple[Entry, ...]) -> None:
+        for start in range(0, len(committed), PART_ENTRIES):
+            self._post(self._desk.committed, committed[start : start + PART_ENTRIES])
+        if self._logged:
+            for entry in committed:
+                self._logged.applied(entry.index, entry.term, None)
 
     def _send(self, messages: tuple[Message, ...]) -> None:
         """Everything for one peer in one frame, or a few when it is much."""
@@ -506,28 +487,31 @@ class RaftNode:
             self._send(ready.messages)
             self.core.advance()
             return
-        self._writing = self._spawn(self._write(ready))
+        self._spawn(self._write(ready))
 
     async def _write(self, ready: Ready) -> None:
         try:
-            meta, data = ready.snapshot, b""
+            meta = ready.snapshot
+            pieces: tuple[bytes, ...] = ()
             if meta is not None:
-                data = self._arrived.pop(meta.index)
-                for step in self._store.install_steps(meta, data):
-                    await self._disk.run(step)
+                pieces = self._arrived.pop(meta.index)
+                await self._run_steps(self._store.install_steps(meta, pieces))
             await self._disk.run(lambda: self._store.append(ready.hard_state, ready.entries))
             if self._closed.done():
                 return
             if meta is not None:
-                self._fsm.restore(meta.index, data)
-                self._applied = self._snapshot_index = meta.index
-                self._applied_conf = meta.conf
-                self._bytes_since_snapshot = 0
+                self._snapshot_index = meta.index
+                self._post(self._desk.restored, meta, pieces)
             self._send(ready.messages)
             self.core.advance()
         except Exception as error:  # noqa: BLE001
-            self._fail(error)
+            self.fail(error)
         self._wake()
+
+    async def _run_steps(self, steps: Iterable[Callable[[], bool]]) -> None:
+        for step in steps:
+            while await self._disk.run(step):
+                pass
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
@@ -537,36 +521,28 @@ class RaftNode:
 
     # -- snapshots ----------------------------------------------------------------------------------------------------
 
-    def _maybe_snapshot(self) -> None:
-        config = self._config
-        due = (
-            self._applied - self._snapshot_index >= config.snapshot_interval
-            or self._bytes_since_snapshot >= config.snapshot_bytes
-        )
-        if due and not self._snapshotting and self.core.pending_snapshot is None:
+    def keep_snapshot(self, meta: SnapshotMeta, view: Iterable[bytes]) -> None:
+        """The owner's state at ``meta``: put it on disk and forget the entries it covers, unless one is under way."""
+        busy = self._snapshotting or self.core.pending_snapshot is not None
+        if not self._closed.done() and not busy and meta.index > self._snapshot_index:
             self._snapshotting = True
-            self._spawn(self._take_snapshot())
+            self._spawn(self._keep_snapshot(meta, view))
 
-    def _snapshot_meta(self) -> SnapshotMeta:
-        term = self.core.log.term(self._applied)
-        assert term is not None, "applied entries are held until a snapshot covers them"
-        return SnapshotMeta(self._applied, term, self._applied_conf)
-
-    async def _take_snapshot(self, *, keep_files: bool = True) -> None:
+    async def _keep_snapshot(
+        self, meta: SnapshotMeta, view: Iterable[bytes], *, keep_files: bool = True
+    ) -> None:
         """``keep_files``: also those with entries for followers that lag; memory keeps them in any case."""
         try:
-            meta, data = self._snapshot_meta(), self._fsm.snapshot()
-            self._bytes_since_snapshot = 0
             keep_from = self._keep_from(meta.index)
             keep_files_from = keep_from if keep_files else meta.index + 1
-            for step in self._store.snapshot_steps(meta, data, keep_from=keep_files_from):
-                await self._disk.run(step)
+            await self._run_steps(self._store.snapshot_steps(meta, view, keep_from=keep_files_from))
             if self._closed.done():
                 return
             self._snapshot_index = max(self._snapshot_index, meta.index)
             self.core.compact(keep_from - 1)
+            self._tell(announce=False)
         except Exception as error:  # noqa: BLE001
-            self._fail(error)
+            self.fail(error)
         finally:
             self._snapshotting = False
 
@@ -584,87 +560,91 @@ class RaftNode:
         return first
 
     def _start_sender(self, raft_id: int) -> None:
-        if raft_id in self._senders:
-            self._senders[raft_id][1].cancel()
-        self._transfers += 1
-        sender = SnapshotSender(
-            self._config,
-            lambda chunk: self._send_frame(raft_id, [chunk]),
-            to=raft_id,
-            term=self.core.term,
-            transfer=self._transfers,
-            meta=(meta := self._snapshot_meta()),
-            data=self._fsm.snapshot(),
-        )
-        log.info("sending a snapshot at %d to member %d", meta.index, raft_id)
-        self._senders[raft_id] = (sender, self._spawn(self._send_snapshot(raft_id, sender, meta.index)))
+        if raft_id in self._sending:
+            self._sending[raft_id].cancel()
+        self._sending[raft_id] = self._spawn(self._send_snapshot(raft_id))
 
-    async def _send_snapshot(self, raft_id: int, sender: SnapshotSender, index: int) -> None:
-        arrived = False
+    async def _send_snapshot(self, raft_id: int) -> None:
+        """Whatever becomes of it is reported: the peer would wait for ever otherwise."""
+        arrived = 0
+        me = asyncio.current_task()
         try:
-            arrived = await sender.run()
+            meta, view = await self._state()
+            sender = SnapshotSender(
+                self._config,
+                lambda chunk: self._send_frame(raft_id, [chunk]),
+                self._disk.run,
+                to=raft_id,
+                term=self.core.term,
+                transfers=self._transfers,
+                meta=meta,
+                view=view,
+            )
+            log.info("sending a snapshot at %d to member %d", meta.index, raft_id)
+            self._senders[raft_id] = sender
+            if await sender.run():
+                arrived = meta.index
+        except Stopped:
+            pass
+        except Exception as error:  # noqa: BLE001
+            self.fail(error)
         finally:
-            current = self._senders.get(raft_id)
-            if current is not None and current[0] is sender:
-                del self._senders[raft_id]
-                self.core.report_snapshot(raft_id, index if arrived else None)
-                self._wake()
+            if self._sending.get(raft_id) is me:
+                del self._sending[raft_id]
+                self._senders.pop(raft_id, None)
+                if not self._closed.done():
+                    self.core.report_snapshot(raft_id, arrived or None)
+                    self._wake()
 
     def _on_chunk(self, chunk: wire.SnapshotChunk) -> None:
         if chunk.term < self.core.term or chunk.to != self._config.raft_id:
             return
-        following, data = self._receiver.take(chunk)
-        if data is not None:
-            self._arrived[chunk.meta.index] = data
+        wanted, pieces = self._receiver.take(chunk)
+        if pieces is not None:
+            self._arrived[chunk.meta.index] = pieces
             self.core.step(InstallSnapshot(chunk.frm, chunk.to, chunk.term, chunk.meta))
             if self.core.pending_snapshot is not chunk.meta:
                 del self._arrived[chunk.meta.index]
-        receipt = wire.ChunkReceipt(self._config.raft_id, chunk.frm, chunk.transfer, following)
+        receipt = wire.ChunkReceipt(self._config.raft_id, chunk.frm, chunk.transfer, wanted)
         self._send_frame(chunk.frm, [receipt])
 
     # -- changes and the end ------------------------------------------------------------------------------------------
 
     def _outline(self) -> tuple[object, ...]:
         core = self.core
-        return (core.role, core.leader, self._applied_conf, core.removed)
+        return (core.role, core.leader, core.conf, core.removed)
 
     def _notice_changes(self) -> None:
         core = self.core
         if self._seen_leader != (core.term, core.leader):
             self._seen_leader = (core.term, core.leader)
-            self._proposals.lose_older_than(core.term if core.leading else core.term + 1)
-            self._reads.fail_asked(lambda: NotLeader(self.leader()))
+            oldest = core.term if core.leading else core.term + 1
+            self._logged.lose_older_than(oldest)
+            self._post(self._desk.leadership_changed, oldest, self._last_context)
         outline = self._outline()
         if outline != self._seen:
             self._seen = outline
             self._release_watchers()
-            self._tell()
+            self._tell(announce=True)
 
-    def _tell(self) -> None:
+    def _tell(self, *, announce: bool) -> None:
         status = self.status()
-        for callback in self._callbacks:
-            try:
-                callback(status)
-            except Exception:
-                log.exception("a listener for raft changes failed")
-
-    def _fail(self, error: Exception) -> None:
-        """Going on could spread a wrong state or forget a promise: end, loudly."""
-        if self._closed.done():
-            return
-        self._failure = error
-        log.critical("raft member %d stops: %s", self._config.raft_id, error, exc_info=error)
-        self._close()
+        if announce or status != self._told:
+            self._told = status
+            self._post(self._desk.status_is, status, announce)
 
     def _close(self) -> None:
         if self._closed.done():
             return
         self._closed.set_result(None)
         self._timer.cancel()
-        reason = str(self._failure) if self._failure else ""
-        self._proposals.end(lambda: Stopped(reason))
-        self._reads.end(lambda: Stopped(reason))
+        self._logged.end()
+        self._offered.clear()
         self._release_watchers()
-        for _, task in self._senders.values():
+        for task in self._sending.values():
             task.cancel()
-        self._tell()
+        for future in self._states.values():
+            if not future.done():
+                future.set_exception(Stopped(str(self._failure) if self._failure else ""))
+        self._tell(announce=True)
+        self._post(self._desk.closed, self._failure)

@@ -16,13 +16,13 @@ from swarm_agent.raft.core import ConfChange, Member
 from swarm_agent.raft.errors import MembershipRefused, NotLeader
 
 if TYPE_CHECKING:
-    from swarm_agent.raft.driver import RaftNode
+    from swarm_agent.raft.driver import Driver
 
 
 class Membership:
-    def __init__(self, node: RaftNode) -> None:
-        self._node = node
-        self._core = node.core
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._core = driver.core
         self._lock = asyncio.Lock()
 
     async def add(self, m: Member) -> None:
@@ -43,7 +43,7 @@ class Membership:
         if m.learner and m.raft_id == self._core.raft_id:
             await self._step_aside()
         async with self._lock:
-            self._node.require_leader()
+            self._driver.require_leader()
             known = self._known(m.raft_id)
             if known is None:
                 raise MembershipRefused(f"{m.raft_id} is not a member; add it first")
@@ -56,7 +56,7 @@ class Membership:
         if raft_id == self._core.raft_id:
             await self._step_aside()
         async with self._lock:
-            self._node.require_leader()
+            self._driver.require_leader()
             known = self._core.conf.get(raft_id)
             if known is None:
                 if raft_id in self._core.conf.removed_ids():
@@ -67,7 +67,7 @@ class Membership:
             await self._change(ConfChange(known, remove=True))
 
     def _known(self, raft_id: int) -> Member | None:
-        self._node.require_leader()
+        self._driver.require_leader()
         if raft_id in self._core.conf.removed_ids():
             raise MembershipRefused(
                 f"member {raft_id} was removed and its id is not used again; join with a new one"
@@ -83,22 +83,22 @@ class Membership:
 
     async def _change(self, change: ConfChange) -> None:
         while True:
-            self._node.require_leader()
+            self._driver.require_leader()
             index = self._core.propose_conf(change)
             if index:
                 break
-            await self._node.progress()
-        await self._node.logged(index)
+            await self._driver.progress()
+        await self._driver.logged(index)
         # Members act on a change once they know that it is committed. Before anybody is told, a majority of the new
         # membership must know, or the loss of this leader could leave members that all count by the old one.
         if noop := self._core.propose_noop():
-            await self._node.logged(noop)
+            await self._driver.logged(noop)
 
     async def _caught_up(self, raft_id: int) -> None:
         """Wait until it has what we had when it began to follow."""
         goal = 0
         while True:
-            self._node.require_leader()
+            self._driver.require_leader()
             leading = self._core.leading
             peer = leading.peers.get(raft_id) if leading else None
             if peer is None:
@@ -107,11 +107,11 @@ class Membership:
                 goal = goal or self._core.log.last_index
                 if peer.match >= goal:
                     return
-            await self._node.progress()
+            await self._driver.progress()
 
     async def _step_aside(self) -> None:
-        self._node.require_leader()
+        self._driver.require_leader()
         if self._core.conf_voters == {self._core.raft_id}:
             raise MembershipRefused("the last voter cannot go; there would be no cluster")
-        await self._node.hand_over(0)
-        raise NotLeader(self._node.leader())
+        await self._driver.hand_over(0)
+        raise NotLeader(self._driver.leader())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import msgspec
@@ -41,10 +42,14 @@ class StateMachine(Protocol):
         """The result goes to the proposer, if it is here."""
         ...
 
-    def snapshot(self) -> bytes:
-        """Consistent at the last applied index. Called on the loop: must be quick, or hold up heartbeats."""
+    def snapshot(self) -> Iterable[bytes]:
+        """A view, consistent at the last applied index, that gives the state's bytes in pieces of about 1 MiB.
+
+        Called on the loop, so quick: no copy of more than references. The pieces may be iterated more than once, and in
+        another thread while ``apply`` goes on.
+        """
         ...
 
-    def restore(self, index: int, data: bytes) -> None:
-        """Replace everything."""
+    def restore(self, index: int, pieces: Iterable[bytes]) -> None:
+        """Replace everything. ``pieces`` are the bytes of a ``snapshot``, not necessarily cut where that cut them."""
         ...

@@ -18,31 +18,20 @@ class _Waiting(NamedTuple):
     future: asyncio.Future[object]
 
 
-class Proposals:
-    """First queued, then entries in the log."""
+class Logged:
+    """Entries in the log whose outcome somebody waits for."""
 
     def __init__(self) -> None:
-        self.queued: list[tuple[bytes, asyncio.Future[object]]] = []
-        self._logged: dict[int, _Waiting] = {}
+        self._waiting: dict[int, _Waiting] = {}
 
     def __bool__(self) -> bool:
-        return bool(self.queued or self._logged)
+        return bool(self._waiting)
 
-    def enqueue(self, data: bytes) -> asyncio.Future[object]:
-        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        self.queued.append((data, future))
-        return future
-
-    def take_queue(self) -> list[tuple[bytes, asyncio.Future[object]]]:
-        """What still waits, in order; whoever gave up before the entry was in the log never was there."""
-        queue, self.queued = self.queued, []
-        return [item for item in queue if not item[1].done()]
-
-    def logged(self, index: int, term: int, future: asyncio.Future[object]) -> None:
-        self._logged[index] = _Waiting(term, future)
+    def add(self, index: int, term: int, future: asyncio.Future[object]) -> None:
+        self._waiting[index] = _Waiting(term, future)
 
     def applied(self, index: int, term: int, result: object) -> None:
-        waiting = self._logged.pop(index, None)
+        waiting = self._waiting.pop(index, None)
         if waiting is None or waiting.future.done():
             return
         if waiting.term == term:
@@ -53,19 +42,61 @@ class Proposals:
     def lose_older_than(self, term: int) -> None:
         """We lead in ``term``, or not at all (then no term is spared by passing one above all): others may commit or drop
         these entries."""
-        if not self._logged:
-            return
-        lost = [index for index, waiting in self._logged.items() if waiting.term < term]
+        lost = [index for index, waiting in self._waiting.items() if waiting.term < term]
         for index in lost:
-            _fail(self._logged.pop(index).future, OutcomeUnknown())
+            _fail(self._waiting.pop(index).future, OutcomeUnknown())
 
-    def end(self, queued_error: Callable[[], Exception]) -> None:
+    def end(self) -> None:
         """The member ends: nothing will be known any more."""
-        for _, future in self.take_queue():
-            _fail(future, queued_error())
-        logged, self._logged = self._logged, {}
-        for waiting in logged.values():
-            _fail(waiting.future, OutcomeUnknown())
+        waiting, self._waiting = self._waiting, {}
+        for one in waiting.values():
+            _fail(one.future, OutcomeUnknown())
+
+
+class Proposals:
+    """First offered under a ticket, then entries in the log."""
+
+    def __init__(self) -> None:
+        self._ticket = 0
+        self._offered: dict[int, asyncio.Future[object]] = {}
+        self._logged = Logged()
+
+    def __bool__(self) -> bool:
+        return bool(self._offered or self._logged)
+
+    def offer(self) -> tuple[int, asyncio.Future[object]]:
+        self._ticket += 1
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._offered[self._ticket] = future
+        return self._ticket, future
+
+    def withdraw(self, ticket: int) -> bool:
+        """Whether it may still be kept out of the log."""
+        return self._offered.pop(ticket, None) is not None
+
+    def logged(self, tickets: tuple[int, ...], first_index: int, term: int) -> None:
+        for offset, ticket in enumerate(tickets):
+            future = self._offered.pop(ticket, None)
+            if future is not None:
+                self._logged.add(first_index + offset, term, future)
+
+    def refused(self, tickets: tuple[int, ...], error: Callable[[], Exception]) -> None:
+        for ticket in tickets:
+            future = self._offered.pop(ticket, None)
+            if future is not None:
+                _fail(future, error())
+
+    def applied(self, index: int, term: int, result: object) -> None:
+        self._logged.applied(index, term, result)
+
+    def lose_older_than(self, term: int) -> None:
+        if self._logged:
+            self._logged.lose_older_than(term)
+
+    def end(self, *, offered: Callable[[], Exception]) -> None:
+        """Nothing will be known any more. ``offered``: for those that may not even be in the log."""
+        self.refused(tuple(self._offered), offered)
+        self._logged.end()
 
 
 class Reads:
@@ -85,6 +116,11 @@ class Reads:
     def forget(self, context: int) -> None:
         self._asked.pop(context, None)
 
+    def refused(self, context: int, error: Exception) -> None:
+        future = self._asked.pop(context, None)
+        if future is not None:
+            _fail(future, error)
+
     def confirmed(self, context: int, index: int) -> None:
         future = self._asked.pop(context, None)
         if future is not None:
@@ -96,14 +132,13 @@ class Reads:
             if not future.done():
                 future.set_result(at)
 
-    def fail_asked(self, error: Callable[[], Exception]) -> None:
-        """Whoever was to confirm does not lead any more."""
-        asked, self._asked = self._asked, {}
-        for future in asked.values():
-            _fail(future, error())
+    def fail_asked(self, last_context: int, error: Callable[[], Exception]) -> None:
+        """Whoever was to confirm these does not lead any more."""
+        for context in [c for c in self._asked if c <= last_context]:
+            _fail(self._asked.pop(context), error())
 
     def end(self, error: Callable[[], Exception]) -> None:
-        self.fail_asked(error)
+        self.fail_asked(self._context, error)
         applying, self._applying = self._applying, []
         for _, _, future in applying:
             _fail(future, error())

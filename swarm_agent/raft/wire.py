@@ -15,26 +15,25 @@ from swarm_agent.raft.core.messages import Message, SnapshotMeta
 
 
 class SnapshotChunk(msgspec.Struct, frozen=True, array_like=True, tag=20):
-    """``transfer`` names one attempt of one sender. The whole is ``total`` bytes with crc ``crc``."""
+    """Piece ``number``, from 0, of a snapshot. ``transfer`` names one attempt of one sender."""
 
     frm: int
     to: int
     term: int
     transfer: int
     meta: SnapshotMeta
-    offset: int
-    total: int
-    crc: int
+    number: int
+    last: bool
     data: bytes
 
 
 class ChunkReceipt(msgspec.Struct, frozen=True, array_like=True, tag=21):
-    """``next_offset``: what the receiver wants next; equal to the total once it has everything."""
+    """``wanted``: the number of the piece the receiver wants next; one past the last once it has everything."""
 
     frm: int
     to: int
     transfer: int
-    next_offset: int
+    wanted: int
 
 
 FrameItem = Message | SnapshotChunk | ChunkReceipt
@@ -47,7 +46,7 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Transport(Protocol):
-    """Frames to peers. The owner hands what arrives to ``RaftNode.receive``."""
+    """Frames to peers. Lives on Raft's loop; what arrives goes to ``RaftNode.receive`` there."""
 
     def send(self, to: Member, frame: bytes) -> None:
         """Never blocks, never raises; may drop, repeat and reorder."""

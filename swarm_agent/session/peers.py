@@ -1,22 +1,24 @@
-"""Raft's transport between managers: one stream to each peer, many frames in one write, nothing blocks."""
+"""Raft's transport between managers: one link to each peer, opened again whenever it is lost. Nothing blocks.
+
+Lives on Raft's loop; ``start``, ``keep``, ``renewed`` and ``stop`` are called there too.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 from swarm_agent.identity.ca import Subject
 from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.raft import Member
-from swarm_agent.session.rpc import Call, Rpc
-from swarm_agent.session.wire import Nothing
+from swarm_agent.session.links import Link, Links, Listener
 
 log = logging.getLogger(__name__)
 
-MAX_QUEUED = 4096  # frames waiting for one peer; beyond it the oldest are dropped, Raft sends again
+MAX_QUEUED = 64  # frames that wait for a link; beyond it the oldest are dropped, Raft sends again
 RECONNECT_S = 0.1
 
 
@@ -24,93 +26,96 @@ class _Peer:
     """The way to one manager."""
 
     def __init__(
-        self, member: Member, identity: Callable[[], NodeIdentity], lost: Callable[[int], None], rpc: Rpc
+        self,
+        member: Member,
+        port: int,
+        identity: Callable[[], NodeIdentity],
+        lost: Callable[[int], None],
+        links: Links,
     ) -> None:
-        self._rpc = rpc
         self.member = member
+        self._addr = f"{member.addr.rpartition(':')[0]}:{port}"
+        self._links = links
         self._identity = identity
         self._lost = lost
-        self.queue: deque[bytes] = deque(maxlen=MAX_QUEUED)
-        self.wake = asyncio.Event()
-        self.connected = False
-        self.task = asyncio.create_task(self._run(), name=f"raft to {member.node_id}")
+        self._link: Link | None = None
+        self._queue: deque[bytes] = deque(maxlen=MAX_QUEUED)
+        self.task = asyncio.get_running_loop().create_task(self._run(), name=f"raft to {member.node_id}")
 
     def send(self, frame: bytes) -> None:
-        self.queue.append(frame)
-        self.wake.set()
+        if self._link is not None:
+            self._link.send(frame)
+        else:
+            self._queue.append(frame)
 
     async def _run(self) -> None:
         while True:
-            client = self._rpc.client(self.member.addr, self._identity(), self.member.node_id)
             try:
-                await self._pump(client.upload("Frames"))
+                await self._while_connected()
             except SwarmError as err:
-                if self.connected:
-                    log.info("lost manager %s: %s", self.member.node_id, err)
+                log.debug("cannot reach manager %s: %s", self.member.node_id, err)
             except Exception:  # whatever it was, this manager must be tried again
                 log.exception("the way to manager %s failed", self.member.node_id)
-            finally:
-                was, self.connected = self.connected, False
-                await client.close()
-            if was:
-                self._lost(self.member.raft_id)
-            self.queue.clear()
+            self._queue.clear()
             await asyncio.sleep(RECONNECT_S)
 
-    async def _pump(self, call: Call) -> None:
-        await call.connected()
-        self.connected = True
-        ended = asyncio.create_task(call.ended())
+    async def _while_connected(self) -> None:
+        link = await self._links.connect(self._addr, self._identity(), self.member.node_id)
         try:
-            while not ended.done():
-                while self.queue:
-                    await call.write(self.queue.popleft())
-                self.wake.clear()
-                if self.queue:
-                    continue
-                waiting = asyncio.create_task(self.wake.wait())
-                await asyncio.wait({waiting, ended}, return_when=asyncio.FIRST_COMPLETED)
-                waiting.cancel()
+            while self._queue:
+                link.send(self._queue.popleft())
+            self._link = link
+            await link.ended()
         finally:
-            ended.cancel()
+            self._link = None
+            link.close()
+        log.info("lost manager %s", self.member.node_id)
+        self._lost(self.member.raft_id)
 
 
 class PeerTransport:
-    """Implements ``raft.Transport`` over gRPC; incoming frames come in at :meth:`serve`."""
+    """Implements ``raft.Transport``."""
 
-    def __init__(self, identity: Callable[[], NodeIdentity], rpc: Rpc) -> None:
+    def __init__(
+        self, identity: Callable[[], NodeIdentity], links: Links, port: int, admit: Callable[[Subject], None]
+    ) -> None:
         self._identity = identity
-        self._rpc = rpc
+        self._admit = admit
+        self._links = links
+        self._port = port
+        self._listener: Listener | None = None
         self._peers: dict[int, _Peer] = {}
         self.receive: Callable[[bytes, str], None] = lambda frame, bearer: None  # noqa: ARG005 - set once the node is up
         self.lost: Callable[[int], None] = lambda raft_id: None  # noqa: ARG005
+
+    async def start(self, host: str) -> None:
+        """Listen. Raises Unavailable when the port is taken."""
+        self._listener = await self._links.listen(host, self._port, self._identity, self._admit, self._take)
 
     def send(self, to: Member, frame: bytes) -> None:
         peer = self._peers.get(to.raft_id)
         if peer is None or peer.member.addr != to.addr:
             if peer is not None:
                 peer.task.cancel()
-            peer = _Peer(to, self._identity, self._was_lost, self._rpc)
+            peer = _Peer(to, self._port, self._identity, self._was_lost, self._links)
             self._peers[to.raft_id] = peer
         peer.send(frame)
+
+    def _take(self, frame: bytes, bearer: str) -> None:
+        self.receive(frame, bearer)
 
     def _was_lost(self, raft_id: int) -> None:
         self.lost(raft_id)
 
-    def keep(self, raft_ids: set[int]) -> None:
+    def keep(self, raft_ids: frozenset[int]) -> None:
         """Forget peers that are no members any more."""
         for raft_id in set(self._peers) - raft_ids:
             self._peers.pop(raft_id).task.cancel()
 
-    def connected(self, raft_id: int) -> bool:
-        peer = self._peers.get(raft_id)
-        return peer is not None and peer.connected
-
-    async def serve(self, caller: Subject, frames: AsyncIterator[bytes]) -> Nothing:
-        """Take a manager's frames; Raft drops those in another's name."""
-        async for frame in frames:
-            self.receive(frame, caller.node_id)
-        return Nothing()
+    def renewed(self) -> None:
+        """Our certificate is a new one. Open links keep the old one until they end."""
+        if self._listener is not None:
+            self._listener.renewed()
 
     async def stop(self) -> None:
         tasks = [p.task for p in self._peers.values()]
@@ -118,3 +123,6 @@ class PeerTransport:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._peers.clear()
+        if self._listener is not None:
+            await self._listener.close()
+            self._listener = None

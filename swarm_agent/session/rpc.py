@@ -77,7 +77,6 @@ class Method(NamedTuple):
     server_streams: bool
     workers: bool
     serve: Callable[..., Any]
-    newcomers: bool = False  # also of managers this one has not heard of yet: it may be behind
 
 
 Allow = Callable[[Subject, Method], None]  # raises PermissionDenied

@@ -150,7 +150,6 @@ class Leave(msgspec.Struct, frozen=True):
 
 TYPES: dict[str, tuple[Any, Any]] = {
     "Session": (Up, Down),
-    "Frames": (bytes, Nothing),
     "Logs": (LogPiece, Nothing),
     "Forward": (ForwardedCall, ForwardedAnswer),
     "JoinRaft": (JoinRaft, Members),

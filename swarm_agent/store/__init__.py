@@ -7,6 +7,7 @@ Owns what an entry of the log means. Refuses to know how an entry gets agreed on
 from __future__ import annotations
 
 from swarm_agent.store.overlay import Overlay
+from swarm_agent.store.snapshots import DamagedSnapshot
 from swarm_agent.store.store import ApplyResult, Change, Store
 from swarm_agent.store.tables import Rows, View
 from swarm_agent.store.writes import Delete, Entry, Group, Put, decode_entry, encode_entry
@@ -14,6 +15,7 @@ from swarm_agent.store.writes import Delete, Entry, Group, Put, decode_entry, en
 __all__ = [
     "ApplyResult",
     "Change",
+    "DamagedSnapshot",
     "Delete",
     "Entry",
     "Group",

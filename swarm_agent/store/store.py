@@ -9,7 +9,6 @@ import msgspec
 
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.records import (
-    AnyRecord,
     Attachment,
     Cluster,
     Config,
@@ -20,10 +19,9 @@ from swarm_agent.objects.records import (
     Service,
     Task,
 )
+from swarm_agent.store.snapshots import SnapshotView, read_snapshot
 from swarm_agent.store.tables import INDEXES, KINDS, Table
 from swarm_agent.store.writes import Delete, Group, Put, decode_entry
-
-_encoder = msgspec.msgpack.Encoder()
 
 
 class Change(NamedTuple):
@@ -35,17 +33,6 @@ class Change(NamedTuple):
     @property
     def row(self) -> Any:
         return self.old if self.new is None else self.new
-
-
-class _Snapshot(msgspec.Struct, array_like=True):
-    """What a snapshot holds; later fields have defaults, so that older snapshots read."""
-
-    index: int
-    rows: list[AnyRecord]
-    now: int = 0
-
-
-_decoder = msgspec.msgpack.Decoder(_Snapshot)
 
 
 class ApplyResult(msgspec.Struct, frozen=True):
@@ -118,15 +105,15 @@ class Store:
         self._publish(index, changes)
         return ApplyResult(index, accepted)
 
-    def snapshot(self) -> bytes:
-        """All rows, as of the last applied entry."""
-        rows = [row for table in self.tables.values() for row in table.rows.values()]
-        return _encoder.encode(_Snapshot(self.index, rows, self.now))
+    def snapshot(self) -> SnapshotView:
+        """All rows as of the last applied entry; what is applied later does not change it."""
+        return SnapshotView(self.index, self.now, (tuple(t.rows.values()) for t in self.tables.values()))
 
-    def restore(self, index: int, data: bytes) -> None:
-        """Replace everything; watchers see the difference."""
-        found = _decoder.decode(data)
-        rows, self.now = found.rows, found.now
+    def restore(self, index: int, pieces: Iterable[bytes]) -> None:
+        """Replace everything; watchers see the difference. What cannot be read changes nothing."""
+        head, found = read_snapshot(pieces)
+        rows = [row for some in found for row in some]
+        self.now = head.now
         changes: list[Change] = []
         kept: dict[type[Record], set[str]] = {cls: set() for cls in self.tables}
         for row in rows:

@@ -30,10 +30,18 @@ from swarm_agent.session.rpc import (
     error_of,
     refusal_of,
 )
+from swarm_agent.session.wire import Nothing
 
 KEEPALIVE_S = 10.0  # as the real one's options: five seconds of silence, five for the answer
 CONNECT_S = 20.0
 DOOR_TIMEOUT_S = 10.0
+
+
+FRAMES = "Frames"
+_DECODERS = {
+    **DECODERS,
+    FRAMES: (msgspec.msgpack.Decoder(bytes).decode, msgspec.msgpack.Decoder(Nothing).decode),
+}
 
 
 class RpcFaults(msgspec.Struct, kw_only=True):
@@ -175,7 +183,7 @@ class Connection:
         self._addr = addr
         self._server_name = server_name
         self._name = name
-        self._decode_request, self._decode_reply = DECODERS[name]
+        self._decode_request, self._decode_reply = _DECODERS[name]
         self.client = endpoint.host
         self.server = addr.rpartition(":")[0]
         self._up = _Pipe(net, self.client, self.server, self._at_server)
@@ -232,6 +240,10 @@ class Connection:
         await self.connected()
         if self._over.is_set():
             raise self._why()
+        self._send_up(encode(message))
+
+    def push(self, message: Any) -> None:
+        """Write without waiting, once connected; nothing happens after the end."""
         self._send_up(encode(message))
 
     async def read(self) -> Any:
@@ -517,6 +529,31 @@ class RpcEndpoint:
     def client(self, addr: str, identity: NodeIdentity, server_name: str = ca.SERVER_NAME) -> FakeClient:
         return FakeClient(self._net, self, addr, identity, server_name)
 
+    # --- session.links.Links: a link is a call whose one side says nothing -----------------------------------------------
+    async def links(
+        self,
+        port: int,
+        identity: Callable[[], NodeIdentity],
+        admit: Callable[[ca.Subject], None],
+        take: Callable[[bytes, str], None],
+    ) -> FakeListener:
+        async def serve(caller: ca.Subject, frames: AsyncIterator[bytes]) -> Nothing:
+            async for frame in frames:
+                take(frame, caller.node_id)
+            return Nothing()
+
+        server = self.server(
+            identity, lambda caller, _: admit(caller), [Method(FRAMES, True, False, False, serve)]
+        )
+        await server.start(f"{self.host}:{port}")
+        return FakeListener(server)
+
+    async def link(self, addr: str, identity: NodeIdentity, node_id: str) -> FakeLink:
+        client = self.client(addr, identity, node_id)
+        call = client.upload(FRAMES)
+        await call.connected()
+        return FakeLink(client, call)
+
     async def listen(
         self,
         host: str,  # noqa: ARG002 - one address a host
@@ -555,6 +592,56 @@ class RpcEndpoint:
                 return result
         except TimeoutError as err:
             raise Unavailable(f"the manager at {addr} did not answer within {DOOR_TIMEOUT_S:g} s") from err
+
+
+class FakeListener:
+    """Implements ``links.Listener``."""
+
+    def __init__(self, server: FakeServer) -> None:
+        self._server = server
+
+    def renewed(self) -> None:
+        """The server asks for its identity at every handshake."""
+
+    async def close(self) -> None:
+        await self._server.stop()
+
+
+class FakeLink:
+    """Implements ``links.Link``."""
+
+    def __init__(self, client: FakeClient, call: Connection) -> None:
+        self._client = client
+        self._call = call
+
+    def send(self, frame: bytes) -> None:
+        self._call.push(frame)
+
+    async def ended(self) -> None:
+        await self._call.ended()
+
+    def close(self) -> None:
+        self._call.cancel()
+
+
+class FakeLinks:
+    """Implements ``links.Links``."""
+
+    def __init__(self, endpoint: RpcEndpoint) -> None:
+        self._endpoint = endpoint
+
+    async def listen(
+        self,
+        host: str,  # noqa: ARG002 - one address a host
+        port: int,
+        identity: Callable[[], NodeIdentity],
+        admit: Callable[[ca.Subject], None],
+        take: Callable[[bytes, str], None],
+    ) -> FakeListener:
+        return await self._endpoint.links(port, identity, admit, take)
+
+    async def connect(self, addr: str, identity: NodeIdentity, node_id: str) -> FakeLink:
+        return await self._endpoint.link(addr, identity, node_id)
 
 
 async def _answer(

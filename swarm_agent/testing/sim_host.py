@@ -23,13 +23,13 @@ from swarm_agent.daemon import Daemon
 from swarm_agent.identity import ca
 from swarm_agent.manager.manager import Manager
 from swarm_agent.objects.errors import SwarmError
-from swarm_agent.raft import Disk
+from swarm_agent.raft import Disk, SameLoop
 from swarm_agent.seams import Seams
 from swarm_agent.session.wire import ForwardedCall
 from swarm_agent.testing.fake_disk import FakeDisk
 from swarm_agent.testing.fake_engine import FakeEngine
 from swarm_agent.testing.fake_network import FakeNodeNetwork
-from swarm_agent.testing.fake_rpc import RpcEndpoint, RpcNet
+from swarm_agent.testing.fake_rpc import FakeLinks, RpcEndpoint, RpcNet
 
 T = TypeVar("T")
 EPOCH = 1_800_000_000 * 1_000_000_000
@@ -201,6 +201,8 @@ class Process:
             now=host.now,
             rpc=endpoint,
             doors=endpoint,
+            links=FakeLinks(endpoint),
+            home=SameLoop,
             disk=host.open_disk,
             certificates=SimSource(random.Random(host.rng.getrandbits(64)), host.now),
             address=_address,

@@ -113,7 +113,7 @@ def test_a_killed_daemon_comes_back_locked_and_its_container_answers(lab: Lab) -
     assert NEEDS_UNLOCKING in refused.stderr
     assert lab[1].swarm("ps", "-q").split() == [container]
     assert lab.greeting(1, 8080)[:2] == ["web", CLIENT]
-    for port in (2377, 2378):
+    for port in (2377, 2378, 7946):
         done = lab[1].space.run(
             "bash", "-c", f"exec 3<>/dev/tcp/{lab[1].address}/{port} && echo open", check=False
         )

@@ -7,7 +7,7 @@ durable before the log it stands for was dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -17,7 +17,6 @@ from swarm_agent.raft.errors import LogCorrupt, WrongOwner
 from swarm_agent.raft.log.records import Codec, frame, scan
 
 _HEAD, _DATA, _END = 16, 17, 18
-PIECE = 4 << 20
 SUFFIX = ".snap"
 
 
@@ -36,12 +35,13 @@ class _Head(msgspec.Struct, frozen=True, array_like=True):
 
 
 def write_steps(
-    disk: Disk, owner: Owner, codec: Codec, meta: SnapshotMeta, data: bytes
-) -> Iterator[Callable[[], None]]:
-    """Steps to run on the worker, in order; the snapshot exists once the last has returned."""
+    disk: Disk, owner: Owner, codec: Codec, meta: SnapshotMeta, view: Iterable[bytes]
+) -> Iterator[Callable[[], bool]]:
+    """Steps to run on the worker, each again until it returns False; the snapshot exists once the last has."""
     name = f"{meta.index:016d}-{meta.term:016d}{SUFFIX}"
     temporary = name + ".tmp"
-    crc = salt = offset = 0
+    crc = salt = offset = size = 0
+    pieces = iter(view)
 
     def put(kind: int, payload: bytes) -> None:
         nonlocal crc, offset
@@ -50,30 +50,38 @@ def write_steps(
         disk.append(temporary, blob)
         offset += len(blob)
 
-    def head() -> None:
+    def head() -> bool:
         nonlocal salt
         if temporary in disk.names():
             disk.remove(temporary)
         put(_HEAD, msgspec.msgpack.encode(_Head(1, owner, meta)))
         salt = crc
+        return False
 
-    def piece(start: int) -> None:
-        put(_DATA, data[start : start + PIECE])
+    def piece() -> bool:
+        """Made here, on the worker: the state is large, and its owner has other things to do."""
+        nonlocal size
+        data = next(pieces, None)
+        if data is None:
+            return False
+        size += len(data)
+        put(_DATA, data)
         disk.sync(temporary)
+        return True
 
-    def end() -> None:
-        put(_END, msgspec.msgpack.encode(len(data)))
+    def end() -> bool:
+        put(_END, msgspec.msgpack.encode(size))
         disk.sync(temporary)
         disk.rename(temporary, name)
         disk.sync_dir()
+        return False
 
     yield head
-    for at in range(0, len(data), PIECE):
-        yield lambda at=at: piece(at)  # type: ignore[misc]
+    yield piece
     yield end
 
 
-def load_newest(disk: Disk, owner: Owner, codec: Codec) -> tuple[SnapshotMeta, bytes] | None:
+def load_newest(disk: Disk, owner: Owner, codec: Codec) -> tuple[SnapshotMeta, tuple[bytes, ...]] | None:
     names = [name for name in disk.names() if name.endswith(SUFFIX)]
     return _load(disk, names[-1], owner, codec) if names else None
 
@@ -87,7 +95,7 @@ def remove_older(disk: Disk, index: int) -> None:
         disk.sync_dir()
 
 
-def _load(disk: Disk, name: str, owner: Owner, codec: Codec) -> tuple[SnapshotMeta, bytes]:
+def _load(disk: Disk, name: str, owner: Owner, codec: Codec) -> tuple[SnapshotMeta, tuple[bytes, ...]]:
     raw = disk.read(name)
     first = next(scan(raw, 0, 0, 0), None)
     if first is None or first.kind != _HEAD:
@@ -104,8 +112,10 @@ def _load(disk: Disk, name: str, owner: Owner, codec: Codec) -> tuple[SnapshotMe
         payload = codec.open(record.payload, f"{name}:{record.offset}".encode())
         if record.kind == _DATA:
             parts.append(payload)
-        elif record.kind == _END and record.end == len(raw):
-            data = b"".join(parts)
-            if len(data) == msgspec.msgpack.decode(payload, type=int):
-                return head.meta, data
+        elif record.kind == _END and record.end == len(raw) and sum(map(len, parts)) == _size(payload):
+            return head.meta, tuple(parts)
     raise LogCorrupt(f"snapshot {name}: its data is damaged; restore it from a backup or rejoin this node")
+
+
+def _size(payload: bytes) -> int:
+    return msgspec.msgpack.decode(payload, type=int)

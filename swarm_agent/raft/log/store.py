@@ -12,7 +12,7 @@ Every method blocks: call them on the disk's worker.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -62,7 +62,7 @@ class Recovered(NamedTuple):
 
     hard_state: HardState
     snapshot: SnapshotMeta | None
-    snapshot_data: bytes
+    snapshot_pieces: tuple[bytes, ...]
     entries: list[Entry]
 
     @property
@@ -93,7 +93,7 @@ class Log:
                 disk.remove(name)
         snapshot = load_newest(disk, owner, log._codec)
         entries = log._replay()
-        meta, data = snapshot or (None, b"")
+        meta, pieces = snapshot or (None, ())
         if meta is not None:
             entries = log._meet(meta, entries)
         elif entries and entries[0].index != 1:
@@ -103,7 +103,7 @@ class Log:
         log._last_index = entries[-1].index if entries else (meta.index if meta else 0)
         if not log._segments or log._stale:
             log._rotate(fresh=False)
-        return log, Recovered(log._hard_state, meta, data, entries)
+        return log, Recovered(log._hard_state, meta, pieces, entries)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -131,27 +131,32 @@ class Log:
         return max((s.highest for s in self._segments if s.number < number), default=None)
 
     def snapshot_steps(
-        self, meta: SnapshotMeta, data: bytes, *, keep_from: int
-    ) -> Iterator[Callable[[], None]]:
-        """Save a snapshot of our own state; then entries before ``keep_from`` may go, a whole segment at a time."""
-        yield from write_steps(self._disk, self._owner, self._codec, meta, data)
+        self, meta: SnapshotMeta, view: Iterable[bytes], *, keep_from: int
+    ) -> Iterator[Callable[[], bool]]:
+        """Save a snapshot of our own state; then entries before ``keep_from`` may go, a whole segment at a time.
 
-        def tidy() -> None:
+        Each step is run until it returns False; between two runs the worker is free for log batches.
+        """
+        yield from write_steps(self._disk, self._owner, self._codec, meta, view)
+
+        def tidy() -> bool:
             self._rotate(fresh=False)
             self._drop(keep_from)
             remove_older(self._disk, meta.index)
+            return False
 
         yield tidy
 
-    def install_steps(self, meta: SnapshotMeta, data: bytes) -> Iterator[Callable[[], None]]:
-        """Save the leader's snapshot in place of everything there is."""
-        yield from write_steps(self._disk, self._owner, self._codec, meta, data)
+    def install_steps(self, meta: SnapshotMeta, pieces: Iterable[bytes]) -> Iterator[Callable[[], bool]]:
+        """Save the leader's snapshot in place of everything there is. Steps as of ``snapshot_steps``."""
+        yield from write_steps(self._disk, self._owner, self._codec, meta, pieces)
 
-        def replace() -> None:
+        def replace() -> bool:
             self._last_index = meta.index
             self._rotate(fresh=True)
             self._drop(None)
             remove_older(self._disk, meta.index)
+            return False
 
         yield replace
 

@@ -25,8 +25,8 @@ def test_ways_to_the_leader_show_the_new_certificate(tmp_path: Path, monkeypatch
     async def main() -> None:
         own = ["old"]
         rpc = SimpleNamespace(server=lambda *_: None, client=client)
-        seams: Any = SimpleNamespace(rpc=rpc, certificates=SYSTEM, doors=None)
-        settings = ManagerSettings("n1", "c", 1, "0.0.0.0", 2377, 2378, "192.0.2.1", tmp_path)
+        seams: Any = SimpleNamespace(rpc=rpc, certificates=SYSTEM, doors=None, links=None)
+        settings = ManagerSettings("n1", "c", 1, "0.0.0.0", 2377, 2378, 7946, "192.0.2.1", tmp_path)
         identity: Any = lambda: own[0]  # noqa: E731
         nothing: Any = None
         keys: Any = KeyFile.create(tmp_path)

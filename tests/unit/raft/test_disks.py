@@ -109,18 +109,20 @@ def test_a_log_lives_on_either(reopen: Callable[[], Disk]) -> None:
     assert recovered.is_new
     for i in range(1, 41):
         log.append(HardState(1, 1, i - 1), [Entry(i, 1, 0, b"x" * 50)])
-    for step in log.snapshot_steps(SnapshotMeta(40, 1, conf), b"state", keep_from=31):
-        step()
+    for step in log.snapshot_steps(SnapshotMeta(40, 1, conf), (b"state",), keep_from=31):
+        while step():
+            pass
     log.append(HardState(2, 1, 40), [Entry(41, 2, 0, b"y")])
     log, recovered = Log.open(reopen(), OWNER)
     assert recovered.snapshot == SnapshotMeta(40, 1, conf)
     assert recovered.hard_state == HardState(2, 1, 40)
     assert recovered.entries[0].index <= 31
     assert recovered.entries[-1] == Entry(41, 2, 0, b"y")
-    for step in log.install_steps(SnapshotMeta(50, 3, conf), b"theirs"):
-        step()
+    for step in log.install_steps(SnapshotMeta(50, 3, conf), (b"theirs",)):
+        while step():
+            pass
     _, recovered = Log.open(reopen(), OWNER)
-    assert (recovered.snapshot_data, recovered.entries) == (b"theirs", [])
+    assert (recovered.snapshot_pieces, recovered.entries) == ((b"theirs",), [])
 
 
 # -- the fake's own powers ----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -28,14 +29,19 @@ def reopen(disk: FakeDisk, segment_bytes: int = 16 << 20) -> tuple[Log, Recovere
     return Log.open(disk.open(), OWNER, segment_bytes=segment_bytes)
 
 
+def finish(step: Callable[[], bool]) -> None:
+    while step():
+        pass
+
+
 def snapshot(log: Log, index: int, keep_from: int, data: bytes = b"state", term: int = 1) -> None:
-    for step in log.snapshot_steps(SnapshotMeta(index, term, CONF), data, keep_from=keep_from):
-        step()
+    for step in log.snapshot_steps(SnapshotMeta(index, term, CONF), (data,), keep_from=keep_from):
+        finish(step)
 
 
 def install(log: Log, index: int, term: int, data: bytes = b"theirs") -> None:
-    for step in log.install_steps(SnapshotMeta(index, term, CONF), data):
-        step()
+    for step in log.install_steps(SnapshotMeta(index, term, CONF), (data,)):
+        finish(step)
 
 
 def segment(disk: FakeDisk) -> str:
@@ -56,7 +62,7 @@ def test_what_was_appended_comes_back() -> None:
     log.append(HardState(2, 3, 2), ())
     disk.crash(keep=0)
     _, back = reopen(disk)
-    assert back == Recovered(HardState(2, 3, 2), None, b"", list(entries(1, 3)))
+    assert back == Recovered(HardState(2, 3, 2), None, (), list(entries(1, 3)))
 
 
 def test_one_batch_is_one_sync() -> None:
@@ -205,7 +211,7 @@ def test_a_snapshot_lets_old_segments_go_and_keeps_what_was_asked() -> None:
     assert len(disk.contents()) < before
     _, back = reopen(disk)
     assert back.snapshot == SnapshotMeta(60, 1, CONF)
-    assert back.snapshot_data == b"state"
+    assert back.snapshot_pieces == (b"state",)
     assert back.entries[0].index <= 51
     assert back.entries[-1].index == 60
     assert back.hard_state == HardState(1, 1, 59)
@@ -215,12 +221,15 @@ def test_a_large_snapshot_is_written_in_pieces() -> None:
     disk = platter()
     log, _ = reopen(disk)
     log.append(HardState(1), entries(1, 1))
-    data = random.Random(1).randbytes(9 << 20)
-    steps = list(log.snapshot_steps(SnapshotMeta(1, 1, CONF), data, keep_from=2))
-    assert len(steps) == 6
-    for step in steps:
-        step()
-    assert reopen(disk)[1].snapshot_data == data
+    view = [random.Random(seed).randbytes(1000) for seed in range(9)]
+    runs = 0
+    for step in log.snapshot_steps(SnapshotMeta(1, 1, CONF), view, keep_from=2):
+        runs += 1
+        while step():
+            runs += 1
+            log.append(HardState(1), ())  # a batch gets its turn between two pieces
+    assert runs == 4 + len(view)
+    assert reopen(disk)[1].snapshot_pieces == tuple(view)
 
 
 def test_an_installed_snapshot_replaces_the_log() -> None:
@@ -358,7 +367,7 @@ def test_a_codec_sees_every_payload_and_its_place() -> None:
     assert not any(b"cluster" in data or b"1.1" in data for data in disk.contents().values())
     _, back = Log.open(disk.open(), OWNER, codec=_Mask())
     assert back.entries[-1] == entries(4, 4)[0]
-    assert back.snapshot_data == b"state"
+    assert back.snapshot_pieces == (b"state",)
 
 
 def test_records_are_arrays_so_that_fields_can_be_added() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -34,17 +36,23 @@ def transfer(
             count += 1
             if count == restart_at:
                 receiver = SnapshotReceiver()
-            following, whole = receiver.take(chunk)
+            wanted, whole = receiver.take(chunk)
             if whole is not None:
-                arrived.append(whole)
+                arrived.append(b"".join(whole))
             if rng.random() >= loss:
-                loop.call_later(0.001, sender.on_receipt, ChunkReceipt(2, 1, chunk.transfer, following))
+                loop.call_later(0.001, sender.on_receipt, ChunkReceipt(2, 1, chunk.transfer, wanted))
 
         def send(chunk: SnapshotChunk) -> None:
             if rng.random() >= loss:
                 loop.call_later(0.001, deliver, chunk)
 
-        sender = SnapshotSender(CONFIG, send, to=2, term=1, transfer=7, meta=META, data=data)
+        async def fetch(make: Callable[[], bytes | None]) -> bytes | None:
+            return make()
+
+        view = [data[:30], data[30:]]
+        sender = SnapshotSender(
+            CONFIG, send, fetch, to=2, term=1, transfers=itertools.count(7), meta=META, view=view
+        )
         return await sender.run()
 
     return run(main()), arrived
@@ -74,16 +82,27 @@ def test_silence_is_a_failure() -> None:
     assert transfer(b"x" * 50, loss=1.0) == (False, [])
 
 
-def chunk(offset: int, data: bytes, *, total: int = 6, crc: int = 0, number: int = 1) -> SnapshotChunk:
-    return SnapshotChunk(1, 2, 1, number, META, offset, total, crc, data)
+def chunk(number: int, data: bytes, *, last: bool = False, transfer: int = 1) -> SnapshotChunk:
+    return SnapshotChunk(1, 2, 1, transfer, META, number, last, data)
 
 
-def test_wrong_bytes_are_thrown_away() -> None:
+def test_a_late_copy_changes_nothing() -> None:
     receiver = SnapshotReceiver()
-    assert receiver.take(chunk(0, b"abc")) == (3, None)
-    assert receiver.take(chunk(0, b"abc")) == (3, None)
-    assert receiver.take(chunk(3, b"def")) == (0, None)
+    assert receiver.take(chunk(0, b"abc")) == (1, None)
+    assert receiver.take(chunk(0, b"abc")) == (1, None)
+    assert receiver.take(chunk(1, b"def", last=True)) == (2, (b"abc", b"def"))
+    assert receiver.take(chunk(1, b"def", last=True)) == (2, None)
 
 
-def test_no_more_than_announced_is_kept() -> None:
-    assert SnapshotReceiver().take(chunk(0, b"x" * 100)) == (0, None)
+def test_a_gap_makes_the_sender_begin_again() -> None:
+    receiver = SnapshotReceiver()
+    assert receiver.take(chunk(3, b"x")) == (0, None)
+    assert receiver.take(chunk(0, b"abc")) == (1, None)
+    assert receiver.take(chunk(2, b"x")) == (0, None)
+
+
+def test_another_transfer_takes_the_place_of_the_one_before() -> None:
+    receiver = SnapshotReceiver()
+    receiver.take(chunk(0, b"old"))
+    assert receiver.take(chunk(0, b"new", transfer=2)) == (1, None)
+    assert receiver.take(chunk(1, b"er", last=True, transfer=2)) == (2, (b"new", b"er"))

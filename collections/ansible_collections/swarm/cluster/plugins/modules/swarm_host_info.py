@@ -38,7 +38,7 @@ options:
       - TCP ports that C(swarm-agent) listens at.
     type: list
     elements: int
-    default: [2377, 2378]
+    default: [2377, 2378, 7946]
   udp_ports:
     description:
       - UDP ports that the overlay networks use.
@@ -263,7 +263,7 @@ def main():
         checks={"type": "list", "elements": "str", "choices": ["engine", "agent", "member"], "default": []},
         engine_socket={"type": "path"},
         packages={"type": "dict", "default": {}},
-        tcp_ports={"type": "list", "elements": "int", "default": [2377, 2378]},
+        tcp_ports={"type": "list", "elements": "int", "default": [2377, 2378, 7946]},
         udp_ports={"type": "list", "elements": "int", "default": [4789]},
         max_clock_skew={"type": "int", "default": 60},
         min_free_mb={"type": "int", "default": 500},

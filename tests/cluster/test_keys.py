@@ -25,9 +25,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield found
 
 
-def cli(lab: Lab, *arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+def cli(lab: Lab, *arguments: str, typed: str = "", on: int = 1) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["docker", "-H", f"unix://{lab[1].socket}", *arguments],
+        ["docker", "-H", f"unix://{lab[on].socket}", *arguments],
         input=typed,
         capture_output=True,
         text=True,
@@ -36,8 +36,8 @@ def cli(lab: Lab, *arguments: str, typed: str = "") -> subprocess.CompletedProce
     )
 
 
-def state(lab: Lab) -> str:
-    return str(lab[1].get("/info")["Swarm"]["LocalNodeState"])
+def state(lab: Lab, on: int = 1) -> str:
+    return str(lab[on].get("/info")["Swarm"]["LocalNodeState"])
 
 
 def restart(lab: Lab) -> None:
@@ -67,12 +67,12 @@ def state_folder(lab: Lab) -> Path:
     return lab[1].folder / "state"
 
 
-def settled(lab: Lab, lock_version: int) -> None:
+def settled(lab: Lab, lock_version: int, on: int = 1) -> None:
     """Wait until the key file and all that depends on it follow the cluster's lock."""
-    path = state_folder(lab) / "keys.json"
+    path = lab[on].folder / "state" / "keys.json"
     until(lambda: f'"lock_version":{lock_version}' in path.read_text(), "the new lock")
     said = f"(version {lock_version})"
-    log = lab[1].folder / "agent.log"
+    log = lab[on].folder / "agent.log"
     until(lambda: "certificate renewed" in log.read_text().partition(said)[2], "the new certificate")
 
 
@@ -181,3 +181,46 @@ def test_autolock_turned_on_later_prints_its_key_and_a_locked_manager_leaves_by_
     assert not {"keys.json", "swarm-node.pem", "membership.json"} & set(left)
     lab[1].swarm("swarm", "init", "--advertise-addr", lab[1].address)
     assert state(lab) == "active"
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with swarm_lab(tmp_path_factory.mktemp("locked")) as found:
+        yield found
+
+
+def test_three_managers_lock_renew_and_catch_up(three: Lab) -> None:
+    """The unlock key is rotated while one manager is down: the former key opens it, and then the new one does."""
+    first = three[1]
+    first.swarm("swarm", "init", "--autolock", "--advertise-addr", first.address)
+    token = first.swarm("swarm", "join-token", "-q", "manager").strip()
+    for number in (2, 3):
+        three[number].swarm("swarm", "join", "--token", token, f"{first.address}:2377")
+        settled(three, 1, on=number)
+    old = key_of(three)
+    command = ("--name", "web", "--replicas", "3", "--env", f"MARK={MARK}", f"{IMAGE}:1")
+    first.swarm("service", "create", "--no-resolve-image", "-d", *command, "/task", "serve", "web", "7000")
+    three.running(1, "web", 3)
+    three[3].kill_agent(signal.SIGKILL)
+    new = first.swarm("swarm", "unlock-key", "--rotate", "-q").strip()
+    assert new not in {"", old}
+    for number in (1, 2):
+        settled(three, 2, on=number)
+    three[3].start_agent()
+    assert state(three, 3) == "locked"
+    assert "invalid key provided" in cli(three, "swarm", "unlock", typed=new + "\n", on=3).stderr
+    assert cli(three, "swarm", "unlock", typed=old + "\n", on=3).returncode == 0
+    settled(three, 2, on=3)
+    until(lambda: all(n["Status"]["State"] == "ready" for n in three.nodes(3).values()), "all nodes ready")
+    for number in (1, 2, 3):  # all at once: nobody leads until two of them are unlocked
+        three[number].kill_agent(signal.SIGKILL)
+    for number in (1, 2, 3):
+        three[number].start_agent()
+        assert state(three, number) == "locked"
+    for number in (1, 2, 3):
+        assert cli(three, "swarm", "unlock", typed=new + "\n", on=number).returncode == 0
+    three.running(2, "web", 3)
+    assert three[3].swarm("swarm", "unlock-key", "-q").strip() == new
+    for number in (1, 2, 3):
+        bare = (new.removeprefix("SWMKEY-1-"), old.removeprefix("SWMKEY-1-"))
+        assert holding(three[number].folder / "state", MARK, "BEGIN PRIVATE KEY", *bare) == []

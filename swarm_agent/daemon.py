@@ -23,12 +23,15 @@ from swarm_agent.addresses import own_address, split_addr
 from swarm_agent.api.backend import ManagerHealth, RemoteManager
 from swarm_agent.api.events import ClusterEvents
 from swarm_agent.api.http import HttpError, HttpServer
-from swarm_agent.api.server import Api
+from swarm_agent.api.server import LOCKED, Api
+from swarm_agent.api.swarm import NOT_LOCKED
 from swarm_agent.config import DEFAULT_PATH, AgentConfig, load_config
+from swarm_agent.founding import Place, found
 from swarm_agent.identity import ca
 from swarm_agent.identity.door import Issued, IssueRequest, JoinRefused, ask_for_certificate, fetch_root
-from swarm_agent.identity.files import NodeIdentity, load_identity, save_identity
-from swarm_agent.identity.tokens import new_tokens, parse_token
+from swarm_agent.identity.files import NodeIdentity, load_certificate, load_identity, save_identity
+from swarm_agent.identity.keyfile import KeyFile, LockedKeys, load_keys, remove_keys
+from swarm_agent.identity.tokens import parse_token
 from swarm_agent.manager.manager import Manager
 from swarm_agent.member import Member
 from swarm_agent.membership import (
@@ -41,11 +44,10 @@ from swarm_agent.network.journal import Journal
 from swarm_agent.network.model import NodeNetwork
 from swarm_agent.node.describe import check_engine
 from swarm_agent.node.engine import EngineClient, EngineError, EngineUnreachable
-from swarm_agent.objects import defaults
 from swarm_agent.objects.errors import AlreadyExists, InvalidSpec, NoLeader, SwarmError, Unavailable
 from swarm_agent.objects.ids import new_id
-from swarm_agent.objects.records import Cluster, Node, NodeStatus, Task
-from swarm_agent.objects.specs import ClusterSpec, InitRequest, JoinRequest, NodeSpec
+from swarm_agent.objects.records import Cluster, Node, Task, UnlockKey
+from swarm_agent.objects.specs import InitRequest, JoinRequest
 from swarm_agent.observe.logs import set_up_logging
 from swarm_agent.observe.server import ObserveServer
 from swarm_agent.seams import Seams
@@ -88,6 +90,7 @@ class Daemon:
         self.member: Member | None = None
         self._error = ""
         self._pending = False
+        self._locked: LockedKeys | None = None  # what an unlock key is wanted for
         self._changing = asyncio.Lock()
         self._reserved: set[str] = set()
         self._events: ClusterEvents | None = None
@@ -108,10 +111,17 @@ class Daemon:
         """Begin to be the member we were, if we were one."""
         self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         membership = load_membership(self._state_dir)
-        identity = load_identity(self._state_dir)
-        self._pending = membership is not None and identity is not None
-        if membership is not None and identity is not None:
-            self._spawn(self._resume(membership, identity))
+        if membership is None:
+            return
+        keys = load_keys(self._state_dir, self._seams.certificates.entropy)
+        if isinstance(keys, LockedKeys):
+            log.warning('the keys of this manager are locked: use "docker swarm unlock". Containers go on')
+            self._locked = keys
+            return
+        identity = load_identity(self._state_dir, keys)
+        if identity is not None:
+            self._pending = True
+            self._spawn(self._resume(membership, identity, keys))
 
     async def stop(self) -> None:
         for task in list(self._tasks):
@@ -123,10 +133,10 @@ class Daemon:
         await self.observe.stop()
         await self.engine.close()
 
-    async def _resume(self, membership: Membership, identity: NodeIdentity) -> None:
+    async def _resume(self, membership: Membership, identity: NodeIdentity, keys: KeyFile | None) -> None:
         """Start the member, again and again while the engine or a port is not there."""
         while True:
-            member = self._make_member(membership, identity)
+            member = self._make_member(membership, identity, keys)
             try:
                 await member.start()
             except (SwarmError, OSError) as err:
@@ -154,7 +164,7 @@ class Daemon:
         if not task.cancelled() and task.exception() is not None:
             log.debug("a task of the daemon ended with an error", exc_info=task.exception())
 
-    def _make_member(self, membership: Membership, identity: NodeIdentity) -> Member:
+    def _make_member(self, membership: Membership, identity: NodeIdentity, keys: KeyFile | None) -> Member:
         return Member(
             membership,
             identity,
@@ -167,6 +177,7 @@ class Daemon:
             self.rng,
             self._was_removed,
             self._seams,
+            keys,
         )
 
     def _was_removed(self) -> None:
@@ -184,6 +195,8 @@ class Daemon:
     def state(self) -> str:
         if self.member is not None:
             return "active"
+        if self._locked is not None:
+            return "locked"
         if self._pending:
             return "error" if self.error else "pending"
         return "inactive"
@@ -191,6 +204,8 @@ class Daemon:
     @property
     def error(self) -> str:
         """What is wrong with this node's membership, "" when nothing is."""
+        if self._locked is not None:
+            return LOCKED
         return self._error or (self.member.trouble if self.member is not None else "")
 
     @property
@@ -248,45 +263,11 @@ class Daemon:
                 raise HttpError(
                     501, "--data-path-port other than 4789 is not supported by this version of swarm-agent"
                 )
-            node_id, cluster_id = self.new_id(), self.new_id()
-            source = self._seams.certificates
-            root = ca.make_root(source)
-            key, csr = ca.make_request(source)
-            spec = defaults.cluster_defaults(request.spec or ClusterSpec())
-            cert, ends = ca.sign(
-                root, csr, ca.Subject(node_id, "manager", cluster_id), defaults.node_cert_expiry(spec), source
-            )
-            cluster = Cluster(
-                id=cluster_id,
-                spec=spec,
-                root_ca=root,
-                join_tokens=new_tokens(root.digest, source.bits),
-                default_addr_pool=request.default_addr_pool or ("10.0.0.0/8",),
-                pool_given=bool(request.default_addr_pool) or request.subnet_size is None,
-                subnet_size=request.subnet_size or 24,
-            )
-            node = Node(
-                id=node_id,
-                spec=NodeSpec(role="manager", availability=request.availability or "active"),
-                role="manager",
-                status=NodeStatus(addr=host),
-                manager_addr=f"{host}:{port}",
-                rpc_addr=f"{host}:{self.config.rpc_port}",
-                cert_not_after=ends,
-            )
-            membership = Membership(
-                cluster_id=cluster_id,
-                node_id=node_id,
-                role="manager",
-                advertise_host=host,
-                listen_host=listen_host,
-                front_door_port=port,
-                data_addr=data_addr,
-                managers=(),
-            )
-            member = await self._become(membership, NodeIdentity(key, cert, root.cert), (cluster, node))
+            place = Place(host, data_addr, listen_host, port, self.config.rpc_port)
+            new = found(request, place, self.new_id, self._seams.certificates)
+            member = await self._become(new.membership, new.identity, (new.cluster, new.node))
             await member.wait_connected(JOIN_WAIT_S)
-            return node_id
+            return new.node.id
 
     async def join(self, request: JoinRequest) -> None:
         """Join a cluster; errors before the certificate leave nothing behind."""
@@ -367,13 +348,24 @@ class Daemon:
     async def _become(
         self, membership: Membership, identity: NodeIdentity, founding: tuple[Cluster, Node] | None
     ) -> Member:
-        member = self._make_member(membership, identity)
+        """``founding``: with it a cluster begins, whose unlock key (if it has one) locks our keys before they reach the disk."""
+        unlock = founding[0].unlock if founding is not None else UnlockKey()
+        keys: KeyFile | None = None
         try:
-            save_identity(self._state_dir, identity)
+            remove_keys(self._state_dir)
+            if membership.role == "manager":
+                keys = KeyFile.create(
+                    self._state_dir,
+                    self._seams.certificates.entropy,
+                    unlock_key=unlock.key,
+                    lock_version=unlock.version,
+                )
+            member = self._make_member(membership, identity, keys)
+            save_identity(self._state_dir, identity, keys)
             save_membership(self._state_dir, membership)
             await member.start(founding)
         except BaseException:
-            await member.forget()
+            await self._make_member(membership, identity, None).forget()
             raise
         self.member = member
         return member
@@ -396,6 +388,8 @@ class Daemon:
     async def _leave_while_down(self, *, force: bool) -> None:
         """A member that cannot start may still leave."""
         if not force:
+            if self._locked is not None:
+                raise HttpError(503, LOCKED)
             raise HttpError(
                 503, f"this node cannot reach its swarm ({self.error}): use --force to leave it all the same"
             )
@@ -403,10 +397,38 @@ class Daemon:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)  # what it began to start must have ended
-        membership, identity = load_membership(self._state_dir), load_identity(self._state_dir)
+        membership, identity = load_membership(self._state_dir), load_certificate(self._state_dir)
         if membership is not None and identity is not None:
-            await self._make_member(membership, identity).forget()
-        self._pending, self._error = False, ""
+            member = self._make_member(membership, identity, None)
+            if self._locked is not None:
+                await member.leave_unstarted()
+            else:
+                await member.forget()
+        self._pending, self._error, self._locked = False, "", None
+
+    async def unlock(self, unlock_key: bytes) -> None:
+        """Start as the manager we are. It goes on in the background when that takes long, as at any start.
+
+        Raises:
+            InvalidUnlockKey: it stays locked, and may be tried again.
+        """
+        async with self._changing:
+            membership = load_membership(self._state_dir)
+            if self._locked is None or membership is None:
+                raise HttpError(409, NOT_LOCKED)
+            keys = self._locked.unlock(unlock_key)
+            try:
+                identity = load_identity(self._state_dir, keys)
+            except ValueError as err:
+                raise PlainUnavailable(str(err)) from err
+            if identity is None:
+                raise PlainUnavailable(
+                    f"{self._state_dir}/certificates is gone: leave the swarm by force and join it again"
+                )
+            log.info("the keys of this manager are unlocked")
+            self._locked, self._pending = None, True
+            resuming = self._spawn(self._resume(membership, identity, keys))
+            await asyncio.wait([resuming], timeout=JOIN_WAIT_S)
 
     def _leave_warning(self, member: Member) -> str:
         assert member.manager is not None
@@ -478,6 +500,9 @@ class Daemon:
 
     def new_id(self) -> str:
         return new_id(self.rng)
+
+    def secret_bits(self, count: int) -> int:
+        return self._seams.certificates.bits(count)
 
     def now(self) -> int:
         return self._seams.now()

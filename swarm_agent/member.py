@@ -21,6 +21,7 @@ from swarm_agent.identity import ca
 from swarm_agent.identity.door import Issued
 from swarm_agent.identity.door import Manager as ManagerAddress
 from swarm_agent.identity.files import NodeIdentity, remove_identity, save_identity
+from swarm_agent.identity.keyfile import KeyFile, remove_keys
 from swarm_agent.manager.manager import Manager, ManagerSettings, ServeForwarded
 from swarm_agent.membership import Membership, forget_membership, save_membership
 from swarm_agent.network.model import NetworkView, NodeNetwork
@@ -61,8 +62,10 @@ class Member:
         rng: random.Random,
         on_removed: Callable[[], None],
         seams: Seams,
+        keys: KeyFile | None,
     ) -> None:
         self._seams = seams
+        self._keys = keys  # a manager's, and of one on its way down until its certificate says so
         self.membership = membership
         self._saved = membership  # as it is on disk
         self.identity = identity
@@ -96,6 +99,7 @@ class Member:
             await self._describe()
             if self.membership.role == "manager":
                 await self._start_manager(founding)
+            self._drop_keys_of_a_worker()
             await self._network.start()
             await self.worker.start()
         except BaseException:
@@ -153,8 +157,21 @@ class Member:
             advertise_host=self.membership.advertise_host,
             raft_dir=self._state_dir / "raft",
         )
+        if self._keys is None:
+            self._keys = KeyFile.create(
+                self._state_dir,
+                self._seams.certificates.entropy,
+                plain_log=any(settings.raft_dir.glob("*.wal")),  # of a release that did not encrypt
+            )
         manager = Manager(
-            settings, lambda: self.identity, self._serve_forwarded, self._new_id, self._rng, self._seams
+            settings,
+            lambda: self.identity,
+            self._serve_forwarded,
+            self._new_id,
+            self._rng,
+            self._seams,
+            self._keys,
+            self._renew,
         )
         await manager.start(founding)
         self.manager = manager
@@ -237,6 +254,7 @@ class Member:
                 except (SwarmError, OSError) as err:
                     log.info("cannot become a %s yet: %s", self.node.role, err)
                     await asyncio.sleep(RETRY_S)
+            self._drop_keys_of_a_worker()
 
     async def _step_towards(self, node: Node) -> None:
         if node.role == "worker" and self.manager is not None:
@@ -250,14 +268,20 @@ class Member:
             self._remember(role="manager")
             await self._start_manager()
 
+    def _drop_keys_of_a_worker(self) -> None:
+        """No lock on a worker: its private key is plain by now, and no log is left to read."""
+        if self._keys is not None and self.manager is None and self.identity.subject.role == "worker":
+            save_identity(self._state_dir, self.identity)
+            remove_keys(self._state_dir)
+            self._keys = None
+
     # --- certificates ------------------------------------------------------------------------------------------------
     async def _renew(self) -> None:
         key, csr = ca.make_request(self._seams.certificates)
         issued: Issued = await self._ask_leader("Renew", Renew(csr), 10.0)
         renewed = NodeIdentity(key, issued.cert, self.identity.root)
-        save_identity(
-            self._state_dir, renewed
-        )  # first: a start after the old one's end must find the new one
+        # first: a start after the old one's end must find the new one
+        save_identity(self._state_dir, renewed, self._keys)
         self.identity = renewed
         if self.manager is not None:
             await self.manager.certificate_renewed()
@@ -484,6 +508,14 @@ class Member:
         await self.stop()
         await self.forget()
 
+    async def leave_unstarted(self) -> None:
+        """Leave although we never started, as while our keys are locked: as for being cast out."""
+        try:
+            await self._network.start()
+        except Exception:  # what it would take away stays then, as said there
+            log.exception("the network of this host cannot be started to be taken away")
+        await self.cast_out()
+
     async def _leave_network(self) -> None:
         try:
             await self._network.leave()
@@ -495,3 +527,4 @@ class Member:
         shutil.rmtree(self._state_dir / "raft", ignore_errors=True)
         forget_membership(self._state_dir)
         remove_identity(self._state_dir)
+        remove_keys(self._state_dir)

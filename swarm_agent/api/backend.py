@@ -57,6 +57,11 @@ class Backend(Protocol):
     async def init(self, request: InitRequest) -> str: ...
     async def join(self, request: JoinRequest) -> None: ...
     async def leave(self, *, force: bool) -> None: ...
+    async def unlock(self, unlock_key: bytes) -> None:
+        """Become the manager we were; errors leave it locked. Only in state ``locked``."""
+
+    def secret_bits(self, count: int) -> int:
+        """For tokens and keys."""
 
     # --- the cluster's state -----------------------------------------------------------------------------------------
     @property

@@ -41,6 +41,10 @@ ON_WORKER = (
 PREPARING = (
     "This node is not a swarm manager. Manager is being prepared or has trouble connecting to the cluster."
 )
+LOCKED = (
+    "Swarm is encrypted and needs to be unlocked before it can be used. "
+    'Please use "docker swarm unlock" to unlock it.'
+)
 _VERSION = re.compile(r"/v(\d{1,4}\.\d{1,4})(/.*)")
 _HOP_HEADERS = ("host", "connection", "content-length", "transfer-encoding", "upgrade")
 
@@ -175,6 +179,8 @@ class Api:
 
     def _must_be_manager(self, status: int = 503) -> None:
         backend = self._backend
+        if backend.state == "locked":
+            raise HttpError(status, LOCKED)
         if backend.state != "active":
             raise HttpError(status, NOT_IN_SWARM)
         if not backend.is_manager:

@@ -9,18 +9,20 @@ from swarm_agent.api.backend import Backend
 from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.writes import version_of, write_spec
 from swarm_agent.identity.tokens import new_token
+from swarm_agent.identity.unlock import new_unlock_key, parse_unlock_key, shown
 from swarm_agent.objects import validate
 from swarm_agent.objects.defaults import cluster_defaults
 from swarm_agent.objects.errors import Unimplemented
 from swarm_agent.objects.normalise import normalise, parse_json
-from swarm_agent.objects.records import Cluster
-from swarm_agent.objects.specs import ClusterSpec, InitRequest, JoinRequest
+from swarm_agent.objects.records import Cluster, UnlockKey
+from swarm_agent.objects.specs import ClusterSpec, InitRequest, JoinRequest, UnlockRequest
 from swarm_agent.store import Delete, Put
 
 ALREADY = (
     'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.'
 )
 NOT_PART = "This node is not part of a swarm"
+NOT_LOCKED = "swarm is not locked"
 
 
 async def init(backend: Backend, request: Request) -> Response:
@@ -29,8 +31,6 @@ async def init(backend: Backend, request: Request) -> Response:
         raise HttpError(503, ALREADY)
     if body.force_new_cluster:
         raise Unimplemented("--force-new-cluster is not supported by this version of swarm-agent")
-    if body.auto_lock_managers:
-        raise Unimplemented("autolock (--autolock) is not supported by this version of swarm-agent")
     validate.cluster(body.spec or ClusterSpec())
     _pools(body)
     return json_response(await backend.init(body))
@@ -74,10 +74,14 @@ async def leave(backend: Backend, request: Request) -> Response:
     return Response()
 
 
-async def unlock(backend: Backend, request: Request) -> Response:  # noqa: ARG001
+async def unlock(backend: Backend, request: Request) -> Response:
+    body = normalise(parse_json(await request.body()), UnlockRequest)
     if backend.state == "inactive":
         raise HttpError(503, NOT_PART)
-    raise HttpError(409, "swarm is not locked")
+    if backend.state != "locked":
+        raise HttpError(409, NOT_LOCKED)
+    await backend.unlock(parse_unlock_key(body.unlock_key or ""))
+    return Response()
 
 
 # --- leader only -------------------------------------------------------------------------------------------------------
@@ -96,7 +100,7 @@ async def inspect(backend: Backend, request: Request) -> Response:  # noqa: ARG0
 
 
 async def unlock_key(backend: Backend, request: Request) -> Response:  # noqa: ARG001
-    return json_response({"UnlockKey": ""})
+    return json_response({"UnlockKey": shown(the_cluster(backend).unlock.key)})
 
 
 async def update(backend: Backend, request: Request) -> Response:
@@ -104,18 +108,21 @@ async def update(backend: Backend, request: Request) -> Response:
     spec = normalise(parse_json(await request.body()), ClusterSpec)
     validate.cluster(spec)
     record = the_cluster(backend)
-    if _flag(request, "rotateManagerUnlockKey"):
-        raise Unimplemented("unlock keys are not supported by this version of swarm-agent")
+    filled = cluster_defaults(spec)
 
     def change(now: Cluster) -> list[Put | Delete]:
         tokens, digest = now.join_tokens, now.root_ca.digest
         if _flag(request, "rotateWorkerToken"):
-            tokens = msgspec.structs.replace(tokens, worker=new_token(digest))
+            tokens = msgspec.structs.replace(tokens, worker=new_token(digest, backend.secret_bits))
         if _flag(request, "rotateManagerToken"):
-            tokens = msgspec.structs.replace(tokens, manager=new_token(digest))
-        return [
-            Put(msgspec.structs.replace(now, spec=cluster_defaults(spec), join_tokens=tokens), now.version)
-        ]
+            tokens = msgspec.structs.replace(tokens, manager=new_token(digest, backend.secret_bits))
+        unlock = now.unlock
+        if not filled.encryption_config.auto_lock_managers:
+            unlock = UnlockKey(version=unlock.version + 1) if unlock.key else unlock
+        elif not unlock.key or _flag(request, "rotateManagerUnlockKey"):
+            unlock = UnlockKey(key=new_unlock_key(backend.secret_bits), version=unlock.version + 1)
+        changed = msgspec.structs.replace(now, spec=filled, join_tokens=tokens, unlock=unlock)
+        return [Put(changed, now.version)]
 
     await write_spec(backend, Cluster, record.id, version, "cluster", change)
     return Response()

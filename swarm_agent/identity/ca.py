@@ -45,6 +45,10 @@ class Source:
         """For secrets."""
         return secrets.randbits(count)
 
+    def entropy(self, count: int) -> bytes:
+        """So many bytes, for keys and nonces."""
+        return self.bits(count * 8).to_bytes(count, "big")
+
     def serial(self) -> int:
         return x509.random_serial_number()
 

@@ -96,6 +96,17 @@ def load_identity(state_dir: Path, keys: KeyFile | None = None) -> NodeIdentity 
     return identity
 
 
+def load_certificate(state_dir: Path) -> NodeIdentity | None:
+    """Who we are, whether or not the private key can be opened: without it."""
+    try:
+        root = (state_dir / "certificates" / "swarm-root-ca.crt").read_bytes()
+        both = (state_dir / "certificates" / "swarm-node.pem").read_bytes()
+    except FileNotFoundError:
+        return None
+    _, found, cert = both.partition(_CERTIFICATE)
+    return NodeIdentity(key=b"", cert=found + cert, root=root) if found else None
+
+
 def _seal(identity: NodeIdentity, used: StoredKey, nonce: bytes) -> bytes:
     head = _HEAD.pack(used.id, nonce)
     sealed = head + AESGCM(used.secret).encrypt(nonce, identity.key, identity.cert)
@@ -106,7 +117,7 @@ def _seal(identity: NodeIdentity, used: StoredKey, nonce: bytes) -> bytes:
 def _open(state_dir: Path, block: bytes, cert: bytes, keys: tuple[StoredKey, ...]) -> bytes:
     wrong = ValueError(
         f"{state_dir}/certificates/swarm-node.pem: the private key is sealed with a key that {state_dir}/keys.json does not hold: "
-        "restore the state directory as a whole from a backup, or leave the swarm by force and join it again"
+        f"restore the state directory as a whole from a backup, or remove {state_dir} to leave the swarm"
     )
     try:
         sealed = base64.b64decode(block.removeprefix(_SEALED_BEGIN).partition(_SEALED_END)[0])

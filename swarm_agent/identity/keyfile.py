@@ -197,5 +197,5 @@ def _bound(lock_version: int) -> bytes:
 
 def _damaged(path: Path, why: str) -> KeyFileDamaged:
     return KeyFileDamaged(
-        f"{path}: {why}: restore the state directory as a whole from a backup, or leave the swarm by force and join it again"
+        f"{path}: {why}: restore the state directory as a whole from a backup, or remove {path.parent} to leave the swarm"
     )

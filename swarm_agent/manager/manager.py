@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,9 @@ from swarm_agent.control.loop import ControlLoop
 from swarm_agent.identity.ca import Subject
 from swarm_agent.identity.door import FrontDoor, Issued, IssueRequest
 from swarm_agent.identity.files import NodeIdentity
+from swarm_agent.identity.keyfile import KeyFile
 from swarm_agent.manager.authority import Authority
+from swarm_agent.manager.keys import KeyKeeper
 from swarm_agent.manager.logs import LogBroker
 from swarm_agent.manager.roles import RoleKeeper, admit
 from swarm_agent.objects.errors import NoLeader, NotLeading, PermissionDenied, SwarmError, Unavailable
@@ -114,6 +116,8 @@ class Manager:
         new_id: Callable[[], str],
         rng: random.Random,
         seams: Seams,
+        keys: KeyFile,
+        renew: Callable[[], Awaitable[None]],
     ) -> None:
         self.settings = settings
         self.seams = seams
@@ -128,6 +132,7 @@ class Manager:
         self.raft: RaftNode | None = None
         self.duties: _Duties | None = None
         self._authority = Authority(self.store, self.propose, new_id, seams.certificates)
+        self.keys = KeyKeeper(self.store, keys, renew, seams.certificates.entropy)
         self.logs = LogBroker(new_id)
         self._rpc = seams.rpc.server(identity, self._allow, self._methods())
         self._door = FrontDoor(identity, self.issue, seams.doors)
@@ -174,6 +179,7 @@ class Manager:
                 fsm=self.store,
                 rng=self._rng,
                 bootstrap=me if founding is not None else None,
+                codec=self.keys.codec,
                 home=home,
             )
         except BaseException:
@@ -182,6 +188,7 @@ class Manager:
         self._transport.receive = self.raft.receive
         self._transport.lost = self.raft.peer_lost
         self.raft.on_change(self._on_raft_change)
+        self.keys.start(self.raft, self._disk)
         self._follow = asyncio.create_task(self._follow_leadership(), name="follow leadership")
         self._changed.set()
         if founding is not None:
@@ -211,6 +218,7 @@ class Manager:
         for task in following:
             task.cancel()
         await asyncio.gather(*following, return_exceptions=True)
+        await self.keys.stop()
         if self.duties is not None:
             await self.duties.stop()
             self.duties = None

@@ -41,12 +41,23 @@ class JoinTokens(Part, frozen=True, kw_only=True):
     manager: str
 
 
+class UnlockKey(Part, frozen=True, kw_only=True):
+    """What the key files of managers are locked with; no key: autolock is off. Shown to whoever asks for it by name, and to nobody else."""
+
+    key: bytes = b""
+    version: int = 0  # grows with every change, to none too
+
+    def __repr__(self) -> str:
+        return f"UnlockKey(version={self.version})"
+
+
 class Cluster(Record, frozen=True, kw_only=True, tag="cluster"):
     """The one cluster object."""
 
     spec: ClusterSpec
     root_ca: RootCA
     join_tokens: JoinTokens
+    unlock: UnlockKey = UnlockKey()
     spec_version: int = 0
     default_addr_pool: tuple[str, ...] = ("10.0.0.0/8",)
     pool_given: bool = False  # Docker shows no pool that nobody asked for

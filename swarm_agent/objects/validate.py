@@ -264,8 +264,6 @@ def cluster(spec: ClusterSpec) -> None:
         raise InvalidSpec("heartbeat time period cannot be a negative duration")
     if 0 < (spec.dispatcher.heartbeat_period or 0) < defaults.SECOND:
         raise InvalidSpec("heartbeat time period cannot be below 1s: nodes could not keep up and would flap")
-    if spec.encryption_config.auto_lock_managers:
-        raise Unimplemented("autolock (--autolock) is not supported by this version of swarm-agent")
     ca = spec.ca_config
     if ca.external_cas:
         raise Unimplemented("external CAs (--external-ca) are not supported by this version of swarm-agent")

@@ -103,6 +103,8 @@ class ObserveServer:
         observed = self._observed
         if observed.state == "inactive":
             return ""
+        if observed.state == "locked":
+            return 'locked: this manager waits for its unlock key, "docker swarm unlock"'
         if observed.state != "active":
             return f"not active: {observed.error or observed.state}"
         if observed.error:

@@ -165,6 +165,10 @@ class SimHost:
             marker.write_text(number)
         return self._disks[marker.read_text()].open()
 
+    def raft_disk(self) -> FakeDisk:
+        """The one Raft uses now."""
+        return self._disks[(self.directory / "raft" / "disk").read_text()]
+
     def crash_disks(self) -> None:
         for disk in self._disks.values():
             disk.crash()

@@ -504,7 +504,6 @@ def test_the_swarms_settings_and_tokens(lab: Lab, cli: Any) -> None:
         (("secret", "create", "x", "/etc/hostname"), "secrets"),
         (("config", "create", "x", "/etc/hostname"), "configs"),
         (("swarm", "ca", "--rotate"), "root CA rotation"),
-        (("swarm", "update", "--autolock=true"), "autolock"),
         (("network", "create", "-d", "overlay", "--attachable", "x"), "attachable"),
         (("network", "create", "-d", "overlay", "--ipv6", "x"), "IPv6"),
         (("network", "create", "-d", "overlay", "--ingress", "x"), "ingress"),

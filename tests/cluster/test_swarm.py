@@ -236,7 +236,6 @@ def test_swarmctl(lab: Lab) -> None:
         (("network", "create", "-d", "overlay", "--subnet", "10.240.0.0/24", "x"), "overlaps"),
         (("network", "rm", "app"), "is in use by service"),
         (("swarm", "init",), "already part of a swarm"),
-        (("swarm", "update", "--autolock=true"), "autolock"),
         (("swarm", "leave",), "--force"),
     ],
 )  # fmt: skip

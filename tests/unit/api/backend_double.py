@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from swarm_agent.api.http import HttpServer
 from swarm_agent.api.server import Api
 from swarm_agent.identity import ca
 from swarm_agent.identity.tokens import new_tokens
+from swarm_agent.identity.unlock import InvalidUnlockKey
 from swarm_agent.node.engine import Answer, EngineClient
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import NodeState
@@ -48,6 +50,7 @@ class BackendDouble:
         self.pieces: list[LogPiece] = []
         self.asked_logs: dict[str, str] = {}
         self.called: list[Any] = []
+        self.unlock_key = b"k" * 32
         self.leader: Callable[[ForwardedCall], AsyncIterator[ForwardedAnswer]] | None = None
         self._ids = itertools.count(1)
         self._reserved: set[str] = set()
@@ -85,6 +88,14 @@ class BackendDouble:
 
     async def leave(self, *, force: bool) -> None:
         self.called.append(("leave", force))
+
+    async def unlock(self, unlock_key: bytes) -> None:
+        self.called.append(("unlock", unlock_key))
+        if unlock_key != self.unlock_key:
+            raise InvalidUnlockKey
+
+    def secret_bits(self, count: int) -> int:
+        return secrets.randbits(count)
 
     async def propose(self, groups: tuple[Group, ...]) -> ApplyResult:
         if self.before_write is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,7 @@ def a_task(id_: str, service: Service, **more: Any) -> Task:
     ("state", "manager", "role", "text"),
     [
         ("inactive", False, "", 'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.'),
+        ("locked", False, "", 'Swarm is encrypted and needs to be unlocked before it can be used. Please use "docker swarm unlock" to unlock it.'),
         ("active", False, "worker", "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager."),
         ("active", False, "manager", "This node is not a swarm manager. Manager is being prepared or has trouble connecting to the cluster. (disk full)"),
     ],
@@ -649,7 +652,10 @@ def test_nodes_are_demoted_and_removed_with_care(tmp_path: Path) -> None:
         ("init", "inactive", {"DefaultAddrPool": ["x"]}, 400, "invalid CIDR: "),
         ("init", "inactive", {"DefaultAddrPool": ["10.0.0.0/26"]}, 400, 'invalid CIDR: "10.0.0.0/26". Subnet size is too small for pool: 24'),
         ("init", "inactive", {"ForceNewCluster": True}, 501, "rpc error: code = Unimplemented desc = --force-new-cluster"),
-        ("init", "inactive", {"AutoLockManagers": True}, 501, "rpc error: code = Unimplemented desc = autolock"),
+        ("unlock", "locked", {"UnlockKey": "SWMKEY-1-tooshort"}, 400, "not an unlock key: "),
+        ("unlock", "locked", {}, 400, "not an unlock key: "),
+        ("init", "locked", {}, 503, "This node is already part of a swarm"),
+        ("join", "locked", {}, 503, "This node is already part of a swarm"),
     ],
 )  # fmt: skip
 def test_membership_that_cannot_change(
@@ -660,6 +666,66 @@ def test_membership_that_cannot_change(
         got, said = await home.refusal("POST", f"/swarm/{path}", body)
         assert (got, said[: len(text)]) == (status, text)
         assert not [c for c in home.backend.called if c != "barrier"]
+
+    play(tmp_path, story)
+
+
+async def engine_info(call: Call) -> None:
+    await call.whole(b'{"Name":"host1"}', "200 OK", "Content-Type: application/json")
+
+
+def test_unlocking(tmp_path: Path) -> None:
+    async def story(home: House) -> None:
+        home.backend.state, home.backend.is_manager = "locked", False
+        key = "SWMKEY-1-" + base64.b64encode(home.backend.unlock_key).decode().rstrip("=")
+        wrong = "SWMKEY-1-" + base64.b64encode(b"w" * 32).decode().rstrip("=")
+        refusal = (401, "swarm could not be unlocked: invalid key provided")
+        assert await home.refusal("POST", "/swarm/unlock", {"UnlockKey": wrong}) == refusal
+        assert await home.ask("POST", "/swarm/unlock", {"UnlockKey": key}) == (200, b"")
+        assert home.backend.called == [("unlock", b"w" * 32), ("unlock", b"k" * 32)]
+        home.engine.answers["/info"] = engine_info
+        home.backend.error = "locked"
+        swarm = (await home.get("/info"))["Swarm"]
+        assert (swarm["LocalNodeState"], swarm["ControlAvailable"]) == ("locked", False)
+
+    play(tmp_path, story)
+
+
+def test_the_unlock_key_is_made_rotated_and_cleared(tmp_path: Path) -> None:
+    async def story(home: House) -> None:
+        async def update(*, autolock: bool, query: str = "") -> str:
+            shown = await home.get("/swarm")
+            spec = {**shown["Spec"], "EncryptionConfig": {"AutoLockManagers": autolock}}
+            path = f"/swarm/update?version={shown['Version']['Index']}{query}"
+            assert await home.ask("POST", path, spec) == (200, b"")
+            answer = await home.get("/swarm/unlockkey")
+            assert set(answer) == {"UnlockKey"}
+            return str(answer["UnlockKey"])
+
+        home.engine.answers["/info"] = engine_info
+        rotate = "&rotateManagerUnlockKey=true"
+        assert (await home.get("/swarm/unlockkey")) == {"UnlockKey": ""}
+        assert await update(autolock=False) == ""
+        assert await update(autolock=False, query=rotate) == ""
+        assert home.backend.store.cluster.unlock.version == 0  # type: ignore[union-attr]
+        first = await update(autolock=True)
+        assert re.fullmatch(r"SWMKEY-1-[A-Za-z0-9+/]{43}", first)
+        assert await update(autolock=True) == first
+        assert home.backend.store.cluster.unlock.version == 1  # type: ignore[union-attr]
+        second = await update(autolock=True, query=rotate)
+        assert second not in {first, ""}
+        bare = second.removeprefix("SWMKEY-1-")
+        raw = home.backend.store.cluster.unlock.key  # type: ignore[union-attr]
+        for path in ("/swarm", "/info", "/nodes"):
+            text = json.dumps(await home.get(path))
+            assert bare not in text
+            assert raw.hex() not in text
+        assert (await home.get("/swarm"))["Spec"]["EncryptionConfig"] == {"AutoLockManagers": True}
+        assert bare not in repr(home.backend.store.cluster)
+        assert repr(raw)[2:-1] not in repr(home.backend.store.cluster)
+        assert await update(autolock=False) == ""
+        assert home.backend.store.cluster.unlock.version == 3  # type: ignore[union-attr]
+        assert await update(autolock=True) not in {first, second, ""}
 
     play(tmp_path, story)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from swarm_agent.identity.ca import SYSTEM
+from swarm_agent.identity.keyfile import KeyFile
 from swarm_agent.manager.manager import Manager, ManagerSettings
 
 
@@ -23,11 +25,12 @@ def test_ways_to_the_leader_show_the_new_certificate(tmp_path: Path, monkeypatch
     async def main() -> None:
         own = ["old"]
         rpc = SimpleNamespace(server=lambda *_: None, client=client)
-        seams: Any = SimpleNamespace(rpc=rpc, certificates=None, doors=None, links=None)
+        seams: Any = SimpleNamespace(rpc=rpc, certificates=SYSTEM, doors=None, links=None)
         settings = ManagerSettings("n1", "c", 1, "0.0.0.0", 2377, 2378, 7946, "192.0.2.1", tmp_path)
         identity: Any = lambda: own[0]  # noqa: E731
         nothing: Any = None
-        manager = Manager(settings, identity, nothing, lambda: "id", random.Random(1), seams)
+        keys: Any = KeyFile.create(tmp_path)
+        manager = Manager(settings, identity, nothing, lambda: "id", random.Random(1), seams, keys, nothing)
 
         async def leader() -> str:
             return "192.0.2.2:2378"

@@ -194,7 +194,6 @@ def test_nodes(spec: dict[str, Any], text: str, code: str) -> None:
             400,
         ),
         ({"Dispatcher": {"HeartbeatPeriod": -1}}, "heartbeat time period cannot be a negative duration", 400),
-        ({"EncryptionConfig": {"AutoLockManagers": True}}, "autolock", 501),
         ({"CAConfig": {"ExternalCAs": [{"URL": "https://x"}]}}, "external CAs", 501),
         ({"CAConfig": {"ForceRotate": 1}}, "root CA rotation", 501),
         ({"CAConfig": {"SigningCACert": "x"}}, "root CA rotation", 501),

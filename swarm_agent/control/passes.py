@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from swarm_agent.control.ledger import Ledger
 from swarm_agent.objects.base import Record
@@ -41,12 +41,12 @@ class Pass:
     def put(self, row: Record) -> None:
         """Write a row; the books see it at once."""
         self._written.add((type(row), row.id))
-        self._book(row, self._stored(row), row)
+        self._book(self.view.row(type(row), row.id), row)
         self.view.put(row)
 
     def delete(self, row: Record) -> None:
         self._written.add((type(row), row.id))
-        self._book(row, self._stored(row), None)
+        self._book(self.view.row(type(row), row.id), None)
         self.view.delete(row)
 
     def wake(self, key: Key, at: int) -> None:
@@ -73,11 +73,7 @@ class Pass:
         self._journal.clear()
         return self.view.groups()
 
-    def _stored(self, row: Record) -> Any:
-        table: Any = getattr(self.view, type(row).__name__.lower() + "s")
-        return table.get(row.id)
-
-    def _book(self, row: Record, old: Any, new: Any) -> None:  # noqa: ARG002 - the row names the kind in a trace
+    def _book(self, old: Record | None, new: Record | None) -> None:
         change = Change(old, new)
         self.ledger.apply(change)
         self._journal.append(change)

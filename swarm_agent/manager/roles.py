@@ -28,11 +28,10 @@ class RoleKeeper:
         self._raft = raft
         self._propose = propose
         self._wake = asyncio.Event()
-        self._unwatch = store.watch(self._on_commit)
+        self._unwatch = store.watch(self._on_commit, Node)
 
     def _on_commit(self, index: int, changes: Sequence[Change]) -> None:  # noqa: ARG002 - the watcher's signature
-        if any(isinstance(c.row, Node) for c in changes):
-            self._wake.set()
+        self._wake.set()
 
     async def run(self) -> None:
         """Until cancelled."""

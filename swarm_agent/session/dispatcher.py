@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import msgspec
 
-from swarm_agent.objects import defaults
+from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.errors import NotFound, SwarmError
 from swarm_agent.objects.records import (
@@ -44,7 +44,7 @@ from swarm_agent.session.wire import (
     Up,
     Welcome,
 )
-from swarm_agent.store import ApplyResult, Change, Group, Put, Store
+from swarm_agent.store import ApplyResult, Change, Group, Put, SetStatus, Store
 
 log = logging.getLogger(__name__)
 
@@ -451,6 +451,9 @@ class Dispatcher:
             or status.state in (TaskState.NEW, TaskState.PENDING)
         ):
             return None
+        cluster = self._store.cluster
+        if cluster is not None and cluster.feature_level >= features.COMPACT_STATUS:
+            return Group(task_id, (SetStatus(task_id, status, task.version),))
         return Group(task_id, (Put(msgspec.structs.replace(task, status=status), task.version),))
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.records import (
@@ -19,12 +20,13 @@ from swarm_agent.objects.records import (
     Service,
     Task,
 )
+from swarm_agent.store.sharing import Sharing
 from swarm_agent.store.snapshots import SnapshotView, read_snapshot
-from swarm_agent.store.tables import INDEXES, KINDS, Table
-from swarm_agent.store.writes import Delete, Group, Put, decode_entry
+from swarm_agent.store.tables import INDEXES, KINDS, TALLIES, Table
+from swarm_agent.store.writes import Group, Put, SetStatus, Write, decode_entry
 
 
-class Change(NamedTuple):
+class Change(msgspec.Struct, frozen=True, gc=False):
     """One row before and after; exactly one of the two may be ``None``."""
 
     old: Any
@@ -42,6 +44,8 @@ class ApplyResult(msgspec.Struct, frozen=True):
     accepted: tuple[bool, ...]
 
 
+_WITH_SPEC_VERSION = frozenset((Node, Service, Cluster))
+
 Watcher = Callable[[int, Sequence[Change]], None]
 
 
@@ -54,8 +58,11 @@ class Store:
     def __init__(self) -> None:
         self.index = 0  # Raft index of the last applied entry
         self.now = 0  # the time of that entry; clocks of leaders differ, this one never goes back
-        self.tables: dict[type[Record], Table[Any]] = {cls: Table(keys) for cls, keys in INDEXES.items()}
-        self._watchers: list[Watcher] = []
+        self.tables: dict[type[Record], Table[Any]] = {
+            cls: Table(keys, TALLIES.get(cls)) for cls, keys in INDEXES.items()
+        }
+        self._sharing = Sharing(self.tables)
+        self._watchers: tuple[tuple[Watcher, frozenset[type[Record]]], ...] = ()
 
     # --- View ------------------------------------------------------------------------------------------------
     @property
@@ -99,8 +106,8 @@ class Store:
         """Apply one committed entry; groups whose checks fail leave no trace."""
         entry = decode_entry(data)
         changes: list[Change] = []
-        self.now = max(self.now, entry.now)
-        accepted = tuple(self._group(group, index, self.now, changes) for group in entry.groups)
+        self.now = now = max(self.now, entry.now)
+        accepted = tuple([self._group(group, index, now, changes) for group in entry.groups])
         self.index = index
         self._publish(index, changes)
         return ApplyResult(index, accepted)
@@ -113,12 +120,16 @@ class Store:
         """Replace everything; watchers see the difference. What cannot be read changes nothing."""
         head, found = read_snapshot(pieces)
         rows = [row for some in found for row in some]
+        rows.sort(key=lambda row: isinstance(row, Task))  # tasks last: they share what the others hold
         self.now = head.now
         changes: list[Change] = []
         kept: dict[type[Record], set[str]] = {cls: set() for cls in self.tables}
         for row in rows:
             kept[type(row)].add(row.id)
-            old = self.tables[type(row)].put(row)
+            table = self.tables[type(row)]
+            if type(row) is Task:
+                self._sharing.task(row, table.rows.get(row.id))
+            old = table.put(row)
             if old != row:
                 changes.append(Change(old, row))
         for cls, table in self.tables.items():
@@ -128,51 +139,82 @@ class Store:
         self._publish(index, changes)
 
     # --- watching ----------------------------------------------------------------------------------------------
-    def watch(self, watcher: Watcher) -> Callable[[], None]:
-        """Call ``watcher`` after every later entry; returns what ends it. No entry is missed in between."""
-        self._watchers.append(watcher)
+    def watch(self, watcher: Watcher, *kinds: type[Record]) -> Callable[[], None]:
+        """Call ``watcher`` after every later entry; returns what ends it. No entry is missed in between.
+
+        With ``kinds`` only after entries that changed a row of one of them; such an entry is shown whole all the same.
+        """
+        registered = (watcher, frozenset(kinds))
+        self._watchers = (*self._watchers, registered)
 
         def stop() -> None:
-            if watcher in self._watchers:
-                self._watchers.remove(watcher)
+            self._watchers = tuple(w for w in self._watchers if w is not registered)
 
         return stop
 
     def _publish(self, index: int, changes: Sequence[Change]) -> None:
-        for watcher in tuple(self._watchers):
+        changed: set[type[Record]] | None = None
+        for watcher, kinds in self._watchers:
+            if kinds:
+                if changed is None:
+                    changed = {type(change.row) for change in changes}
+                if kinds.isdisjoint(changed):
+                    continue
             watcher(index, changes)
 
     # --- one group ---------------------------------------------------------------------------------------------
     def _group(self, group: Group, index: int, now: int, changes: list[Change]) -> bool:
-        if not all(self._holds(write) for write in group.writes):
-            return False
-        changes.extend(self._do(group.writes, index, now))
-        return True
-
-    def _holds(self, write: Put | Delete) -> bool:
-        if isinstance(write, Put):
-            current = self.tables[type(write.record)].get(write.record.id)
-        else:
-            current = self.tables[KINDS[write.kind]].get(write.id)
-        return (0 if current is None else current.version) == write.expect
-
-    def _do(self, writes: Iterable[Put | Delete], index: int, now: int) -> Iterable[Change]:
-        for write in writes:
-            if isinstance(write, Delete):
+        for write in group.writes:
+            if not self._holds(write):
+                return False
+        for write in group.writes:
+            if isinstance(write, Put):
+                changes.append(self._put(write.record, index, now))
+            elif isinstance(write, SetStatus):
+                change = self._set_status(write, index, now)
+                if change is not None:
+                    changes.append(change)
+            else:
                 gone = self.tables[KINDS[write.kind]].delete(write.id)
                 if gone is not None:
-                    yield Change(gone, None)
-                continue
-            table = self.tables[type(write.record)]
-            old = table.get(write.record.id)
-            stamps: dict[str, int] = {
-                "version": index,
-                "created_at": old.created_at if old is not None else now,
-                "updated_at": now,
-            }
-            if isinstance(write.record, Node | Service | Cluster):
-                unchanged = old is not None and old.spec == write.record.spec
-                stamps["spec_version"] = old.spec_version if old is not None and unchanged else index
-            row = msgspec.structs.replace(write.record, **stamps)
-            table.put(row)
-            yield Change(old, row)
+                    changes.append(Change(gone, None))
+        return True
+
+    def _holds(self, write: Write) -> bool:
+        if isinstance(write, Put):
+            current = self.tables[type(write.record)].rows.get(write.record.id)
+        elif isinstance(write, SetStatus):
+            task = self.tasks.rows.get(write.task_id)
+            return task is not None and task.version == write.expect
+        else:
+            current = self.tables[KINDS[write.kind]].rows.get(write.id)
+        return (0 if current is None else current.version) == write.expect
+
+    def _put(self, record: Any, index: int, now: int) -> Change:
+        """``record`` came out of the entry: nobody else holds it, so it is stamped in place."""
+        kind = type(record)
+        table = self.tables[kind]
+        old = table.rows.get(record.id)
+        if kind is Task:
+            self._sharing.task(record, old)
+        elif kind in _WITH_SPEC_VERSION:
+            if old is not None and old.spec == record.spec:
+                force_setattr(record, "spec", old.spec)
+                force_setattr(record, "spec_version", old.spec_version)
+            else:
+                force_setattr(record, "spec_version", index)
+        force_setattr(record, "version", index)
+        force_setattr(record, "created_at", now if old is None else old.created_at)
+        force_setattr(record, "updated_at", now)
+        table.put(record)
+        return Change(old, record)
+
+    def _set_status(self, write: SetStatus, index: int, now: int) -> Change | None:
+        tasks = self.tasks
+        old = tasks.rows.get(write.task_id)
+        if old is None:
+            return None  # deleted by an earlier write of its group
+        self._sharing.status(write.status)
+        row = msgspec.structs.replace(old, status=write.status, version=index, updated_at=now)
+        tasks.swap(row, old)
+        return Change(old, row)

@@ -167,6 +167,7 @@ class Daemon:
             self.rng,
             self._was_removed,
             self._seams,
+            self.config.level,
         )
 
     def _was_removed(self) -> None:
@@ -264,6 +265,7 @@ class Daemon:
                 default_addr_pool=request.default_addr_pool or ("10.0.0.0/8",),
                 pool_given=bool(request.default_addr_pool) or request.subnet_size is None,
                 subnet_size=request.subnet_size or 24,
+                feature_level=self.config.level,
             )
             node = Node(
                 id=node_id,
@@ -347,6 +349,7 @@ class Daemon:
             availability=availability,
             hostname=hostname,
             clock=self._seams.now(),
+            feature_level=self.config.level,
         )
         error: SwarmError = Unavailable("no manager to join was named")
         for addr in remotes:

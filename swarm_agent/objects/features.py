@@ -10,6 +10,7 @@ from __future__ import annotations
 
 FIRST = 1
 COMPACT_STATUS = 2  # ``SetStatus`` in the log
+SNAPSHOT_FRAMES = 2  # snapshots that say their format; the first release's are one msgpack array
 NODE_LEVELS = 2  # ``Node.feature_level``
 
 LEVEL = 2
@@ -17,7 +18,11 @@ LEVEL = 2
 
 BRINGS: dict[int, tuple[str, ...]] = {
     1: ("everything of the first release",),
-    2: ("a task's status written alone instead of with the whole task", "a node's level in its record"),
+    2: (
+        "a task's status written alone instead of with the whole task",
+        "snapshots in frames",
+        "a node's level in its record",
+    ),
 }
 """What each level brings, for people."""
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 
 import msgspec
 
-from swarm_agent.objects.errors import InvalidSpec
+from swarm_agent.objects.errors import InvalidSpec, ReleaseTooOld
 from swarm_agent.raft import wire
 from swarm_agent.raft.config import RaftConfig
 from swarm_agent.raft.core import (
@@ -627,7 +627,8 @@ class RaftNode:
         if self._closed.done():
             return
         self._failure = error
-        log.critical("raft member %d stops: %s", self._config.raft_id, error, exc_info=error)
+        trace = None if isinstance(error, ReleaseTooOld) else error
+        log.critical("raft member %d stops: %s", self._config.raft_id, error, exc_info=trace)
         self._close()
 
     def _close(self) -> None:

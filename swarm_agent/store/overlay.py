@@ -107,8 +107,7 @@ class Overlay:
     def groups(self) -> tuple[Group, ...]:
         """The collected writes, each carrying the version it was based on; rows that ended as they began are left out."""
         out: dict[str, list[Write]] = {}
-        cluster = self.cluster
-        compact = cluster is not None and cluster.feature_level >= features.COMPACT_STATUS
+        compact = self.base.feature_level >= features.COMPACT_STATUS
         for (cls, id_), key in self._owner.items():
             rows = self._rows[cls]
             stored = rows.base.get(id_)

@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import force_setattr
 
+from swarm_agent.objects import features
 from swarm_agent.objects.base import Record
+from swarm_agent.objects.errors import ReleaseTooOld
 from swarm_agent.objects.records import (
     Attachment,
     Cluster,
@@ -21,9 +23,9 @@ from swarm_agent.objects.records import (
     Task,
 )
 from swarm_agent.store.sharing import Sharing
-from swarm_agent.store.snapshots import SnapshotView, read_snapshot
+from swarm_agent.store.snapshots import NewerFormat, SnapshotView, read_snapshot
 from swarm_agent.store.tables import INDEXES, KINDS, TALLIES, Table
-from swarm_agent.store.writes import Group, Put, SetStatus, Write, decode_entry
+from swarm_agent.store.writes import Group, Put, SetStatus, UnknownEntry, Write, decode_entry
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
@@ -52,10 +54,15 @@ Watcher = Callable[[int, Sequence[Change]], None]
 class Store:
     """Committed state. The only writer is :meth:`apply`; a :class:`View` for whoever reads.
 
+    What was written above its ``level``, or by a release that knows more, is refused with ReleaseTooOld before anything of it is
+    done: the member ends there, and goes on from there once it is upgraded.
+
     Watchers are called after each entry, in order, with every change of it; they must not raise and must not write.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, level: int = features.LEVEL) -> None:
+        self.level = level  # the highest feature level this manager goes along with
+        self.refused = ""  # why the log or a snapshot cannot be followed, as it was raised
         self.index = 0  # Raft index of the last applied entry
         self.now = 0  # the time of that entry; clocks of leaders differ, this one never goes back
         self.tables: dict[type[Record], Table[Any]] = {
@@ -99,12 +106,27 @@ class Store:
 
     @property
     def cluster(self) -> Cluster | None:
-        return next(self.tables[Cluster].all(), None)
+        return next(iter(self.tables[Cluster].rows.values()), None)
+
+    @property
+    def feature_level(self) -> int:
+        """What may be written to this cluster."""
+        cluster = self.cluster
+        return features.FIRST if cluster is None else cluster.feature_level
 
     # --- state machine -----------------------------------------------------------------------------------------
     def apply(self, index: int, term: int, data: bytes) -> ApplyResult:  # noqa: ARG002 - the log's signature
         """Apply one committed entry; groups whose checks fail leave no trace."""
-        entry = decode_entry(data)
+        try:
+            entry = decode_entry(data)
+        except UnknownEntry as err:
+            raise self._refusal(
+                f"entry {index} of the log holds what this release does not know ({err})"
+            ) from err
+        for group in entry.groups:
+            for write in group.writes:
+                if isinstance(write, Put) and isinstance(write.record, Cluster):
+                    self._check_level(write.record.feature_level)
         changes: list[Change] = []
         self.now = now = max(self.now, entry.now)
         accepted = tuple([self._group(group, index, now, changes) for group in entry.groups])
@@ -114,11 +136,16 @@ class Store:
 
     def snapshot(self) -> SnapshotView:
         """All rows as of the last applied entry; what is applied later does not change it."""
-        return SnapshotView(self.index, self.now, (tuple(t.rows.values()) for t in self.tables.values()))
+        rows = (tuple(t.rows.values()) for t in self.tables.values())
+        return SnapshotView(self.index, self.now, self.feature_level, rows)
 
     def restore(self, index: int, pieces: Iterable[bytes]) -> None:
         """Replace everything; watchers see the difference. What cannot be read changes nothing."""
-        head, found = read_snapshot(pieces)
+        try:
+            head, found = read_snapshot(pieces)
+        except NewerFormat as err:
+            raise self._refusal(str(err)) from err
+        self._check_level(head.level)
         rows = [row for some in found for row in some]
         rows.sort(key=lambda row: isinstance(row, Task))  # tasks last: they share what the others hold
         self.now = head.now
@@ -137,6 +164,19 @@ class Store:
             changes.extend(Change(table.delete(i), None) for i in vanished)
         self.index = index
         self._publish(index, changes)
+
+    def _check_level(self, level: int) -> None:
+        why = features.too_low(self.level, level)
+        if why:
+            self.refused = why
+            raise ReleaseTooOld(why)
+
+    def _refusal(self, what: str) -> ReleaseTooOld:
+        self.refused = (
+            f"{what}: it knows feature level {features.LEVEL}, a later one was written. Install a release that knows it "
+            "(the other managers run one) and restart"
+        )
+        return ReleaseTooOld(self.refused)
 
     # --- watching ----------------------------------------------------------------------------------------------
     def watch(self, watcher: Watcher, *kinds: type[Record]) -> Callable[[], None]:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_agent.objects.enums import NodeState, TaskState
+from swarm_agent.objects.errors import ReleaseTooOld
 from swarm_agent.objects.records import (
     Cluster,
     ContainerStatus,
@@ -37,6 +38,7 @@ from swarm_agent.store import (
     Store,
     UnknownEntry,
     Write,
+    decode_entry,
     encode_entry,
 )
 
@@ -138,7 +140,12 @@ def test_what_a_later_release_writes_is_told_from_rubbish() -> None:
     for data in (entry, row):
         store = Store()
         with pytest.raises(UnknownEntry):
+            decode_entry(data)
+        with pytest.raises(
+            ReleaseTooOld, match=r"entry 1 of the log holds what this release does not know.*Install"
+        ):
             store.apply(1, 1, data)
+        assert store.refused
         assert store.index == 0
     with pytest.raises(msgspec.DecodeError):
         Store().apply(1, 1, b"\x81")

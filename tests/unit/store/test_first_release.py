@@ -56,3 +56,9 @@ def test_its_cluster_is_at_the_first_level() -> None:
     cluster = applied(len(MADE["entries"])).cluster
     assert cluster is not None
     assert cluster.feature_level == 1
+
+
+def test_at_the_first_level_its_very_snapshots_are_written() -> None:
+    """So a manager that is downgraded before the level was raised finds what it wrote itself."""
+    for count, data in MADE["snapshots"]:
+        assert b"".join(applied(count).snapshot()) == data

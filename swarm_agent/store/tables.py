@@ -89,6 +89,17 @@ class Table(Generic[R]):
             return iter((rows[bucket],))
         return iter([rows[i] for i in bucket])
 
+    def ids(self, index: str, key: Hashable) -> list[str]:
+        bucket = self._indexes[index].get(key, ())
+        return [bucket] if isinstance(bucket, str) else list(bucket)
+
+    def has(self, index: str, key: Hashable) -> bool:
+        return key in self._indexes[index]
+
+    def keys(self, index: str) -> list[Any]:
+        """Every key of an index that some row has."""
+        return list(self._indexes[index])
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from swarm_agent.objects import features
 from swarm_agent.objects.errors import InvalidSpec
 from swarm_agent.observe.logs import LOG_LEVELS
 
@@ -49,6 +50,15 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     log_format: str = "text"
     """journal: one JSON object a line with node, task and cause; text: for people."""
 
+    feature_level: int | None = None
+    """Managers only: go along no further than this level, so that a downgrade remains possible until an upgrade is judged good.
+    None: as far as this release knows."""
+
+    @property
+    def level(self) -> int:
+        """The feature level this daemon works at."""
+        return features.LEVEL if self.feature_level is None else self.feature_level
+
     def __post_init__(self) -> None:
         for name in ("front_door_port", "rpc_port", "raft_port"):
             port = getattr(self, name)
@@ -60,6 +70,11 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(f"log_level {self.log_level!r} is none of {', '.join(LOG_LEVELS)}")
         if self.log_format not in ("journal", "text"):
             raise ValueError(f"log_format {self.log_format!r} is neither journal nor text")
+        if self.feature_level is not None and not features.FIRST <= self.feature_level <= features.LEVEL:
+            raise ValueError(
+                f"feature_level {self.feature_level} is not in the range {features.FIRST} to {features.LEVEL}, "
+                "the highest this release knows"
+            )
         if self.socket == self.engine_socket:
             raise ValueError("socket and engine_socket must differ: the agent passes calls on to the engine")
 

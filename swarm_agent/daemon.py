@@ -178,6 +178,7 @@ class Daemon:
             self._was_removed,
             self._seams,
             keys,
+            self.config.level,
         )
 
     def _was_removed(self) -> None:
@@ -264,7 +265,7 @@ class Daemon:
                     501, "--data-path-port other than 4789 is not supported by this version of swarm-agent"
                 )
             place = Place(host, data_addr, listen_host, port, self.config.rpc_port)
-            new = found(request, place, self.new_id, self._seams.certificates)
+            new = found(request, place, self.new_id, self._seams.certificates, self.config.level)
             member = await self._become(new.membership, new.identity, (new.cluster, new.node))
             await member.wait_connected(JOIN_WAIT_S)
             return new.node.id
@@ -328,6 +329,7 @@ class Daemon:
             availability=availability,
             hostname=hostname,
             clock=self._seams.now(),
+            feature_level=self.config.level,
         )
         error: SwarmError = Unavailable("no manager to join was named")
         for addr in remotes:

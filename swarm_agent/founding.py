@@ -38,7 +38,9 @@ class Founded(NamedTuple):
     identity: NodeIdentity
 
 
-def found(request: InitRequest, place: Place, new_id: Callable[[], str], source: ca.Source) -> Founded:
+def found(
+    request: InitRequest, place: Place, new_id: Callable[[], str], source: ca.Source, level: int
+) -> Founded:
     """Everything new, from ``source``."""
     node_id, cluster_id = new_id(), new_id()
     root = ca.make_root(source)
@@ -59,6 +61,7 @@ def found(request: InitRequest, place: Place, new_id: Callable[[], str], source:
         default_addr_pool=request.default_addr_pool or ("10.0.0.0/8",),
         pool_given=bool(request.default_addr_pool) or request.subnet_size is None,
         subnet_size=request.subnet_size or 24,
+        feature_level=level,
     )
     node = Node(
         id=node_id,

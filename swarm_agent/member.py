@@ -29,7 +29,8 @@ from swarm_agent.node.container import container_name
 from swarm_agent.node.describe import describe
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable
 from swarm_agent.node.worker import Assignment, Worker
-from swarm_agent.objects.errors import SwarmError, Unavailable
+from swarm_agent.objects import features
+from swarm_agent.objects.errors import ReleaseTooOld, SwarmError, Unavailable
 from swarm_agent.objects.records import Cluster, Node, NodeDescription, TaskStatus
 from swarm_agent.seams import Seams
 from swarm_agent.session.agent import SessionAgent
@@ -63,9 +64,14 @@ class Member:
         on_removed: Callable[[], None],
         seams: Seams,
         keys: KeyFile | None,
+        level: int = features.LEVEL,
     ) -> None:
         self._seams = seams
         self._keys = keys  # a manager's, and of one on its way down until its certificate says so
+        self._level = level
+        self._outgrown = (
+            False  # the cluster is above our feature level: no manager side until we are started anew
+        )
         self.membership = membership
         self._saved = membership  # as it is on disk
         self.identity = identity
@@ -98,7 +104,10 @@ class Member:
         try:
             await self._describe()
             if self.membership.role == "manager":
-                await self._start_manager(founding)
+                try:
+                    await self._start_manager(founding)
+                except ReleaseTooOld as err:
+                    self._refuse(err)
             self._drop_keys_of_a_worker()
             await self._network.start()
             await self.worker.start()
@@ -156,6 +165,7 @@ class Member:
             timing=self._config.timing,
             advertise_host=self.membership.advertise_host,
             raft_dir=self._state_dir / "raft",
+            feature_level=self._level,
         )
         if self._keys is None:
             self._keys = KeyFile.create(
@@ -183,17 +193,33 @@ class Member:
     async def _join_raft(self, manager: Manager) -> None:
         """Ask whoever leads to take us in (or to learn our address), until it is done."""
         settings = manager.settings
-        request = JoinRaft(settings.raft_id, settings.rpc_addr, settings.manager_addr)
+        request = JoinRaft(settings.raft_id, settings.rpc_addr, settings.manager_addr, self._level)
         while self.manager is manager:
             if manager.is_leader:
                 return
             try:
                 await self._ask_leader("JoinRaft", request, 15.0)
+            except ReleaseTooOld as err:
+                await self._give_up(manager, err)
+                return
             except SwarmError as err:
                 log.info("not yet a member of raft: %s", err)
                 await asyncio.sleep(RETRY_S)
             else:
                 return
+
+    async def _give_up(self, manager: Manager, why: ReleaseTooOld) -> None:
+        """The cluster went on without us. What we have stays as it is, for the release that can read on."""
+        async with self._role_lock:
+            if self.manager is manager:
+                self.manager = None
+                self._refuse(why)
+                await manager.stop()
+
+    def _refuse(self, why: ReleaseTooOld) -> None:
+        self._outgrown = True
+        self.trouble = f"this node does not work as a manager: {why}. Its data is untouched"
+        log.error("%s", self.trouble, extra={"node": self.membership.node_id})
 
     async def _watch_removal(self, manager: Manager) -> None:
         """Raft let us go: stop being a manager, the rest of the role change follows by session."""
@@ -211,6 +237,9 @@ class Member:
         """
         await manager.wait_failed()
         if self.manager is not manager or manager.status.removed:
+            return
+        if manager.store.refused:
+            await self._give_up(manager, ReleaseTooOld(manager.store.refused))
             return
         self.trouble = f"this manager's raft member stopped: {manager.status.failure}"
         log.error("%s", self.trouble)
@@ -230,10 +259,13 @@ class Member:
 
     async def _end_manager(self) -> None:
         manager, self.manager = self.manager, None
-        if manager is None:
+        if manager is None and not self._outgrown:
             return
         log.info("this node is no manager any more")
-        await manager.stop()
+        if manager is not None:
+            await manager.stop()
+        if self._outgrown:
+            self._outgrown, self.trouble = False, ""
         shutil.rmtree(self._state_dir / "raft", ignore_errors=True)
         self._remember(raft_id=0)
 
@@ -241,6 +273,8 @@ class Member:
         """Whether certificate and manager side are as our record says. One on its way down is not brought up again."""
         if node.role != self.identity.subject.role:
             return False
+        if self._outgrown:
+            return node.role == "manager"
         if self.manager is None:
             return node.role == "worker" or node.spec.role == "worker"
         return node.role == "manager"
@@ -257,7 +291,7 @@ class Member:
             self._drop_keys_of_a_worker()
 
     async def _step_towards(self, node: Node) -> None:
-        if node.role == "worker" and self.manager is not None:
+        if node.role == "worker" and (self.manager is not None or self._outgrown):
             self._remember(role="worker")
             await self._end_manager()
         elif node.role != self.identity.subject.role:
@@ -342,6 +376,7 @@ class Member:
             self.membership.data_addr,
             manager.settings.manager_addr if manager is not None else "",
             manager.settings.rpc_addr if manager is not None else "",
+            self._level,
         )
 
     async def _describe(self) -> None:

@@ -38,7 +38,7 @@ class ClusterEvents:
         self._now = now
         self.past: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
         self._listeners: set[asyncio.Queue[dict[str, Any]]] = set()
-        self._unwatch = store.watch(self._on_commit)
+        self._unwatch = store.watch(self._on_commit, *_KINDS)
 
     def close(self) -> None:
         self._unwatch()

@@ -56,6 +56,7 @@ def swarm_section(backend: Backend) -> dict[str, Any]:
         nodes = list(backend.store.nodes.all())
         out["Nodes"] = len(nodes)
         out["Managers"] = sum(1 for n in nodes if n.role == "manager")
+        out["FeatureLevel"] = backend.store.feature_level
         cluster = backend.store.cluster
         if cluster is not None:
             out["Cluster"] = views.cluster(cluster)

@@ -64,6 +64,8 @@ def status(path: str, arguments: argparse.Namespace) -> None:  # noqa: ARG001
     print(f"role      {role}")
     print(f"node      {swarm['NodeID'] or '-'}  {swarm['NodeAddr']}")
     print(f"managers  {', '.join(m['Addr'] for m in swarm['RemoteManagers'] or ()) or '-'}")
+    if "FeatureLevel" in swarm:
+        print(f"level     {swarm['FeatureLevel']}")
     if swarm["Error"]:
         print(f"error     {swarm['Error']}")
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Callable, Iterable
 
 from swarm_agent.control.allocate import allocate_network, allocate_node, allocate_service
 from swarm_agent.control.ledger import Ledger
-from swarm_agent.control.orchestrate import reconcile_service, reconcile_slot
+from swarm_agent.control.orchestrate import reconcile_prepared, reconcile_service, reconcile_slot
 from swarm_agent.control.passes import MAX_WRITES, RESCHEDULE, Key, Pass
 from swarm_agent.control.reap import reap_revisions
 from swarm_agent.control.schedule import pend, place
@@ -17,6 +18,8 @@ from swarm_agent.objects.records import Network, Node, Revision, Service, Task
 from swarm_agent.store import Change, Group, Store
 
 MAX_KEYS = 200  # a pass looks at this many keys, the rest waits for the next
+MAX_BOOKED = 5000  # tasks a new leader books in one call
+MAX_PLACED = 1000  # waiting tasks a pass looks at again
 
 
 class Controllers:
@@ -24,17 +27,20 @@ class Controllers:
 
     def __init__(self, store: Store, new_id: Callable[[], str]) -> None:
         self.store = store
-        self.ledger = Ledger(store)
+        self.ledger = Ledger(store, at_once=False)
         self._new_id = new_id
         self.most = MAX_WRITES  # rows a pass may write, about; less while they are large
         self._dirty: dict[Key, None] = {}
         self._timers: list[tuple[int, Key]] = []
         self._due: dict[Key, int] = {}
+        self._waiting: dict[str, None] = {}  # tasks without a node that are to be looked at again
+        self.looks = 0  # rows the last pass looked at
         for service in store.services.all():
             self._dirty[Key("service", service.id)] = None
-        for task in store.tasks.all():
-            if store.services.get(task.service_id) is None:
-                self._dirty[Key("service", task.service_id)] = None
+            self._dirty[Key("prepared", service.id)] = None
+        for service_id in store.tasks.keys("service"):
+            if store.services.get(service_id) is None:
+                self._dirty[Key("service", service_id)] = None
         for node in store.nodes.all():
             self._dirty[Key("node", node.id)] = None
         for network in store.networks.all():
@@ -53,6 +59,8 @@ class Controllers:
                     self._task_changed(change)
                 case Service() as service:
                     self._dirty[Key("service", service.id)] = None
+                    if _frees_something(change):
+                        self._dirty[RESCHEDULE] = None
                 case Node():
                     self._node_changed(change)
                 case Network() as network:
@@ -70,6 +78,8 @@ class Controllers:
         for key in keys:
             kind, slash, id_ = key.rpartition("/")
             self._dirty[Key(kind if slash else "service", id_)] = None
+            if not slash:
+                self._dirty[Key("prepared", id_)] = None
         self._dirty[RESCHEDULE] = None
 
     def _task_changed(self, change: Change) -> None:
@@ -82,12 +92,14 @@ class Controllers:
         )
         if updating or change.new is None or service is None:
             self._dirty[Key("service", task.service_id)] = None
-        else:
+        if service is not None:
             self._dirty[Key("slot", task.service_id, task.slot)] = None
         freed = change.new is None or (
             change.new.status.state.terminal and not (change.old and change.old.status.state.terminal)
         )
-        if freed or (change.new is not None and not change.new.node_id and live(change.new)):
+        if change.new is not None and not change.new.node_id and live(change.new):
+            self._waiting[task.id] = None
+        if freed and self.store.tasks.has("node", ""):
             self._dirty[RESCHEDULE] = None
 
     def _node_changed(self, change: Change) -> None:
@@ -103,7 +115,7 @@ class Controllers:
     # --- one look ------------------------------------------------------------------------------------------------
     def next_wake(self) -> int | None:
         """When to look again if nothing changes, nanoseconds; now (0) while keys are dirty."""
-        if self._dirty:
+        if self._dirty or self._waiting:
             return 0
         return self._timers[0][0] if self._timers else None
 
@@ -114,7 +126,10 @@ class Controllers:
             if self._due.get(key) == at:
                 del self._due[key]
                 self._dirty[key] = None
-        keys = list(self._dirty)[:MAX_KEYS]
+        if not self.ledger.complete:
+            self.ledger.book(MAX_BOOKED)
+            return ()
+        keys = list(itertools.islice(self._dirty, MAX_KEYS))
         for key in keys:
             del self._dirty[key]
         p = Pass(self.store, self.ledger, now, self._new_id, self.most)
@@ -122,6 +137,7 @@ class Controllers:
             self._reconcile(p, keys)
         finally:
             groups = p.finish()
+        self.looks = p.looks
         self._dirty.update(dict.fromkeys(p.again))
         for key, at in p.wakes.items():
             if self._due.get(key) != at:
@@ -145,7 +161,7 @@ class Controllers:
                 case _:
                     pass
         for key in keys:
-            if key.kind in ("service", "slot") and p.full:
+            if key.kind in ("service", "prepared", "slot") and p.spent:
                 p.more(key)
                 continue
             p.view.group(key.id)
@@ -153,26 +169,39 @@ class Controllers:
                 reconcile_service(p, key.id)
                 self._allocate(p, key.id)
                 reap_revisions(p, key.id)
+            elif key.kind == "prepared":
+                reconcile_prepared(p, key.id)
             elif key.kind == "slot":
                 reconcile_slot(p, key.id, key.slot)
+            elif key == RESCHEDULE:
+                self._waiting.update(dict.fromkeys(self.store.tasks.ids("node", "")))
         self._place(p)
 
     def _place(self, p: Pass) -> None:
-        waiting = [t for t in p.view.tasks.by("node", "") if live(t) and t.status.state <= TaskState.PENDING]
+        """Tasks that were made or moved in this pass, then those that wait, as far as this pass goes."""
+        ids = dict.fromkeys(p.unplaced)
+        room = max(0, MAX_PLACED - len(ids))
+        for id_ in list(itertools.islice(self._waiting, room)):
+            del self._waiting[id_]
+            ids[id_] = None
+        p.looked(len(ids))
         ready: list[Task] = []
         allocated: dict[str, str] = {}
-        for task in waiting:
+        for id_ in ids:
+            task = p.view.tasks.get(id_)
+            if task is None or task.node_id or not live(task) or task.status.state > TaskState.PENDING:
+                continue
             if task.service_id not in allocated:
                 allocated[task.service_id] = self._allocate(p, task.service_id)
-            if allocated[task.service_id]:
-                if not p.room_for(task):
-                    p.more(RESCHEDULE)
-                    continue
+            if not allocated[task.service_id]:
+                ready.append(task)
+            elif p.room_for(task):
                 p.view.group(task.service_id)
                 pend(p, task, {}, allocated[task.service_id])
             else:
-                ready.append(task)
-        place(p, ready)
+                self._waiting[id_] = None
+        for task in place(p, ready):
+            self._waiting[task.id] = None
 
     def _allocate(self, p: Pass, service_id: str) -> str:
         service = p.view.services.get(service_id)
@@ -183,6 +212,14 @@ class Controllers:
             return f"revision {service.revision_id} is missing"
         p.view.group(service_id)
         return allocate_service(p, service, revision)
+
+
+def _frees_something(change: Change) -> bool:
+    """Whether a waiting task may find what it waits for: a port, an address, another revision of its service."""
+    old, new = change.old, change.new
+    if old is None or new is None:
+        return True
+    return bool(old.endpoint != new.endpoint or old.revision_id != new.revision_id)
 
 
 def _same_for_tasks(old: Node, new: Node) -> bool:

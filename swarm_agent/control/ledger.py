@@ -34,7 +34,9 @@ class NodeUse:
 class Ledger:
     """Books of what is taken. ``apply`` is its own inverse when old and new are swapped."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, at_once: bool = True) -> None:
+        """``at_once``: book every task now. Without it they are booked by :meth:`book`, so many at a time; changes that come
+        meanwhile are applied as ever."""
         self._store = store
         self.nodes: defaultdict[str, NodeUse] = defaultdict(NodeUse)
         self.addresses: defaultdict[str, Counter[str]] = defaultdict(Counter)  # network id -> bare addresses
@@ -47,14 +49,29 @@ class Ledger:
         self.numbers: dict[int, str] = {}  # node number -> node id
         self.cursors: dict[str, int] = {}  # where the last serial allocation stopped, per pool
         self._revisions: dict[str, Revision] = {}
-        for table in (store.revisions, store.nodes, store.networks, store.services, store.tasks):
+        for table in (store.revisions, store.nodes, store.networks, store.services):
             for row in table.all():
                 self.apply(Change(None, row))
+        self._unbooked: dict[str, Task] = dict(store.tasks.rows)
+        if at_once:
+            self.book(len(self._unbooked))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every task is booked."""
+        return not self._unbooked
+
+    def book(self, most: int) -> None:
+        """Book so many of the tasks that were there at the beginning."""
+        for _ in range(min(most, len(self._unbooked))):
+            self._task(self._unbooked.popitem()[1], +1)
 
     def apply(self, change: Change) -> None:
         """Book one row's change."""
         match change.row:
             case Task():
+                if self._unbooked:
+                    self._task(self._unbooked.pop(change.row.id, None), +1)
                 self._task(change.old, -1)
                 self._task(change.new, +1)
             case Service():

@@ -6,54 +6,65 @@ or when its last task ended and the restart policy says to leave it so.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 
 from swarm_agent.control import update
 from swarm_agent.control.passes import Key, Pass
-from swarm_agent.control.reap import reap_slot
+from swarm_agent.control.reap import forget_removed, reap_slot
+from swarm_agent.control.survey import Survey
 from swarm_agent.control.tasks import MINUTE, aim, invalid_node, live, make, misplaced, observe, stopped
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Service, Task
 
-Slots = dict[int, list[Task]]
 MAX_SLOTS = 1000  # made or removed in one pass: an entry of the log is bounded
+MAX_OPEN = 500  # slots with something to decide that a look at the whole service decides; the others follow one by one
 
 
 def reconcile_service(p: Pass, service_id: str) -> None:
     """Bring the whole service towards its spec: slots, count, update, history."""
     service = p.view.services.get(service_id)
-    slots = slots_of(p, service_id)
     if service is None:
-        _remove_all(p, slots)
+        _remove_all(p, service_id)
         return
-    for slot in sorted(slots):
+    seen = Survey(p, service)
+    numbers = sorted(seen.open)
+    now, later = numbers[:MAX_OPEN], numbers[MAX_OPEN:]
+    for slot in now:
         if p.full:
             p.more(Key("service", service.id))
             return
-        _slot(p, service, slots[slot])
-    _scale(p, service, slots_of(p, service_id))
-    update.advance(p, service, slots_of(p, service_id))
-    for slot, tasks in slots_of(p, service_id).items():
-        reap_slot(p, service, slot, tasks)
+        _slot(p, service, seen.open[slot])
+    for slot in later:
+        p.more(Key("slot", service.id, slot))
+    seen.look_again(now)
+    _scale(p, service, seen)
+    handed = update.advance(p, service, seen)
+    for slot in {**seen.open, **dict.fromkeys(handed)}.keys() - later:
+        reap_slot(p, service, slot, list(p.view.tasks.by("slot", (service.id, slot))))
+
+
+def reconcile_prepared(p: Pass, service_id: str) -> None:
+    """Have every slot looked at in which a task waits to be started: nobody may have asked for it by now."""
+    tasks = list(p.view.tasks.by("service", service_id))
+    p.looked(len(tasks))
+    for task in tasks:
+        if task.desired_state == TaskState.READY:
+            p.more(Key("slot", service_id, task.slot))
 
 
 def reconcile_slot(p: Pass, service_id: str, slot: int) -> None:
-    """One slot after one of its tasks changed. An update in progress makes the caller look at the service instead."""
+    """One slot after one of its tasks changed. An update in progress makes the caller look at the service too."""
     service = p.view.services.get(service_id)
     tasks = list(p.view.tasks.by("slot", (service_id, slot)))
+    p.looked(1 + len(tasks))
     if service is None:
-        _remove_all(p, {slot: tasks})
+        for task in tasks:
+            forget_removed(p, aim(p, task, TaskState.REMOVE))
         return
     _slot(p, service, tasks)
     reap_slot(p, service, slot, list(p.view.tasks.by("slot", (service_id, slot))))
-
-
-def slots_of(p: Pass, service_id: str) -> Slots:
-    slots: defaultdict[int, list[Task]] = defaultdict(list)
-    for task in p.view.tasks.by("service", service_id):
-        slots[task.slot].append(task)
-    return slots
 
 
 def taken(tasks: list[Task]) -> bool:
@@ -72,9 +83,7 @@ def _slot(p: Pass, service: Service, tasks: list[Task]) -> None:
     for task in [t for t in tasks if live(t)]:
         _check(p, service, task)
     now = list(p.view.tasks.by("slot", (service.id, tasks[0].slot))) if tasks else []
-    for task in now:
-        if task.desired_state == TaskState.READY:
-            _start(p, task, [t for t in now if t.id != task.id])
+    _start(p, now)
 
 
 def _check(p: Pass, service: Service, task: Task) -> None:
@@ -150,64 +159,84 @@ def _may_restart(p: Pass, service: Service, task: Task, policy: defaults.Restart
     return len(recent) < policy.max_attempts
 
 
-def _start(p: Pass, task: Task, others: list[Task]) -> None:
-    """Let a prepared task run: after its delay, and once what it replaces has stopped (a minute at most)."""
-    key = Key("slot", task.service_id, task.slot)
-    if p.now < task.start_after:
-        p.wake(key, task.start_after)
-        return
-    waiting_for = [t for t in others if not live(t) and not stopped(p.view, t)]
-    if waiting_for:
-        patience = max(task.created_at or p.now, task.start_after) + MINUTE
-        if p.now < patience:
-            p.wake(key, patience)
-            return
-    aim(p, task, TaskState.RUNNING)
+def _start(p: Pass, tasks: list[Task]) -> None:
+    """Let a slot's prepared tasks run: after their delay, and once what they replace has stopped (a minute at most)."""
+    for task in tasks:
+        if task.desired_state != TaskState.READY:
+            continue
+        key = Key("slot", task.service_id, task.slot)
+        if p.now < task.start_after:
+            p.wake(key, task.start_after)
+            continue
+        if any(not live(t) and not stopped(p.view, t) for t in tasks):
+            patience = max(task.created_at or p.now, task.start_after) + MINUTE
+            if p.now < patience:
+                p.wake(key, patience)
+                continue
+        aim(p, task, TaskState.RUNNING)
 
 
 # --- the count -------------------------------------------------------------------------------------------------------
-def _scale(p: Pass, service: Service, slots: Slots) -> None:
+def _scale(p: Pass, service: Service, seen: Survey) -> None:
+    """Make or remove slots."""
     wanted = defaults.replicas(service.spec)
     most = min(MAX_SLOTS, p.most)
-    have = [s for s, tasks in slots.items() if taken(tasks)]
-    if len(have) < wanted:
-        free = (n for n in range(1, wanted + len(have) + 1) if n not in set(have))
-        if wanted - len(have) > most:
+    open_taken = {slot for slot, tasks in seen.open.items() if taken(tasks)}
+    have = len(seen.present) + len(seen.older) + len(open_taken)
+    if have < wanted:
+        free = (
+            n
+            for n in range(1, wanted + have + 1)
+            if n not in seen.present and n not in seen.older and n not in open_taken
+        )
+        if wanted - have > most:
             p.more(Key("service", service.id))
-        for _ in range(min(wanted - len(have), most)):
-            cause = "scale" if have else "create"
-            make(p, service, next(free), desired=TaskState.RUNNING, cause=cause)
-    elif len(have) > wanted:
-        surplus = _surplus(slots, have, wanted)
+        numbers = list(itertools.islice(free, min(wanted - have, most)))
+        for number in numbers:
+            task = make(p, service, number, desired=TaskState.RUNNING, cause="scale" if have else "create")
+            if number in seen.open:
+                seen.look_again([number])
+            else:
+                seen.present[number] = task
+    elif have > wanted:
+        surplus = _surplus(seen, open_taken, wanted)
         if len(surplus) > most:
             p.more(Key("service", service.id))
         for slot in surplus[:most]:
-            for task in slots[slot]:
+            for task in p.view.tasks.by("slot", (service.id, slot)):
                 aim(p, task, TaskState.REMOVE)
+        seen.look_again(surplus[:most])
 
 
-def _surplus(slots: Slots, have: list[int], wanted: int) -> list[int]:
+def _surplus(seen: Survey, open_taken: set[int], wanted: int) -> list[int]:
     """Which slots go: those on the most crowded nodes, not running before running, high numbers first (BEHAVIOUR 9.4)."""
-    running_first = sorted(
-        have, key=lambda s: (not any(t.status.state == TaskState.RUNNING for t in slots[s] if live(t)), s)
-    )
+    places = [
+        (task.status.state != TaskState.RUNNING, slot, task.node_id)
+        for settled in (seen.present, seen.older)
+        for slot, task in settled.items()
+    ]
+    for slot in open_taken:
+        alive = [t for t in seen.open[slot] if live(t)]
+        node_ids = {t.node_id for t in alive}
+        running = any(t.status.state == TaskState.RUNNING for t in alive)
+        places.append((not running, slot, node_ids.pop() if len(node_ids) == 1 else ""))
+    places.sort()
     copies: defaultdict[str, int] = defaultdict(int)
-    rank: dict[int, int] = {}
-    for slot in running_first:
-        node_ids = {t.node_id for t in slots[slot] if live(t)}
-        node_id = node_ids.pop() if len(node_ids) == 1 else ""
-        rank[slot] = copies[node_id] if node_id else 1 << 30
+    ranked = []
+    for order, (_, slot, node_id) in enumerate(places):
+        ranked.append((copies[node_id] if node_id else 1 << 30, order, slot))
         copies[node_id] += 1
-    order = {slot: i for i, slot in enumerate(running_first)}
-    return sorted(have, key=lambda s: (rank[s], order[s]))[wanted:]
+    ranked.sort()
+    return [slot for _, _, slot in ranked[wanted:]]
 
 
-def _remove_all(p: Pass, slots: Slots) -> None:
-    """Of a removed service everything goes, so many slots a pass."""
-    for done, (slot, tasks) in enumerate(slots.items()):
-        if done == min(MAX_SLOTS, p.most):
-            p.more(Key("service", tasks[0].service_id))
+# --- the end ---------------------------------------------------------------------------------------------------------
+def _remove_all(p: Pass, service_id: str) -> None:
+    """Of a removed service everything goes, so much a pass."""
+    tasks = list(p.view.tasks.by("service", service_id))
+    p.looked(len(tasks))
+    for task in tasks:
+        if p.full:
+            p.more(Key("service", service_id))
             return
-        for task in tasks:
-            aim(p, task, TaskState.REMOVE)
-        reap_slot(p, None, slot, [t for t in (p.view.tasks.get(t.id) for t in tasks) if t is not None])
+        forget_removed(p, aim(p, task, TaskState.REMOVE))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from swarm_agent.control.ledger import Ledger
 from swarm_agent.objects.base import Record
+from swarm_agent.objects.records import Task
 from swarm_agent.store import Change, Group, Overlay, Store
 
 
 class Key(NamedTuple):
-    """What a reconciliation is about: ("service", id), ("slot", service id, number), ("node", id), ("network", id)."""
+    """What a reconciliation is about: ("service", id), ("prepared", service id), ("slot", service id, number), ("node", id), ("network", id)."""
 
     kind: str
     id: str
@@ -19,7 +20,8 @@ class Key(NamedTuple):
 
 
 RESCHEDULE = Key("pending", "")
-MAX_WRITES = 1000  # rows in one pass, about: an entry of the log is bounded
+MAX_WRITES = 750  # rows in one pass, about: an entry of the log is bounded
+MAX_LOOKS = 10_000  # rows looked at in one pass, about: a call may not hold up the loop for more than some milliseconds
 
 
 class Pass:
@@ -35,18 +37,25 @@ class Pass:
         self.wakes: dict[Key, int] = {}
         self.again: list[Key] = []
         self.most = most
+        self.looks = 0
+        self._nodes = len(store.nodes)
+        self.unplaced: dict[str, None] = {}  # tasks this pass wrote that wait for a node
+        self._to_place: set[str] = set()  # their revisions: each is compared with every node
         self._written: set[tuple[type[Record], str]] = set()
         self._journal: list[Change] = []
 
     def put(self, row: Record) -> None:
         """Write a row; the books see it at once."""
         self._written.add((type(row), row.id))
-        self._book(row, self._stored(row), row)
+        self._book(self.view.row(type(row), row.id), row)
         self.view.put(row)
+        if isinstance(row, Task) and not row.node_id:
+            self.unplaced[row.id] = None
+            self._to_place.add(row.revision_id)
 
     def delete(self, row: Record) -> None:
         self._written.add((type(row), row.id))
-        self._book(row, self._stored(row), None)
+        self._book(self.view.row(type(row), row.id), None)
         self.view.delete(row)
 
     def wake(self, key: Key, at: int) -> None:
@@ -61,6 +70,15 @@ class Pass:
         """Whether this pass may still write ``row``; one it has written it may write again."""
         return len(self._written) < self.most or (type(row), row.id) in self._written
 
+    def looked(self, rows: int) -> None:
+        """Say that so many rows were looked at."""
+        self.looks += rows
+
+    @property
+    def spent(self) -> bool:
+        """Whether nothing new should be begun in this pass, but what was begun be finished."""
+        return self.full or self.looks + len(self._to_place) * self._nodes >= MAX_LOOKS
+
     @property
     def full(self) -> bool:
         """Whether the rest is to wait for the next pass."""
@@ -73,11 +91,7 @@ class Pass:
         self._journal.clear()
         return self.view.groups()
 
-    def _stored(self, row: Record) -> Any:
-        table: Any = getattr(self.view, type(row).__name__.lower() + "s")
-        return table.get(row.id)
-
-    def _book(self, row: Record, old: Any, new: Any) -> None:  # noqa: ARG002 - the row names the kind in a trace
+    def _book(self, old: Record | None, new: Record | None) -> None:
         change = Change(old, new)
         self.ledger.apply(change)
         self._journal.append(change)

@@ -13,8 +13,10 @@ KEPT_REVISIONS = 10
 
 def reap_slot(p: Pass, service: Service | None, slot: int, tasks: list[Task]) -> None:  # noqa: ARG001 - names the place
     """Delete what is to be removed and has ended, then the oldest history beyond the limit."""
-    kept = [t for t in tasks if not _removed(p, t)]
-    limit = _limit(p, service)
+    if len(tasks) == 1 and live(tasks[0]):
+        return
+    kept = [t for t in tasks if not forget_removed(p, t)]
+    limit = history_limit(p, service)
     if limit < 0 or len(kept) <= limit:
         return
     history = [t for t in kept if not live(t) and (t.status.state.terminal or not t.node_id)]
@@ -23,7 +25,8 @@ def reap_slot(p: Pass, service: Service | None, slot: int, tasks: list[Task]) ->
         p.delete(task)
 
 
-def _removed(p: Pass, task: Task) -> bool:
+def forget_removed(p: Pass, task: Task) -> bool:
+    """Delete a task that is to be removed, once nothing of it can run any more; whether it was."""
     if task.desired_state != TaskState.REMOVE:
         return False
     never_ran = not task.node_id
@@ -33,7 +36,8 @@ def _removed(p: Pass, task: Task) -> bool:
     return False
 
 
-def _limit(p: Pass, service: Service | None) -> int:
+def history_limit(p: Pass, service: Service | None) -> int:
+    """How many tasks a slot keeps, the live one among them; negative: all."""
     cluster = p.view.cluster
     limit = defaults.history_limit(cluster.spec) if cluster is not None else defaults.TASK_HISTORY_LIMIT
     if service is not None:
@@ -46,12 +50,13 @@ def _limit(p: Pass, service: Service | None) -> int:
 def reap_revisions(p: Pass, service_id: str) -> None:
     """Keep revisions a task points at, the present one, and the last ten; all of a removed service's go with its tasks."""
     service = p.view.services.get(service_id)
+    found = list(p.view.revisions.by("service", service_id))
+    if service is not None and len(found) <= KEPT_REVISIONS:
+        return
     used = {t.revision_id for t in p.view.tasks.by("service", service_id)}
     if service is not None:
         used.add(service.revision_id)
-    revisions = sorted(
-        p.view.revisions.by("service", service_id), key=lambda r: (r.version == 0, r.created_at)
-    )
+    revisions = sorted(found, key=lambda r: (r.version == 0, r.created_at))
     spare = [r for r in revisions if r.id not in used]
     surplus = len(spare) if service is None else max(0, len(spare) - KEPT_REVISIONS)
     for revision in spare[:surplus]:

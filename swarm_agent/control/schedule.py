@@ -14,13 +14,14 @@ import msgspec
 
 from swarm_agent.control.allocate import Exhausted, allocate_task
 from swarm_agent.control.ledger import FAILURE_MEMORY, NodeUse, host_ports, reserved
-from swarm_agent.control.passes import RESCHEDULE, Pass
+from swarm_agent.control.passes import MAX_LOOKS, Pass
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Node, Reason, Revision, Task
 
 FAILURES_THAT_COUNT = 5
+_READY = NodeState.READY
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -31,34 +32,59 @@ class _Filter(NamedTuple):
     explain: Callable[[int], str]
 
 
-def place(p: Pass, tasks: list[Task]) -> None:
-    """Assign every task that can be; the others get PENDING with the reasons."""
+def place(p: Pass, tasks: list[Task]) -> list[Task]:
+    """Assign every task that can be; the others get PENDING with the reasons. Returns those this pass has no room for."""
+    if not tasks:
+        return []
     groups: dict[str, list[Task]] = {}
     for task in tasks:
         groups.setdefault(task.revision_id, []).append(task)
+    left: list[Task] = []
+    ready, away = _ready_nodes(p)
     for revision_id, group in groups.items():
         revision = p.view.revisions.get(revision_id)
-        if revision is not None:
-            p.view.group(group[0].service_id)
-            _place_group(p, revision, sorted(group, key=lambda t: t.slot))
+        if revision is None:
+            continue
+        if p.looks >= MAX_LOOKS and not any(t.id in p.unplaced for t in group):
+            left += group
+            continue
+        p.view.group(group[0].service_id)
+        left += _place_group(p, revision, sorted(group, key=lambda t: t.slot), ready, away)
+    return left
 
 
-def _place_group(p: Pass, revision: Revision, tasks: list[Task]) -> None:
-    filters = [f for f in FILTERS if f.applies(revision)]
+def _ready_nodes(p: Pass) -> tuple[list[tuple[Node, NodeUse]], int]:
+    """The nodes that take tasks, and how many others there are."""
+    nodes = list(p.view.nodes.all())
+    p.looked(len(nodes))
+    ready = [
+        (n, p.ledger.nodes[n.id])
+        for n in nodes
+        if n.status.state == _READY and n.spec.availability == "active"
+    ]
+    return ready, len(nodes) - len(ready)
+
+
+def _place_group(
+    p: Pass, revision: Revision, tasks: list[Task], ready: list[tuple[Node, NodeUse]], away: int
+) -> list[Task]:
+    filters = [f for f in FILTERS[1:] if f.applies(revision)]
     service_id = revision.service_id
+    p.looked(len(ready))
     heap: list[tuple[int, int, int, str]] = []
-    refused: dict[str, int] = {}
-    for node in p.view.nodes.all():
-        use = p.ledger.nodes[node.id]
-        code = _refusal(filters, node, use, revision, service_id)
+    refused: dict[str, int] = {FILTERS[0].code: away} if away else {}
+    for node, use in ready:
+        code = _refusal(filters, node, use, revision, service_id) if filters else ""
         if code:
             refused[code] = refused.get(code, 0) + 1
         else:
-            heapq.heappush(heap, _rank(p, node, use, revision))
+            heap.append(_rank(p, node, use, revision))
+    heapq.heapify(heap)
     trouble = ""
+    left = []
     for task in tasks:
         if not p.room_for(task):
-            p.more(RESCHEDULE)
+            left.append(task)
             continue
         while heap:
             node_id = heap[0][-1]
@@ -82,6 +108,7 @@ def _place_group(p: Pass, revision: Revision, tasks: list[Task]) -> None:
             continue
         if trouble:
             pend(p, task, refused, trouble)
+    return left
 
 
 def _refusal(filters: list[_Filter], node: Node, use: NodeUse, revision: Revision, service_id: str) -> str:
@@ -89,8 +116,10 @@ def _refusal(filters: list[_Filter], node: Node, use: NodeUse, revision: Revisio
 
 
 def _rank(p: Pass, node: Node, use: NodeUse, revision: Revision) -> tuple[int, int, int, str]:
-    recent = sum(1 for at in use.failures.get(revision.id, ()) if at > p.now - FAILURE_MEMORY)
-    failures = recent if recent >= FAILURES_THAT_COUNT else 0
+    failures = 0
+    if use.failures:
+        recent = sum(1 for at in use.failures.get(revision.id, ()) if at > p.now - FAILURE_MEMORY)
+        failures = recent if recent >= FAILURES_THAT_COUNT else 0
     return (failures, use.by_service.get(revision.service_id, 0), use.active, node.id)
 
 

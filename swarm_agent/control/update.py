@@ -9,12 +9,11 @@ from __future__ import annotations
 import msgspec
 
 from swarm_agent.control.passes import Key, Pass
+from swarm_agent.control.survey import Survey
 from swarm_agent.control.tasks import aim, live, make
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Service, Task, UpdateStatus
-
-Slots = dict[int, list[Task]]
 
 
 class _Slot:
@@ -55,33 +54,55 @@ def _failed_early(task: Task, monitor: int) -> bool:
     return not started or finished - started < monitor
 
 
-def advance(p: Pass, service: Service, slots: Slots) -> None:
-    """Move the update on by as many slots as its policy lets go now."""
+class _Touched:
+    """The slots this update has handed to a worker, as far as its next step depends on them."""
+
+    __slots__ = ("count", "failed", "reached", "unreached")
+
+    def __init__(self, open_: list[_Slot], settled: list[Task]) -> None:
+        touched = [s for s in open_ if s.fresh]
+        at = [s.reached_at for s in touched]
+        at += [
+            t.status.started_at or t.status.finished_at if t.status.state >= TaskState.RUNNING else 0
+            for t in settled
+        ]
+        self.count = len(at)
+        self.reached = [r for r in at if r]  # when each came to run, nanoseconds
+        self.unreached = self.count - len(self.reached)
+        self.failed = [s.failed for s in touched if s.failed is not None]
+
+
+def advance(p: Pass, service: Service, seen: Survey) -> list[int]:
+    """Move the update on by as many slots as its policy lets go now; those that were written."""
     status = service.update_status
     if status is not None and status.state == "paused":
-        return
+        return []
     config = defaults.update(service.spec.update_config)
-    since = status.started_at if status is not None and status.state == "updating" else p.now
-    taken = [
+    updating = status is not None and status.state == "updating"
+    since = status.started_at if status is not None and updating else p.now
+    open_ = [
         _Slot(n, tasks, service, since, config.monitor)
-        for n, tasks in sorted(slots.items())
+        for n, tasks in sorted(seen.open.items())
         if _counts(tasks, service)
     ]
-    waiting = [s for s in taken if not _retire_old(p, s, config.order)]
-    updating = status is not None and status.state == "updating"
-    dirty = [s for s in taken if s.dirty]
+    waiting = [s for s in open_ if not _retire_old(p, s, config.order)]
+    dirty = {s.number: s.old for s in open_ if s.dirty}
     if not updating:
-        if not dirty and not waiting:
-            return
+        if not dirty and not seen.older and not waiting:
+            return []
         status = UpdateStatus(state="updating", message="update in progress", started_at=p.now)
         service = _say(p, service, status)
-    touched = [s for s in taken if s.fresh]
-    if _paused(p, service, status, config, touched, len(touched) + len(dirty)):
-        return
-    if dirty:
-        _hand_out(p, service, config, touched, dirty)
-        return
-    _complete(p, service, status, config, taken)
+    settled = [t for t in seen.present.values() if t.created_at >= since or not t.created_at]
+    touched = _Touched(open_, settled)
+    total = touched.count + len(dirty) + len(seen.older)
+    if _paused(p, service, status, config, touched, total):
+        return []
+    if dirty or seen.older:
+        dirty.update((n, [t]) for n, t in seen.older.items())
+        return _hand_out(p, service, config, touched, dirty)
+    if not any(s.old for s in open_):
+        _complete(p, service, status, config, touched)
+    return []
 
 
 def _counts(tasks: list[Task], service: Service) -> bool:
@@ -116,12 +137,12 @@ def _paused(
     service: Service,
     status: UpdateStatus | None,
     config: defaults.Update,
-    touched: list[_Slot],
+    touched: _Touched,
     total: int,
 ) -> bool:
     if config.failure_action == "continue" or status is None:
         return False
-    failed = [s.failed for s in touched if s.failed is not None]
+    failed = touched.failed
     if not failed or len(failed) / max(1, total) <= config.max_failure_ratio:
         return False
     message = f"update paused due to failure or early termination of task {failed[-1].id}"
@@ -130,36 +151,35 @@ def _paused(
 
 
 def _hand_out(
-    p: Pass, service: Service, config: defaults.Update, touched: list[_Slot], dirty: list[_Slot]
-) -> None:
+    p: Pass, service: Service, config: defaults.Update, touched: _Touched, dirty: dict[int, list[Task]]
+) -> list[int]:
+    """``dirty``: the old tasks of each slot that still has to be handed to a worker."""
     key = Key("service", service.id)
-    busy = 0
-    for slot in touched:
-        if not slot.reached_at:
-            busy += 1
-        elif slot.reached_at + config.delay > p.now:
-            busy += 1
-            p.wake(key, slot.reached_at + config.delay)
+    resting = [r + config.delay for r in touched.reached if r + config.delay > p.now]
+    if resting:
+        p.wake(key, min(resting))
+    busy = touched.unreached + len(resting)
     room = len(dirty) if not config.parallelism else max(0, config.parallelism - busy)
     most = max(1, p.most // 2)  # an old task and a new one each
     if min(room, len(dirty)) > most:
         p.more(key)
-    for slot in dirty[: min(room, most)]:
-        if config.order == "start-first" and slot.old:
-            make(p, service, slot.number, desired=TaskState.RUNNING, cause="update")
+    numbers = sorted(dirty)[: min(room, most)]
+    for number in numbers:
+        if config.order == "start-first" and dirty[number]:
+            make(p, service, number, desired=TaskState.RUNNING, cause="update")
             continue
-        for task in slot.old:
+        for task in dirty[number]:
             aim(p, task, TaskState.SHUTDOWN)
-        make(p, service, slot.number, desired=TaskState.READY, cause="update")
+        make(p, service, number, desired=TaskState.READY, cause="update")
+    return numbers
 
 
 def _complete(
-    p: Pass, service: Service, status: UpdateStatus | None, config: defaults.Update, taken: list[_Slot]
+    p: Pass, service: Service, status: UpdateStatus | None, config: defaults.Update, touched: _Touched
 ) -> None:
-    touched = [s for s in taken if s.fresh]
-    if status is None or any(not s.reached_at for s in touched) or any(s.old for s in taken):
+    if status is None or touched.unreached:
         return
-    watched_until = max((s.reached_at for s in touched), default=p.now - config.monitor) + config.monitor
+    watched_until = max(touched.reached, default=p.now - config.monitor) + config.monitor
     if p.now < watched_until:
         p.wake(Key("service", service.id), watched_until)
         return

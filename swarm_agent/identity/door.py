@@ -25,6 +25,7 @@ from swarm_agent.identity.ca import SERVER_NAME
 from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.identity.tls import load_pair
 from swarm_agent.identity.tokens import parse_token, root_digest
+from swarm_agent.objects import features
 from swarm_agent.objects.errors import SwarmError, Unavailable, UserError
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class IssueRequest(msgspec.Struct):
     availability: str = ""
     hostname: str = ""
     clock: int = 0  # the joiner's, nanoseconds
+    feature_level: int = features.FIRST  # the joiner's; the first release does not say
 
 
 class Manager(msgspec.Struct, frozen=True):

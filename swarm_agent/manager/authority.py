@@ -9,9 +9,9 @@ import msgspec
 from swarm_agent.identity.ca import Source, Subject, sign
 from swarm_agent.identity.door import Issued, IssueRequest
 from swarm_agent.identity.tokens import role_of
-from swarm_agent.objects import defaults
+from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import AVAILABILITIES
-from swarm_agent.objects.errors import NotFound, Unavailable, UserError
+from swarm_agent.objects.errors import NotFound, ReleaseTooOld, Unavailable, UserError
 from swarm_agent.objects.records import Cluster, Node, NodeDescription, NodeStatus
 from swarm_agent.objects.specs import NodeSpec
 from swarm_agent.session.derive import managers
@@ -44,6 +44,11 @@ class Authority:
         if request.availability and request.availability not in AVAILABILITIES:
             raise UserError(f'invalid Availability: "{request.availability}"')
         self._check_clock(request)
+        too_low = features.too_low(
+            request.feature_level, cluster.feature_level, request.hostname or "this node"
+        )
+        if role == "manager" and too_low:
+            raise ReleaseTooOld(f"it cannot join as a manager: {too_low}")
         node_id = self._new_id()
         cert, ends = self._sign(cluster, request.csr, Subject(node_id, role, cluster.id))
         node = Node(

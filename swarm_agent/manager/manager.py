@@ -18,8 +18,10 @@ from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.identity.keyfile import KeyFile
 from swarm_agent.manager.authority import Authority
 from swarm_agent.manager.keys import KeyKeeper
+from swarm_agent.manager.levels import LevelKeeper
 from swarm_agent.manager.logs import LogBroker
 from swarm_agent.manager.roles import RoleKeeper, admit
+from swarm_agent.objects import features
 from swarm_agent.objects.errors import NoLeader, NotLeading, PermissionDenied, SwarmError, Unavailable
 from swarm_agent.objects.records import Cluster, Node, Task
 from swarm_agent.raft import (
@@ -72,6 +74,7 @@ class ManagerSettings(msgspec.Struct, frozen=True):
     advertise_host: str
     raft_dir: Path
     timing: str = "lan"
+    feature_level: int = features.LEVEL
 
     @property
     def rpc_addr(self) -> str:
@@ -89,6 +92,8 @@ class _Duties:
         self.control = ControlLoop(manager.store, manager.propose, manager.new_id, manager.now)
         self.dispatcher = Dispatcher(manager.store, manager.propose, manager.new_id)
         self.roles = RoleKeeper(manager.store, raft, manager.propose)
+        self.levels = LevelKeeper(manager.store, raft, manager.propose, self.dispatcher.levels)
+        self.dispatcher.on_level = self.levels.wake
         self.task = asyncio.create_task(self._run(), name="leader duties")
 
     async def _run(self) -> None:
@@ -96,12 +101,14 @@ class _Duties:
             group.create_task(self.control.run())
             group.create_task(self.dispatcher.run())
             group.create_task(self.roles.run())
+            group.create_task(self.levels.run())
 
     async def stop(self) -> None:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
         self.control.close()  # each again: a task that was cancelled before its first step has closed nothing
         self.roles.close()
+        self.levels.close()
         self.dispatcher.close()
 
 
@@ -121,7 +128,7 @@ class Manager:
     ) -> None:
         self.settings = settings
         self.seams = seams
-        self.store = Store()
+        self.store = Store(settings.feature_level)
         self.new_id = new_id
         self._identity = identity
         self._serve_forwarded = serve_forwarded
@@ -444,6 +451,7 @@ class Manager:
             request.raft_id,
             request.rpc_addr,
             request.manager_addr,
+            request.feature_level,
         )
         members = tuple((m.raft_id, m.node_id, m.addr) for m in self.status.members)
         return Members(members, self.settings.cluster_id)

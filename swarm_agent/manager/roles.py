@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
-from swarm_agent.objects.errors import FailedPrecondition, SwarmError
+from swarm_agent.objects import features
+from swarm_agent.objects.errors import FailedPrecondition, ReleaseTooOld, SwarmError
 from swarm_agent.objects.records import Node
 from swarm_agent.raft import Member, RaftNode
 from swarm_agent.store import ApplyResult, Change, Group, Put, Store
@@ -28,11 +29,10 @@ class RoleKeeper:
         self._raft = raft
         self._propose = propose
         self._wake = asyncio.Event()
-        self._unwatch = store.watch(self._on_commit)
+        self._unwatch = store.watch(self._on_commit, Node)
 
     def _on_commit(self, index: int, changes: Sequence[Change]) -> None:  # noqa: ARG002 - the watcher's signature
-        if any(isinstance(c.row, Node) for c in changes):
-            self._wake.set()
+        self._wake.set()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -110,12 +110,17 @@ async def admit(
     raft_id: int,
     rpc_addr: str,
     manager_addr: str,
+    level: int,
 ) -> None:
     """Make a manager that asks for it a member of Raft; again with another address is a change of address.
 
     Raises:
         FailedPrecondition: it is to be a worker; nothing was done.
+        ReleaseTooOld: the cluster is above its feature level; nothing was done.
     """
+    too_low = features.too_low(level, store.feature_level)
+    if too_low:
+        raise ReleaseTooOld(too_low)
     asking = store.nodes.get(node_id)
     if asking is None or asking.spec.role != "manager" or asking.role != "manager":
         raise FailedPrecondition(f"node {node_id} is not to be a manager")

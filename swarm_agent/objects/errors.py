@@ -34,6 +34,10 @@ class FailedPrecondition(UserError):
     code = "FailedPrecondition"
 
 
+class ReleaseTooOld(FailedPrecondition):
+    """This manager's release, or the level it is held at, is below what its cluster writes. Its data is untouched."""
+
+
 class NotFound(UserError):
     http_status = 404
     code = "NotFound"

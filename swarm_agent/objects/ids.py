@@ -6,6 +6,7 @@ import re
 from typing import Protocol
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_TRIPLES = tuple(a + b + c for a in _DIGITS for b in _DIGITS for c in _DIGITS)
 _ID = re.compile(r"[0-9a-z]{25}")
 
 
@@ -19,8 +20,9 @@ def base36(number: int, width: int) -> str:
     """``number`` in base 36, left-padded with zeros to ``width`` characters."""
     out = []
     while number:
-        number, rest = divmod(number, 36)
-        out.append(_DIGITS[rest])
+        number, rest = divmod(number, 36**3)
+        out.append(_TRIPLES[rest])
+    out[-1:] = [last.lstrip("0") for last in out[-1:]]
     return "".join(reversed(out)).rjust(width, "0")
 
 

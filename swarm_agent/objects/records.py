@@ -25,7 +25,7 @@ from swarm_agent.objects.specs import (
 )
 
 
-class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A piece of a record."""
 
 
@@ -105,6 +105,7 @@ class Node(Record, frozen=True, kw_only=True, tag="node"):
     rpc_addr: str = ""  # ip:port of the RPC server; managers only
     raft_id: int = 0
     cert_not_after: int = 0
+    feature_level: int = 0  # the highest its daemon writes; 0: not told (objects/features.py)
 
 
 # --- services ----------------------------------------------------------------------------------------------------

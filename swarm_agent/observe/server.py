@@ -150,14 +150,16 @@ class ObserveServer:
             _line("swarm_raft_applied_index", status.applied),
             _line("swarm_raft_members", len(status.members)),
             _line("swarm_raft_missed_ticks_total", status.missed_ticks),
+            _line("swarm_cluster_feature_level", store.feature_level),
+            _line("swarm_manager_feature_level", store.level),
             _line("swarm_manager_services_total", len(store.services)),
             _line("swarm_manager_networks_total", len(store.networks)),
             _line("swarm_manager_secrets_total", len(store.secrets)),
             _line("swarm_manager_configs_total", len(store.configs)),
         ]
-        nodes = Counter(n.status.state.word for n in store.nodes.all())
+        nodes = {state.word: n for state, n in store.nodes.tallies["state"].items()}
         out += [_line("swarm_manager_nodes", n, state=s) for s, n in sorted(nodes.items())]
-        tasks = Counter(t.status.state.word for t in store.tasks.all())
+        tasks = {state.word: n for state, n in store.tasks.tallies["state"].items()}
         out += [_line("swarm_manager_tasks_total", n, state=s) for s, n in sorted(tasks.items())]
         if manager.duties is not None:
             control = manager.duties.control

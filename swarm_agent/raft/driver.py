@@ -21,6 +21,7 @@ from typing import Protocol
 
 import msgspec
 
+from swarm_agent.objects.errors import ReleaseTooOld
 from swarm_agent.raft import wire
 from swarm_agent.raft.config import RaftConfig
 from swarm_agent.raft.core import (
@@ -251,7 +252,8 @@ class Driver:
         if self._closed.done():
             return
         self._failure = error
-        log.critical("raft member %d stops: %s", self._config.raft_id, error, exc_info=error)
+        trace = None if isinstance(error, ReleaseTooOld) else error
+        log.critical("raft member %d stops: %s", self._config.raft_id, error, exc_info=trace)
         self._close()
 
     # -- what the network brings --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import msgspec
 
-from swarm_agent.objects import defaults
+from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.errors import NotFound, SwarmError
 from swarm_agent.objects.records import (
@@ -44,7 +44,7 @@ from swarm_agent.session.wire import (
     Up,
     Welcome,
 )
-from swarm_agent.store import ApplyResult, Change, Group, Put, Store
+from swarm_agent.store import ApplyResult, Change, Group, Put, SetStatus, Store
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +62,9 @@ RETRY_S = 0.05
 class _Session:
     """One node's open stream."""
 
-    def __init__(self, node_id: str, session_id: str) -> None:
+    def __init__(self, node_id: str, session_id: str, level: int) -> None:
         self.node_id = node_id
+        self.level = level
         self.id = session_id
         self.wake = asyncio.Event()
         self.closed = False
@@ -103,6 +104,7 @@ class Dispatcher:
         self._statuses: dict[str, tuple[str, TaskStatus]] = {}  # task id -> (reporter, status)
         self._status_news = asyncio.Event()
         self._picture: derive.NetworkPicture | None = None
+        self.on_level: Callable[[], None] = lambda: None  # a node has said its feature level
         self._unwatch = store.watch(self._on_commit)
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -153,7 +155,7 @@ class Dispatcher:
         hello = await anext(requests, None)
         if not isinstance(hello, Hello):
             raise SwarmError("a session starts with Hello")
-        session = _Session(node_id, self._new_id())
+        session = _Session(node_id, self._new_id(), hello.feature_level)
         self._heard.add(node_id)
         self._beat(node_id)
         await self._register(node_id, hello, peer)
@@ -162,6 +164,7 @@ class Dispatcher:
             previous.closed = True
             previous.touch()
         self.sessions[node_id] = session
+        self.on_level()
         self._beat(node_id)
         reader = asyncio.create_task(self._read(session, requests), name=f"session {node_id}")
         try:
@@ -282,6 +285,10 @@ class Dispatcher:
         session.sequence += 1
         return Assignments(session.sequence, full, tuple(given), tuple(removed))
 
+    def levels(self) -> dict[str, int]:
+        """The feature levels of the nodes that have a session, by node id."""
+        return {s.node_id: s.level for s in self.sessions.values() if not s.closed}
+
     def ask_logs(self, node_id: str, wanted: LogsWanted) -> bool:
         """Tell a node to send logs; False when it has no session."""
         session = self.sessions.get(node_id)
@@ -375,12 +382,14 @@ class Dispatcher:
         addr = hello.data_addr or peer
 
         def change(node: Node) -> Node:
+            known = self._store.feature_level >= features.NODE_LEVELS
             return msgspec.structs.replace(
                 node,
                 description=hello.description,
                 data_addr=addr,
                 manager_addr=hello.manager_addr or node.manager_addr,
                 rpc_addr=hello.rpc_addr or node.rpc_addr,
+                feature_level=hello.feature_level if known else 0,
                 status=NodeStatus(state=NodeState.READY, addr=addr),
             )
 
@@ -451,6 +460,8 @@ class Dispatcher:
             or status.state in (TaskState.NEW, TaskState.PENDING)
         ):
             return None
+        if self._store.feature_level >= features.COMPACT_STATUS:
+            return Group(task_id, (SetStatus(task_id, status, task.version),))
         return Group(task_id, (Put(msgspec.structs.replace(task, status=status), task.version),))
 
 

@@ -22,6 +22,7 @@ from swarm_agent.objects.errors import (
     NoLeader,
     NotFound,
     PermissionDenied,
+    ReleaseTooOld,
     SwarmError,
     Unavailable,
     UserError,
@@ -49,6 +50,7 @@ _OPTIONS = [
 
 _CODES: dict[str, type[SwarmError]] = {
     "FAILED_PRECONDITION": FailedPrecondition,
+    "OUT_OF_RANGE": ReleaseTooOld,
     "NOT_FOUND": NotFound,
     "ALREADY_EXISTS": AlreadyExists,
     "PERMISSION_DENIED": PermissionDenied,

@@ -9,6 +9,7 @@ import msgspec
 from swarm_agent.identity.door import Issued, IssueRequest, Manager
 from swarm_agent.network.model import NetworkView
 from swarm_agent.node.worker import Assignment
+from swarm_agent.objects import features
 from swarm_agent.objects.records import Node, NodeDescription, TaskStatus
 
 
@@ -20,6 +21,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     data_addr: str
     manager_addr: str = ""  # managers only: front door
     rpc_addr: str = ""
+    feature_level: int = features.FIRST  # the first release does not say
 
 
 class Beat(msgspec.Struct, frozen=True, tag="beat"):
@@ -121,6 +123,7 @@ class JoinRaft(msgspec.Struct, frozen=True):
     raft_id: int
     rpc_addr: str
     manager_addr: str
+    feature_level: int = features.FIRST
 
 
 class Members(msgspec.Struct, frozen=True):

@@ -10,7 +10,17 @@ from swarm_agent.store.overlay import Overlay
 from swarm_agent.store.snapshots import DamagedSnapshot
 from swarm_agent.store.store import ApplyResult, Change, Store
 from swarm_agent.store.tables import Rows, View
-from swarm_agent.store.writes import Delete, Entry, Group, Put, decode_entry, encode_entry
+from swarm_agent.store.writes import (
+    Delete,
+    Entry,
+    Group,
+    Put,
+    SetStatus,
+    UnknownEntry,
+    Write,
+    decode_entry,
+    encode_entry,
+)
 
 __all__ = [
     "ApplyResult",
@@ -22,8 +32,11 @@ __all__ = [
     "Overlay",
     "Put",
     "Rows",
+    "SetStatus",
     "Store",
+    "UnknownEntry",
     "View",
+    "Write",
     "decode_entry",
     "encode_entry",
 ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from typing import Any, Generic, TypeVar, cast
+from operator import attrgetter
+from typing import Any, Generic, TypeVar
 
+from swarm_agent.objects import features
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.records import (
     Attachment,
@@ -19,9 +21,12 @@ from swarm_agent.objects.records import (
 )
 from swarm_agent.store.store import Store
 from swarm_agent.store.tables import INDEXES, Table
-from swarm_agent.store.writes import Delete, Group, Put
+from swarm_agent.store.writes import Delete, Group, Put, SetStatus, Write
 
 R = TypeVar("R", bound=Record)
+
+_STAMPED = ("version", "created_at", "updated_at")
+_BUT_STATUS = attrgetter(*(f for f in Task.__struct_fields__ if f != "status" and f not in _STAMPED))
 
 
 class _Rows(Generic[R]):
@@ -85,6 +90,11 @@ class Overlay:
         rows.gone.add(row.id)
         self._owner.setdefault((type(row), row.id), self._key)
 
+    def row(self, cls: type[R], id_: str) -> R | None:
+        """One row of a kind that is known only at run time."""
+        found: R | None = self._rows[cls].get(id_)
+        return found
+
     def drop(self, key: str) -> None:
         """Forget every write of a group, as when its decision turned out impossible."""
         for (cls, id_), owner in list(self._owner.items()):
@@ -96,7 +106,8 @@ class Overlay:
 
     def groups(self) -> tuple[Group, ...]:
         """The collected writes, each carrying the version it was based on; rows that ended as they began are left out."""
-        out: dict[str, list[Put | Delete]] = {}
+        out: dict[str, list[Write]] = {}
+        compact = self.base.feature_level >= features.COMPACT_STATUS
         for (cls, id_), key in self._owner.items():
             rows = self._rows[cls]
             stored = rows.base.get(id_)
@@ -104,9 +115,13 @@ class Overlay:
             if now is stored or now == stored:
                 continue
             expect = 0 if stored is None else stored.version
-            write: Put | Delete = (
-                Delete(cls.__name__.lower(), id_, expect) if now is None else Put(cast("Any", now), expect)
-            )
+            write: Write
+            if now is None:
+                write = Delete(cls.__name__.lower(), id_, expect)
+            elif compact and cls is Task and stored is not None and _BUT_STATUS(now) == _BUT_STATUS(stored):
+                write = SetStatus(id_, now.status, expect)
+            else:
+                write = Put(now, expect)
             out.setdefault(key, []).append(write)
         return tuple(Group(key, tuple(writes)) for key, writes in out.items())
 

@@ -1,6 +1,7 @@
 """Snapshots: all rows at one moment as a stream of bytes, and back.
 
-A snapshot is a head and frames: ``0xC1`` (no msgpack document begins so, the first release's snapshots were one), the
+Up to feature level 1 a snapshot is what the first release wrote, one msgpack array, so that it can be given back to that release
+or sent to a manager that still runs it. From level 2 on it is a head and frames: ``0xC1`` (no msgpack document begins so), the
 number of the format, then frames of a four-byte length and that much msgpack. The first frame is a :class:`Head`, each
 following one a list of rows; the head says how many rows there are, so that one that was cut off is told from a
 whole one. Where the stream is cut into pieces means nothing: whoever carries it may cut it anew.
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
+from swarm_agent.objects import features
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.records import AnyRecord, Cluster, Config, Node, Secret, Task
 
@@ -30,12 +32,17 @@ class DamagedSnapshot(ValueError):
     """These bytes are no snapshot this release can read. Nothing was changed by reading them."""
 
 
+class NewerFormat(DamagedSnapshot):
+    """A later release wrote it."""
+
+
 class Head(msgspec.Struct, frozen=True):
     """What a snapshot says of itself before its rows; later fields have defaults, so that older snapshots read."""
 
     index: int
     now: int
     rows: int
+    level: int = features.FIRST  # the cluster's: who knows less need not try to read on
 
 
 class FirstFormat(msgspec.Struct, array_like=True):
@@ -49,29 +56,54 @@ class FirstFormat(msgspec.Struct, array_like=True):
 class SnapshotView:
     """Rows as they were when it was made. Iterate it as often as needed, in any thread: rows never change."""
 
-    def __init__(self, index: int, now: int, tables: Iterable[Sequence[AnyRecord]]) -> None:
+    def __init__(self, index: int, now: int, level: int, tables: Iterable[Sequence[AnyRecord]]) -> None:
         self._tables = tuple(tables)
-        self._head = Head(index, now, sum(map(len, self._tables)))
+        self._head = Head(index, now, sum(map(len, self._tables)), level)
 
     def __iter__(self) -> Iterator[bytes]:
-        encoder = msgspec.msgpack.Encoder()
-        piece = bytearray(MARK)
-        piece.append(FORMAT)
-        _frame(piece, encoder.encode(self._head))
-        for rows in self._tables:
-            step = _PER_FRAME.get(type(rows[0]), _PER_FRAME_OTHERS) if rows else 1
-            for start in range(0, len(rows), step):
-                _frame(piece, encoder.encode(rows[start : start + step]))
-                if len(piece) >= PIECE_BYTES:
-                    yield bytes(piece)
-                    piece.clear()
+        parts = self._frames() if self._head.level >= features.SNAPSHOT_FRAMES else self._one_array()
+        piece = bytearray()
+        for part in parts:
+            piece += part
+            if len(piece) >= PIECE_BYTES:
+                yield bytes(piece)
+                piece.clear()
         if piece:
             yield bytes(piece)
 
+    def _rows(self) -> Iterator[Sequence[AnyRecord]]:
+        """Some rows at a time."""
+        for rows in self._tables:
+            step = _PER_FRAME.get(type(rows[0]), _PER_FRAME_OTHERS) if rows else 1
+            for start in range(0, len(rows), step):
+                yield rows[start : start + step]
 
-def _frame(piece: bytearray, payload: bytes) -> None:
-    piece += len(payload).to_bytes(_LENGTH, "big")
-    piece += payload
+    def _frames(self) -> Iterator[bytes]:
+        encode = msgspec.msgpack.Encoder().encode
+        yield MARK + bytes([FORMAT]) + _frame(encode(self._head))
+        for rows in self._rows():
+            yield _frame(encode(rows))
+
+    def _one_array(self) -> Iterator[bytes]:
+        """:class:`FirstFormat`, written some rows at a time."""
+        encode = msgspec.msgpack.Encoder().encode
+        yield b"\x93" + encode(self._head.index) + _array_head(self._head.rows)
+        for rows in self._rows():
+            yield encode(rows)[len(_array_head(len(rows))) :]
+        yield encode(self._head.now)
+
+
+def _frame(payload: bytes) -> bytes:
+    return len(payload).to_bytes(_LENGTH, "big") + payload
+
+
+def _array_head(length: int) -> bytes:
+    """How msgpack begins an array of so many elements."""
+    if length < 16:
+        return bytes([0x90 | length])
+    if length < 1 << 16:
+        return b"\xdc" + length.to_bytes(2, "big")
+    return b"\xdd" + length.to_bytes(4, "big")
 
 
 def read_snapshot(pieces: Iterable[bytes]) -> tuple[Head, Iterator[list[AnyRecord]]]:
@@ -87,7 +119,7 @@ def read_snapshot(pieces: Iterable[bytes]) -> tuple[Head, Iterator[list[AnyRecor
             return Head(found.index, found.now, len(found.rows)), iter([found.rows])
         number = stream.take(2)[1]
         if number != FORMAT:
-            raise DamagedSnapshot(f"the snapshot has format {number}, this release reads 1 and {FORMAT}")
+            raise NewerFormat(f"the snapshot has format {number}, this release reads 1 and {FORMAT}")
         head = msgspec.msgpack.decode(stream.frame(), type=Head)
     except msgspec.DecodeError as err:
         raise DamagedSnapshot(f"the snapshot cannot be read: {err}") from err

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import msgspec
 
-from swarm_agent.objects.records import AnyRecord
+from swarm_agent.objects.records import AnyRecord, TaskStatus
 
 
-class Put(msgspec.Struct, frozen=True, tag="put"):
+class UnknownEntry(ValueError):
+    """The log holds a kind of write or of record that came with a later release."""
+
+
+class Put(msgspec.Struct, frozen=True, tag="put", gc=False):
     """Store ``record`` if the stored one has version ``expect`` (0: there must be none)."""
 
     record: AnyRecord
     expect: int
 
 
-class Delete(msgspec.Struct, frozen=True, tag="delete"):
+class Delete(msgspec.Struct, frozen=True, tag="delete", gc=False):
     """Remove a record if its version is ``expect``."""
 
     kind: str
@@ -22,14 +26,28 @@ class Delete(msgspec.Struct, frozen=True, tag="delete"):
     expect: int
 
 
-class Group(msgspec.Struct, frozen=True):
+class SetStatus(msgspec.Struct, frozen=True, tag="status", gc=False):
+    """Give the task its status if its version is ``expect``: what a ``Put`` of the same task with that status does.
+
+    From feature level 2 on (``objects/features.py``).
+    """
+
+    task_id: str
+    status: TaskStatus
+    expect: int
+
+
+Write = Put | Delete | SetStatus
+
+
+class Group(msgspec.Struct, frozen=True, gc=False):
     """Writes that are done together or not at all. ``key`` names whom to wake when it is rejected."""
 
     key: str
-    writes: tuple[Put | Delete, ...]
+    writes: tuple[Write, ...]
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One log entry. ``now``: the proposer's clock, nanoseconds, stamped on what it writes."""
 
     now: int
@@ -45,4 +63,8 @@ def encode_entry(entry: Entry) -> bytes:
 
 
 def decode_entry(data: bytes) -> Entry:
-    return _decoder.decode(data)
+    """UnknownEntry when the bytes are an entry, but not one this release can do."""
+    try:
+        return _decoder.decode(data)
+    except msgspec.ValidationError as err:
+        raise UnknownEntry(str(err)) from err

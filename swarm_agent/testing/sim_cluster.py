@@ -54,6 +54,7 @@ class SimCluster:
         self.net = RpcNet(random.Random(self.rng.getrandbits(64)))
         self.hosts: dict[str, SimHost] = {}
         self._directory = directory
+        self.feature_level: int | None = None  # of the hosts that are added
         self._trace = hashlib.sha256()
         self.events = 0
 
@@ -78,6 +79,7 @@ class SimCluster:
         )
         host.engine.registry.update(PROGRAMS)
         host.engine.on_call = lambda method, path: self.note(name, method, path)
+        host.feature_level = self.feature_level
         self.hosts[name] = host
         host.start()
         return host

@@ -92,6 +92,7 @@ class SimHost:
         self.engine = FakeEngine(name, self._random())
         self.network = FakeNodeNetwork()
         self.skew_ns = 0
+        self.feature_level: int | None = None  # what agent.toml says at the next start
         self.process: Process | None = None
         self._disks: dict[str, FakeDisk] = {}
 
@@ -207,7 +208,7 @@ class Process:
             certificates=SimSource(random.Random(host.rng.getrandbits(64)), host.now),
             address=_address,
         )
-        config = AgentConfig(state_dir=str(host.directory))
+        config = AgentConfig(state_dir=str(host.directory), feature_level=host.feature_level)
         self.daemon = Daemon(config, self.engine, host.network, random_, seams)
 
     def adopt(self, task: asyncio.Task[Any]) -> None:

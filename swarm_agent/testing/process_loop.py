@@ -102,6 +102,14 @@ class ProcessLoop(VirtualLoop):
     def run_soon(self, handles: list[asyncio.Handle]) -> None:
         self._ready.extend(handles)
 
+    def finish(self) -> None:
+        """What is still stopped goes on, so that it can be cancelled."""
+        for process in self.stopped:
+            process.stopped = False
+            self.run_soon(process.held)
+        self.stopped.clear()
+        super().finish()
+
     def _process_events(self, event_list: list[object]) -> None:  # noqa: ARG002
         """asyncio calls this between waiting and running: here what belongs to stopped processes is taken out."""
         if not self.stopped:

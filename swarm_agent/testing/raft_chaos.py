@@ -270,6 +270,7 @@ class _Story:
             while not await self.clients.write_now():
                 await asyncio.sleep(0.05)
             leader = await self.cluster.leader()
+            await self.clients.read_everywhere({m.raft_id for m in leader.core.conf.members})
             gone = {m.raft_id for m in leader.core.conf.removed}
             await until(lambda: self._all_know(gone), self.plan.heal_s)
         members = {m.raft_id for m in (await self.cluster.leader()).status().members}

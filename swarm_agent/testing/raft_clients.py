@@ -70,6 +70,7 @@ class Clients:
         self._pause_s = pause_s
         self._serial = 0
         self._seen: dict[str, int] = {}  # key -> a value somebody read, to swap against
+        self._answered: dict[int, int] = {}  # reads, by member
         self._over = False
 
     def start(self) -> list[asyncio.Task[None]]:
@@ -87,6 +88,14 @@ class Clients:
         before = self.writes
         await self._change(self._cluster.host(leader.core.raft_id), -1, "write", "last")
         return self.writes > before
+
+    async def read_everywhere(self, raft_ids: set[int]) -> None:
+        """Until each of these members has answered a read."""
+        for raft_id in sorted(raft_ids):
+            before = self._answered.get(raft_id, 0)
+            while self._answered.get(raft_id, 0) == before:
+                await self._read(self._cluster.host(raft_id), -1, "last")
+                await asyncio.sleep(0.05)
 
     async def _client(self, number: int) -> None:
         rng = self._rng
@@ -151,6 +160,7 @@ class Clients:
         index, applied, value = outcome
         self.history.answer(asked, value)
         self.reads += 1
+        self._answered[host.raft_id] = self._answered.get(host.raft_id, 0) + 1
         if isinstance(value, int):
             self._seen[key] = value
         if checks is not None:

@@ -16,7 +16,8 @@ from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.identity.tokens import new_tokens
 from swarm_agent.identity.unlock import new_unlock_key
 from swarm_agent.membership import Membership
-from swarm_agent.objects import defaults
+from swarm_agent.objects import defaults, features
+from swarm_agent.objects.errors import InvalidSpec
 from swarm_agent.objects.records import Cluster, Node, NodeStatus, UnlockKey
 from swarm_agent.objects.specs import ClusterSpec, EncryptionConfig, InitRequest, NodeSpec
 
@@ -50,6 +51,10 @@ def found(
     if request.auto_lock_managers or spec.encryption_config.auto_lock_managers:
         unlock = UnlockKey(key=new_unlock_key(source.bits), version=1)
         spec = msgspec.structs.replace(spec, encryption_config=EncryptionConfig(auto_lock_managers=True))
+        if level < features.AUTOLOCK:
+            raise InvalidSpec(
+                f"autolock needs feature level {features.AUTOLOCK}; this manager is held at {level} by feature_level in agent.toml"
+            )
     subject = ca.Subject(node_id, "manager", cluster_id)
     cert, ends = ca.sign(root, csr, subject, defaults.node_cert_expiry(spec), source)
     cluster = Cluster(

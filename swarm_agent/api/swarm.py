@@ -10,9 +10,9 @@ from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.writes import version_of, write_spec
 from swarm_agent.identity.tokens import new_token
 from swarm_agent.identity.unlock import new_unlock_key, parse_unlock_key, shown
-from swarm_agent.objects import validate
+from swarm_agent.objects import features, validate
 from swarm_agent.objects.defaults import cluster_defaults
-from swarm_agent.objects.errors import Unimplemented
+from swarm_agent.objects.errors import FailedPrecondition, Unimplemented
 from swarm_agent.objects.normalise import normalise, parse_json
 from swarm_agent.objects.records import Cluster, UnlockKey
 from swarm_agent.objects.specs import ClusterSpec, InitRequest, JoinRequest, UnlockRequest
@@ -109,6 +109,11 @@ async def update(backend: Backend, request: Request) -> Response:
     validate.cluster(spec)
     record = the_cluster(backend)
     filled = cluster_defaults(spec)
+    if filled.encryption_config.auto_lock_managers and record.feature_level < features.AUTOLOCK:
+        raise FailedPrecondition(
+            f"autolock needs feature level {features.AUTOLOCK}, and this swarm is at level {record.feature_level}: upgrade every manager "
+            "and remove feature_level from its agent.toml, then try again"
+        )
 
     def change(now: Cluster) -> list[Put | Delete]:
         tokens, digest = now.join_tokens, now.root_ca.digest

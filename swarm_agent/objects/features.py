@@ -12,6 +12,7 @@ FIRST = 1
 COMPACT_STATUS = 2  # ``SetStatus`` in the log
 SNAPSHOT_FRAMES = 2  # snapshots that say their format; the first release's are one msgpack array
 NODE_LEVELS = 2  # ``Node.feature_level``
+AUTOLOCK = 2  # ``Cluster.unlock``
 
 LEVEL = 2
 """The highest level this release knows."""
@@ -22,6 +23,7 @@ BRINGS: dict[int, tuple[str, ...]] = {
         "a task's status written alone instead of with the whole task",
         "snapshots in frames",
         "a node's level in its record",
+        "autolock and its unlock key",
     ),
 }
 """What each level brings, for people."""

@@ -59,6 +59,8 @@ def test_its_cluster_is_at_the_first_level() -> None:
 
 
 def test_at_the_first_level_its_very_snapshots_are_written() -> None:
-    """So a manager that is downgraded before the level was raised finds what it wrote itself."""
+    """So a manager that is downgraded before the level was raised finds what it wrote itself. Value for value: how wide the head of a
+    map is may differ, and no reader minds."""
     for count, data in MADE["snapshots"]:
-        assert b"".join(applied(count).snapshot()) == data
+        written = b"".join(applied(count).snapshot())
+        assert msgspec.msgpack.decode(written) == msgspec.msgpack.decode(data)

@@ -270,6 +270,33 @@ class Daemon:
             await member.wait_connected(JOIN_WAIT_S)
             return new.node.id
 
+    async def force_new_cluster(self, request: InitRequest) -> str:
+        async with self._changing:
+            member = self.member
+            if member is None or member.manager is None:
+                why = f": {self.error}" if self.error else ""
+                raise HttpError(503, f"only a manager can be made the only one, and this node is none{why}")
+            if len(member.manager.status.members) > 1 and await self._has_majority(member.manager):
+                raise HttpError(
+                    503,
+                    "this swarm has a majority of its managers and works: --force-new-cluster is for one that has lost it. "
+                    'Take managers out with "docker node demote"',
+                )
+            address = self._seams.address
+            was = member.membership
+            wanted, _ = split_addr(request.advertise_addr or "", was.front_door_port)
+            host = await address(wanted, "advertise address") if wanted else was.advertise_host
+            data = request.data_path_addr or (host if wanted else was.data_addr)
+            await member.stand_alone(host, await address(data, "data path address"))
+            return member.membership.node_id
+
+    async def _has_majority(self, manager: Manager) -> bool:
+        try:
+            await manager.read_barrier()
+        except SwarmError:
+            return False
+        return True
+
     async def join(self, request: JoinRequest) -> None:
         """Join a cluster; errors before the certificate leave nothing behind."""
         async with self._changing:

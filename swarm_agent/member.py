@@ -30,7 +30,7 @@ from swarm_agent.node.describe import describe
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable
 from swarm_agent.node.worker import Assignment, Worker
 from swarm_agent.objects import features
-from swarm_agent.objects.errors import ReleaseTooOld, SwarmError, Unavailable
+from swarm_agent.objects.errors import FailedPrecondition, ReleaseTooOld, SwarmError, Unavailable
 from swarm_agent.objects.records import Cluster, Node, NodeDescription, TaskStatus
 from swarm_agent.seams import Seams
 from swarm_agent.session.agent import SessionAgent
@@ -151,7 +151,29 @@ class Member:
             log.error("%s failed", task.get_name(), exc_info=task.exception())
 
     # --- the manager side ------------------------------------------------------------------------------------------
-    async def _start_manager(self, founding: tuple[Cluster, Node] | None = None) -> None:
+    async def stand_alone(self, host: str, data_addr: str) -> None:
+        """Go on as the only manager, with everything this one has: the others are gone for good, or are told when they return.
+
+        ``host``, ``data_addr``: where this host stands from now on. When it fails, this manager goes on as it was.
+        """
+        async with self._role_lock:
+            manager, self.manager = self.manager, None
+            if manager is None:
+                raise FailedPrecondition("this node has no running manager to go on with")
+            log.warning("this manager goes on alone: all others are removed")
+            await manager.stop()
+            before = self.membership
+            try:
+                self._remember(advertise_host=host, data_addr=data_addr)
+                await self._start_manager(alone=True)
+            except BaseException:
+                self._remember(advertise_host=before.advertise_host, data_addr=before.data_addr)
+                await self._start_manager()
+                raise
+
+    async def _start_manager(
+        self, founding: tuple[Cluster, Node] | None = None, *, alone: bool = False
+    ) -> None:
         if not self.membership.raft_id:
             self._remember(raft_id=self._rng.getrandbits(62) | 1)
         settings = ManagerSettings(
@@ -183,7 +205,7 @@ class Member:
             self._keys,
             self._renew,
         )
-        await manager.start(founding)
+        await manager.start(founding, alone=alone)
         self.manager = manager
         if founding is None:
             self._spawn(self._join_raft(manager), "join raft")

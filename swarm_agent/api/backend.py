@@ -55,6 +55,9 @@ class Backend(Protocol):
 
     # --- membership --------------------------------------------------------------------------------------------------
     async def init(self, request: InitRequest) -> str: ...
+    async def force_new_cluster(self, request: InitRequest) -> str:
+        """Go on as the only manager of the swarm this node is a manager of; the node's id."""
+
     async def join(self, request: JoinRequest) -> None: ...
     async def leave(self, *, force: bool) -> None: ...
     async def unlock(self, unlock_key: bytes) -> None:

@@ -12,7 +12,7 @@ from swarm_agent.identity.tokens import new_token
 from swarm_agent.identity.unlock import new_unlock_key, parse_unlock_key, shown
 from swarm_agent.objects import features, validate
 from swarm_agent.objects.defaults import cluster_defaults
-from swarm_agent.objects.errors import FailedPrecondition, Unimplemented
+from swarm_agent.objects.errors import FailedPrecondition
 from swarm_agent.objects.normalise import normalise, parse_json
 from swarm_agent.objects.records import Cluster, UnlockKey
 from swarm_agent.objects.specs import ClusterSpec, InitRequest, JoinRequest, UnlockRequest
@@ -27,10 +27,10 @@ NOT_LOCKED = "swarm is not locked"
 
 async def init(backend: Backend, request: Request) -> Response:
     body = normalise(parse_json(await request.body()), InitRequest)
+    if body.force_new_cluster and backend.state == "active":
+        return json_response(await backend.force_new_cluster(body))
     if backend.state != "inactive":
         raise HttpError(503, ALREADY)
-    if body.force_new_cluster:
-        raise Unimplemented("--force-new-cluster is not supported by this version of swarm-agent")
     validate.cluster(body.spec or ClusterSpec())
     _pools(body)
     return json_response(await backend.init(body))

@@ -34,6 +34,7 @@ from swarm_agent.raft import (
     RaftStatus,
     run_on,
 )
+from swarm_agent.raft.rescue import stand_alone
 from swarm_agent.seams import Seams
 from swarm_agent.session.dispatcher import Dispatcher
 from swarm_agent.session.peers import PeerTransport
@@ -151,8 +152,8 @@ class Manager:
         self._serving = False
 
     # --- life ----------------------------------------------------------------------------------------------------
-    async def start(self, founding: tuple[Cluster, Node] | None = None) -> None:
-        """Recover or found (``founding``: the first records), then serve.
+    async def start(self, founding: tuple[Cluster, Node] | None = None, *, alone: bool = False) -> None:
+        """Recover or found (``founding``: the first records), then serve. ``alone``: go on without all other managers.
 
         Raises:
             Unavailable: a port is taken; nothing is left running.
@@ -187,6 +188,7 @@ class Manager:
                 rng=self._rng,
                 bootstrap=me if founding is not None else None,
                 codec=self.keys.codec,
+                begin=(lambda log_, found: stand_alone(log_, found, me)) if alone else None,
                 home=home,
             )
         except BaseException:
@@ -202,6 +204,23 @@ class Manager:
             await self._wait_until(lambda: self.is_leader, 20.0, "to lead the new cluster")
             if self.store.cluster is None:
                 await self.propose((Group("founding", tuple(Put(r, 0) for r in founding)),))
+        if alone:
+            await self._wait_until(lambda: self.is_leader, 20.0, "to lead alone")
+            await self._tell_addresses()
+
+    async def _tell_addresses(self) -> None:
+        settings = self.settings
+        assert self.raft is not None
+        await admit(
+            self.raft,
+            self.store,
+            self.propose,
+            settings.node_id,
+            settings.raft_id,
+            settings.rpc_addr,
+            settings.manager_addr,
+            settings.feature_level,
+        )
 
     async def certificate_renewed(self) -> None:
         """New connections to the front door see it; the RPC server asks for it itself.

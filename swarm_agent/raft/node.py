@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import msgspec
@@ -39,6 +39,8 @@ from swarm_agent.raft.waiters import Proposals, Reads
 
 log = logging.getLogger(__name__)
 
+Begin = Callable[[Log, Recovered], Recovered]
+
 
 class RaftNode:
     """One member. ``start`` it, hand it frames with ``receive``, ``stop`` it; it never starts again.
@@ -57,11 +59,12 @@ class RaftNode:
         rng: random.Random,
         bootstrap: Member | None,
         codec: Codec | None = None,
+        begin: Begin | None = None,
         home: Home | None = None,
     ) -> RaftNode:
         """Recover and begin. ``bootstrap``: this member, to found a cluster of one if the disk is empty. Without it a
         member with an empty disk waits for the leader that adds it. ``codec``: how records are stored, None for as they are.
-        ``home``: where Raft runs, entered by the caller, here by default. Disk and home stay the caller's, to end after ``stop``.
+        ``begin``: an unusual beginning (``rescue``), in place of ``bootstrap``. ``home``: where Raft runs, entered by the caller, here by default. Disk and home stay the caller's, to end after ``stop``.
         """
         if bootstrap is not None and (bootstrap.raft_id != config.raft_id or bootstrap.learner):
             raise InvalidSpec("a cluster is founded by this member, as a voter", "bootstrap")
@@ -77,6 +80,9 @@ class RaftNode:
             state = HardState(1, 0, 1)
             await disk.run(lambda: store.append(state, (founding,)))
             recovered = Recovered(state, None, (), [founding])
+        if begin is not None:
+            make, first = begin, recovered
+            recovered = await disk.run(lambda: make(store, first))
         node = cls(config, fsm, recovered, home, rng)
         await run_on(home, lambda: node._begin(disk, store, recovered, transport, rng))
         return node
@@ -165,6 +171,11 @@ class RaftNode:
     async def transfer(self, to: int | None = None) -> None:
         """Hand leadership to ``to``, by default the most complete voter that is heard of. ``TransferFailed``: it stayed."""
         await self._on_raft(lambda: self.driver.transfer(to or 0))
+
+    async def state(self) -> tuple[SnapshotMeta, Iterable[bytes]]:
+        """A view of the state that includes everything acknowledged before the call, for a backup."""
+        await self.read_barrier()
+        return self._meta(), self._fsm.snapshot()
 
     async def rotate_log(self) -> None:
         """After this no file is left that holds anything written before the call: a snapshot and newer segments stand

@@ -19,7 +19,7 @@ from swarm_agent.identity import ca
 from swarm_agent.identity.tokens import new_tokens
 from swarm_agent.identity.unlock import InvalidUnlockKey
 from swarm_agent.node.engine import Answer, EngineClient
-from swarm_agent.objects import defaults
+from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import NodeState
 from swarm_agent.objects.records import Cluster, Node, NodeDescription, NodeStatus, Task
 from swarm_agent.objects.specs import ClusterSpec, InitRequest, JoinRequest, NodeSpec
@@ -55,6 +55,7 @@ class BackendDouble:
         self._ids = itertools.count(1)
         self._reserved: set[str] = set()
         cluster = Cluster(
+            feature_level=features.LEVEL,
             id="c" * 25,
             spec=defaults.cluster_defaults(ClusterSpec()),
             root_ca=ROOT,
@@ -80,6 +81,10 @@ class BackendDouble:
         return {NODE_ID: ManagerHealth(leader=True, reachable=True)}
 
     async def init(self, request: InitRequest) -> str:
+        self.called.append(request)
+        return NODE_ID
+
+    async def force_new_cluster(self, request: InitRequest) -> str:
         self.called.append(request)
         return NODE_ID
 

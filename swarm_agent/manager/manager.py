@@ -16,6 +16,7 @@ from swarm_agent.identity.ca import Subject
 from swarm_agent.identity.door import FrontDoor, Issued, IssueRequest
 from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.identity.keyfile import KeyFile
+from swarm_agent.manager.archive import Recovery
 from swarm_agent.manager.authority import Authority
 from swarm_agent.manager.keys import KeyKeeper
 from swarm_agent.manager.levels import LevelKeeper
@@ -34,7 +35,8 @@ from swarm_agent.raft import (
     RaftStatus,
     run_on,
 )
-from swarm_agent.raft.rescue import stand_alone
+from swarm_agent.raft.node import Begin
+from swarm_agent.raft.rescue import begin_from, stand_alone
 from swarm_agent.seams import Seams
 from swarm_agent.session.dispatcher import Dispatcher
 from swarm_agent.session.peers import PeerTransport
@@ -113,6 +115,12 @@ class _Duties:
         self.dispatcher.close()
 
 
+def _beginning(me: Member, recovery: Recovery | None, *, alone: bool) -> Begin | None:
+    if recovery is not None:
+        return lambda log_, found: begin_from(log_, found, me, recovery.meta, recovery.pieces)
+    return (lambda log_, found: stand_alone(log_, found, me)) if alone else None
+
+
 class Manager:
     """One manager. ``start`` it after construction; ``serve_forwarded`` is the API's answer to calls followers pass on."""
 
@@ -152,8 +160,15 @@ class Manager:
         self._serving = False
 
     # --- life ----------------------------------------------------------------------------------------------------
-    async def start(self, founding: tuple[Cluster, Node] | None = None, *, alone: bool = False) -> None:
-        """Recover or found (``founding``: the first records), then serve. ``alone``: go on without all other managers.
+    async def start(
+        self,
+        founding: tuple[Cluster, Node] | None = None,
+        *,
+        recovery: Recovery | None = None,
+        alone: bool = False,
+    ) -> None:
+        """Recover or found (``founding``: the first records; ``recovery``: from a backup), then serve. ``alone``: go on without all
+        other managers.
 
         Raises:
             Unavailable: a port is taken; nothing is left running.
@@ -188,7 +203,7 @@ class Manager:
                 rng=self._rng,
                 bootstrap=me if founding is not None else None,
                 codec=self.keys.codec,
-                begin=(lambda log_, found: stand_alone(log_, found, me)) if alone else None,
+                begin=_beginning(me, recovery, alone=alone),
                 home=home,
             )
         except BaseException:
@@ -204,9 +219,27 @@ class Manager:
             await self._wait_until(lambda: self.is_leader, 20.0, "to lead the new cluster")
             if self.store.cluster is None:
                 await self.propose((Group("founding", tuple(Put(r, 0) for r in founding)),))
+        if recovery is not None:
+            await self._wait_until(lambda: self.is_leader, 20.0, "to lead the recovered cluster")
+            await self._settle(recovery.node)
         if alone:
             await self._wait_until(lambda: self.is_leader, 20.0, "to lead alone")
             await self._tell_addresses()
+
+    async def _settle(self, own: Node) -> None:
+        """This node is the only manager. The former ones stay known, as workers that are away: whoever returns is one, and may be promoted."""
+        await self._put(own)
+        for node in list(self.store.nodes.all()):
+            if node.id != own.id and "manager" in (node.role, node.spec.role):
+                spec = msgspec.structs.replace(node.spec, role="worker")
+                await self._put(
+                    msgspec.structs.replace(
+                        node, spec=spec, role="worker", raft_id=0, rpc_addr="", manager_addr=""
+                    )
+                )
+
+    async def _put(self, node: Node) -> None:
+        await self.propose((Group(f"node/{node.id}", (Put(node, node.version),)),))
 
     async def _tell_addresses(self) -> None:
         settings = self.settings

@@ -16,6 +16,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import uvloop
 
 from swarm_agent import __version__
@@ -115,6 +116,7 @@ class Daemon:
         membership = load_membership(self._state_dir)
         if membership is None:
             return
+        membership = self._readdressed(membership)
         keys = load_keys(self._state_dir, self._seams.certificates.entropy)
         if isinstance(keys, LockedKeys):
             log.warning('the keys of this manager are locked: use "docker swarm unlock". Containers go on')
@@ -124,6 +126,19 @@ class Daemon:
         if identity is not None:
             self._pending = True
             self._spawn(self._resume(membership, identity, keys))
+
+    def _readdressed(self, membership: Membership) -> Membership:
+        """With the address the configuration names. The leader learns it as soon as we reach it."""
+        host = self.config.advertise_addr
+        if not host or host == membership.advertise_host:
+            return membership
+        log.warning("this host moves from %s to %s", membership.advertise_host, host)
+        moves = membership.data_addr == membership.advertise_host
+        moved = msgspec.structs.replace(
+            membership, advertise_host=host, data_addr=host if moves else membership.data_addr
+        )
+        save_membership(self._state_dir, moved)
+        return moved
 
     async def stop(self) -> None:
         for task in list(self._tasks):
@@ -209,7 +224,10 @@ class Daemon:
         """What is wrong with this node's membership, "" when nothing is."""
         if self._locked is not None:
             return LOCKED
-        return self._error or (self.member.trouble if self.member is not None else "")
+        if self._error or self.member is None:
+            return self._error
+        manager = self.member.manager
+        return self.member.trouble or (manager.lost if manager is not None else "")
 
     @property
     def node_id(self) -> str:

@@ -158,6 +158,7 @@ class Manager:
         self._follow: asyncio.Task[None] | None = None
         self._resigning: asyncio.Task[None] | None = None
         self._serving = False
+        self._leaderless_since: float | None = None
 
     # --- life ----------------------------------------------------------------------------------------------------
     async def start(
@@ -211,7 +212,9 @@ class Manager:
             raise
         self._transport.receive = self.raft.receive
         self._transport.lost = self.raft.peer_lost
+        self._leaderless_since = asyncio.get_running_loop().time()
         self.raft.on_change(self._on_raft_change)
+        self._on_raft_change(self.raft.status())
         self.keys.start(self.raft, self._disk)
         self._follow = asyncio.create_task(self._follow_leadership(), name="follow leadership")
         self._changed.set()
@@ -308,7 +311,35 @@ class Manager:
         """Leads and has caught up with its own log: may decide."""
         return self.duties is not None
 
+    @property
+    def lost(self) -> str:
+        """Who is missing and what can be done, once there was no leader for longer than an election takes; "" while all is well."""
+        since = self._leaderless_since
+        if since is None or asyncio.get_running_loop().time() - since < LEADER_WAIT_S:
+            return ""
+        voters = [m for m in self.status.members if not m.learner]
+        if not voters:
+            return "this manager has not heard from the swarm yet: see that another manager runs and is reachable"
+        others = ", ".join(
+            f"{self._name_of(m.node_id)} at {m.addr.rpartition(':')[0]}"
+            for m in voters
+            if m.raft_id != self.settings.raft_id
+        )
+        return (
+            f"this manager hears no leader: {len(voters) // 2 + 1} of {len(voters)} managers have to run and reach each other. "
+            f"The others are {others or 'none'}. Bring them back; if they are gone for good, go on with this one alone: "
+            "docker swarm init --force-new-cluster"
+        )
+
+    def _name_of(self, node_id: str) -> str:
+        node = self.store.nodes.get(node_id)
+        return node.description.hostname if node is not None and node.description.hostname else node_id
+
     def _on_raft_change(self, status: RaftStatus) -> None:
+        if status.leader is not None:
+            self._leaderless_since = None
+        elif self._leaderless_since is None:
+            self._leaderless_since = asyncio.get_running_loop().time()
         if self._home is not None:
             self._home.raft.put(self._transport.keep, frozenset(m.raft_id for m in status.members))
         self._changed.set()

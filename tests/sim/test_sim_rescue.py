@@ -28,10 +28,16 @@ def test_one_of_three_goes_on_alone_and_the_others_come_back_as_managers(seed: i
             await c[survivor].api("POST", "/swarm/init", FORCE)
         for name in others:
             await c[name].kill()
+        await asyncio.sleep(8)
+        said = c[survivor].daemon.error
+        assert "2 of 3 managers" in said
+        assert "--force-new-cluster" in said
+        assert all(name in said for name in others)
         node_id = await c[survivor].api("POST", "/swarm/init", FORCE)
         assert c.leader().name == survivor
         assert len(c.leader().manager.status.members) == 1  # type: ignore[union-attr]
         assert node_id == c[survivor].manager.settings.node_id  # type: ignore[union-attr]
+        assert c[survivor].daemon.error == ""
         assert [s.spec.name for s in c.store.services.all()] == ["web"]
         await c.create("after", 2)
         for name in others:

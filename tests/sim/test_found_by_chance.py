@@ -44,7 +44,6 @@ FOUND: list[tuple[core_bugs.Patch, ChaosPlan]] = [
     (driver_bugs.heartbeats_commit_beyond_the_match, EVERYTHING),
     (driver_bugs.applied_before_it_is_durable, EVERYTHING),
     (driver_bugs.reads_do_not_wait_for_the_state, EVERYTHING),
-    (driver_bugs.reads_before_the_own_term, EVERYTHING),
     (driver_bugs.a_round_confirms_reads_that_came_later, EVERYTHING),
     (driver_bugs.snapshots_are_not_synced, EVERYTHING),
     (driver_bugs.a_torn_tail_stays, EVERYTHING),

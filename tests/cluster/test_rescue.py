@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import subprocess
@@ -76,7 +77,7 @@ def test_what_was_acknowledged_survives_the_death_of_all_managers_at_once(lab: L
         }
         try:
             status, _ = lab[1 + number % 3].call_api("POST", "/services/create", body)
-        except (OSError, ValueError, AssertionError):
+        except (OSError, http.client.HTTPException):
             return  # its manager died before it said anything
         if status == 201:
             made.append(f"kept-{number}")
@@ -115,6 +116,7 @@ def test_a_backup_is_taken_from_a_follower(lab: Lab) -> None:
 def test_a_damaged_log_is_named_and_the_manager_joins_anew(lab: Lab) -> None:
     victim = next(n for n in (1, 2, 3) if n != lab.leader())
     other = 1 + victim % 3
+    gone = lab.node_id(victim)
     lab[victim].kill_agent()
     wal = min((lab[victim].folder / "state" / "raft").glob("*.wal"))
     data = bytearray(wal.read_bytes())
@@ -127,14 +129,10 @@ def test_a_damaged_log_is_named_and_the_manager_joins_anew(lab: Lab) -> None:
     status, answer = lab[victim].call_api("GET", "/services")
     assert status == 503, answer
     assert "web" in names(lab, other)
-    old = lab[victim].swarm("info", "--format", "{{.Swarm.NodeID}}").strip()
     lab[victim].swarm("swarm", "leave", "--force")
     token = lab[other].swarm("swarm", "join-token", "-q", "manager").strip()
     lab[victim].swarm("swarm", "join", "--token", token, f"{lab[other].address}:2377")
     until(lambda: len(managers(lab, other)) >= 3, "the new manager", 60)
-    gone = old or next(
-        i for i, n in lab.nodes(other).items() if n["Status"]["State"] == "down" and n.get("ManagerStatus")
-    )
     lab[other].swarm("node", "demote", gone)
     until(
         lambda: lab[other].call_api("DELETE", f"/nodes/{gone}?force=1")[0] == 200, "the former node to go", 30
@@ -143,8 +141,8 @@ def test_a_damaged_log_is_named_and_the_manager_joins_anew(lab: Lab) -> None:
 
 
 def test_one_manager_goes_on_when_the_majority_is_gone(lab: Lab) -> None:
-    refused = lab[3].swarm("swarm", "init", "--force-new-cluster", check=False)
-    assert "has a majority" in refused
+    status, refused = lab[3].call_api("POST", "/swarm/init", {"ForceNewCluster": True})
+    assert (status, "has a majority" in str(refused)) == (503, True)
     lab[1].kill_agent()
     lab[2].kill_agent()
     said = until(lambda: swarm_info(lab, 3)["Error"], "what is missing to be told", 30)
@@ -194,8 +192,8 @@ def test_a_manager_moves_to_another_address(lab: Lab, tmp_path: Path) -> None:
     mover, other, new = 1, 2, "10.92.0.201"
     node = lab.node_id(mover)
     lab[mover].kill_agent(signal.SIGTERM)
-    lab[mover].space.run("ip", "addr", "add", f"{new}/24", "dev", "eth0")
     lab[mover].space.run("ip", "addr", "del", f"{lab[mover].address}/24", "dev", "eth0")
+    lab[mover].space.run("ip", "addr", "add", f"{new}/24", "dev", "eth0")
     lab[mover].space.run("ip", "route", "replace", "default", "via", "10.92.0.254")
     lab[mover].start_agent(more=f'advertise_addr = "{new}"\n')
 

@@ -41,8 +41,7 @@ class SwarmHost(Host):
         config = self.folder / "agent.toml"
         config.write_text(
             f'state_dir = "{self.folder}/state"\nsocket = "{self.socket}"\nengine_socket = "{self.engine_socket}"\n'
-            f'metrics_addr = "127.0.0.1:9323"\nlog_level = "{"debug" if self.checked else "info"}"\n'
-            + more
+            f'metrics_addr = "127.0.0.1:9323"\nlog_level = "{"debug" if self.checked else "info"}"\n' + more
         )
         self.state.parent.mkdir(exist_ok=True)
         self.agent = self.spawn(

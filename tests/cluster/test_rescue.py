@@ -62,7 +62,20 @@ def test_three_managers_run_a_service(lab: Lab) -> None:
     for number in (2, 3):
         lab[number].swarm("swarm", "join", "--token", token, f"{lab[1].address}:2377")
     three_managers(lab, 1)
-    lab[1].swarm("service", "create", "-d", "--name", "web", "--replicas", "3", f"{IMAGE}:1", "/task", "serve", "web", "7000")
+    lab[1].swarm(
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "web",
+        "--replicas",
+        "3",
+        f"{IMAGE}:1",
+        "/task",
+        "serve",
+        "web",
+        "7000",
+    )
     lab.running(1, "web", 3)
 
 

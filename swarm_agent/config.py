@@ -41,6 +41,10 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How patient Raft is, on all managers alike. lan: a dead leader is replaced within about a second. wan: for managers that are tens
     of milliseconds apart, a few seconds."""
 
+    advertise_addr: str = ""
+    """Where others reach this host, when that is no longer what it joined with: set it and restart. The node stays who it is. One manager
+    at a time; a majority has to find each other at the old addresses. "" for no change."""
+
     metrics_addr: str = "127.0.0.1:9323"
     """``/metrics``, ``/healthz``, ``/readyz``; "" for none."""
 

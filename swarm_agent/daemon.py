@@ -16,6 +16,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import uvloop
 
 from swarm_agent import __version__
@@ -26,12 +27,13 @@ from swarm_agent.api.http import HttpError, HttpServer
 from swarm_agent.api.server import LOCKED, Api
 from swarm_agent.api.swarm import NOT_LOCKED
 from swarm_agent.config import DEFAULT_PATH, AgentConfig, load_config
-from swarm_agent.founding import Place, found
+from swarm_agent.founding import Place, found, refound
 from swarm_agent.identity import ca
 from swarm_agent.identity.door import Issued, IssueRequest, JoinRefused, ask_for_certificate, fetch_root
 from swarm_agent.identity.files import NodeIdentity, load_certificate, load_identity, save_identity
 from swarm_agent.identity.keyfile import KeyFile, LockedKeys, load_keys, remove_keys
 from swarm_agent.identity.tokens import parse_token
+from swarm_agent.manager.archive import VERSION, Head, Recovery, seal, unseal
 from swarm_agent.manager.manager import Manager
 from swarm_agent.member import Member
 from swarm_agent.membership import (
@@ -44,10 +46,11 @@ from swarm_agent.network.journal import Journal
 from swarm_agent.network.model import NodeNetwork
 from swarm_agent.node.describe import check_engine
 from swarm_agent.node.engine import EngineClient, EngineError, EngineUnreachable
+from swarm_agent.objects import features
 from swarm_agent.objects.errors import AlreadyExists, InvalidSpec, NoLeader, SwarmError, Unavailable
 from swarm_agent.objects.ids import new_id
 from swarm_agent.objects.records import Cluster, Node, Task, UnlockKey
-from swarm_agent.objects.specs import InitRequest, JoinRequest
+from swarm_agent.objects.specs import InitRequest, JoinRequest, RecoverOptions
 from swarm_agent.observe.logs import set_up_logging
 from swarm_agent.observe.server import ObserveServer
 from swarm_agent.seams import Seams
@@ -113,6 +116,7 @@ class Daemon:
         membership = load_membership(self._state_dir)
         if membership is None:
             return
+        membership = self._readdressed(membership)
         keys = load_keys(self._state_dir, self._seams.certificates.entropy)
         if isinstance(keys, LockedKeys):
             log.warning('the keys of this manager are locked: use "docker swarm unlock". Containers go on')
@@ -122,6 +126,19 @@ class Daemon:
         if identity is not None:
             self._pending = True
             self._spawn(self._resume(membership, identity, keys))
+
+    def _readdressed(self, membership: Membership) -> Membership:
+        """With the address the configuration names. The leader learns it as soon as we reach it."""
+        host = self.config.advertise_addr
+        if not host or host == membership.advertise_host:
+            return membership
+        log.warning("this host moves from %s to %s", membership.advertise_host, host)
+        moves = membership.data_addr == membership.advertise_host
+        moved = msgspec.structs.replace(
+            membership, advertise_host=host, data_addr=host if moves else membership.data_addr
+        )
+        save_membership(self._state_dir, moved)
+        return moved
 
     async def stop(self) -> None:
         for task in list(self._tasks):
@@ -207,7 +224,10 @@ class Daemon:
         """What is wrong with this node's membership, "" when nothing is."""
         if self._locked is not None:
             return LOCKED
-        return self._error or (self.member.trouble if self.member is not None else "")
+        if self._error or self.member is None:
+            return self._error
+        manager = self.member.manager
+        return self.member.trouble or (manager.lost if manager is not None else "")
 
     @property
     def node_id(self) -> str:
@@ -297,6 +317,52 @@ class Daemon:
             return False
         return True
 
+    async def backup(self, key: bytes) -> Iterator[bytes]:
+        manager = self._manager()
+        assert manager.raft is not None
+        try:
+            meta, view = await manager.raft.state()
+        except SwarmError as err:
+            raise Unavailable(
+                f"no majority of managers answers, and a backup without it could be old: {err}"
+            ) from err
+        head = Head(
+            version=VERSION,
+            cluster_id=manager.settings.cluster_id,
+            created=self.now(),
+            index=meta.index,
+            feature_level=manager.store.feature_level,
+            release=__version__,
+            salt=self._seams.certificates.entropy(16),
+        )
+        return seal(head, key, meta, view)
+
+    async def recover(self, options: RecoverOptions, data: bytes, key: bytes) -> str:
+        """Everything is read and checked before anything is written; nothing is left behind when it fails."""
+        async with self._changing:
+            self._must_be_outside()
+            await self._check_engine()
+            head, meta, pieces = unseal(data, key)
+            if why := features.too_low(self.config.level, head.feature_level):
+                raise HttpError(400, f"this backup cannot be recovered here: {why}")
+            state = Store(self.config.level)
+            state.restore(meta.index, pieces)
+            if state.cluster is None:
+                raise HttpError(400, "there is no cluster in this backup")
+            listen_host, port = split_addr(options.listen_addr or "0.0.0.0:2377", self.config.front_door_port)
+            wanted, _ = split_addr(options.advertise_addr or "", port)
+            address = self._seams.address
+            host = await address(wanted, "advertise address")
+            data_addr = await address(options.data_path_addr or host, "data path address")
+            place = Place(host, data_addr, listen_host, port, self.config.rpc_port)
+            new = refound(state.cluster, place, self.new_id, self._seams.certificates)
+            member = await self._become(
+                new.membership, new.identity, None, Recovery(meta, pieces, new.node), state.cluster.unlock
+            )
+            await member.wait_connected(JOIN_WAIT_S)
+            log.warning("this swarm was recovered from a backup of %d", head.created)
+            return new.node.id
+
     async def join(self, request: JoinRequest) -> None:
         """Join a cluster; errors before the certificate leave nothing behind."""
         async with self._changing:
@@ -375,10 +441,16 @@ class Daemon:
         raise error
 
     async def _become(
-        self, membership: Membership, identity: NodeIdentity, founding: tuple[Cluster, Node] | None
+        self,
+        membership: Membership,
+        identity: NodeIdentity,
+        founding: tuple[Cluster, Node] | None,
+        recovery: Recovery | None = None,
+        unlock: UnlockKey | None = None,
     ) -> Member:
-        """``founding``: with it a cluster begins, whose unlock key (if it has one) locks our keys before they reach the disk."""
-        unlock = founding[0].unlock if founding is not None else UnlockKey()
+        """``founding``, ``recovery``: with it a cluster begins. Its unlock key, if it has one, locks our keys before they reach the disk."""
+        if unlock is None:
+            unlock = founding[0].unlock if founding is not None else UnlockKey()
         keys: KeyFile | None = None
         try:
             remove_keys(self._state_dir)
@@ -392,7 +464,7 @@ class Daemon:
             member = self._make_member(membership, identity, keys)
             save_identity(self._state_dir, identity, keys)
             save_membership(self._state_dir, membership)
-            await member.start(founding)
+            await member.start(founding, recovery)
         except BaseException:
             await self._make_member(membership, identity, None).forget()
             raise

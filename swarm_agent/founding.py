@@ -68,9 +68,26 @@ def found(
         subnet_size=request.subnet_size or 24,
         feature_level=level,
     )
+    node, membership = _stands(cluster, place, node_id, ends, availability=request.availability or "active")
+    return Founded(cluster, node, membership, NodeIdentity(key, cert, root.cert))
+
+
+def refound(cluster: Cluster, place: Place, new_id: Callable[[], str], source: ca.Source) -> Founded:
+    """A new node for a cluster that comes from a backup: the root signs for it, everything else stays."""
+    node_id = new_id()
+    key, csr = ca.make_request(source)
+    subject = ca.Subject(node_id, "manager", cluster.id)
+    cert, ends = ca.sign(cluster.root_ca, csr, subject, defaults.node_cert_expiry(cluster.spec), source)
+    node, membership = _stands(cluster, place, node_id, ends)
+    return Founded(cluster, node, membership, NodeIdentity(key, cert, cluster.root_ca.cert))
+
+
+def _stands(
+    cluster: Cluster, place: Place, node_id: str, ends: int, availability: str = "active"
+) -> tuple[Node, Membership]:
     node = Node(
         id=node_id,
-        spec=NodeSpec(role="manager", availability=request.availability or "active"),
+        spec=NodeSpec(role="manager", availability=availability),
         role="manager",
         status=NodeStatus(addr=place.host),
         manager_addr=f"{place.host}:{place.front_door_port}",
@@ -78,7 +95,7 @@ def found(
         cert_not_after=ends,
     )
     membership = Membership(
-        cluster_id=cluster_id,
+        cluster_id=cluster.id,
         node_id=node_id,
         role="manager",
         advertise_host=place.host,
@@ -87,4 +104,4 @@ def found(
         data_addr=place.data_addr,
         managers=(),
     )
-    return Founded(cluster, node, membership, NodeIdentity(key, cert, root.cert))
+    return node, membership

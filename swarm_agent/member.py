@@ -22,6 +22,7 @@ from swarm_agent.identity.door import Issued
 from swarm_agent.identity.door import Manager as ManagerAddress
 from swarm_agent.identity.files import NodeIdentity, remove_identity, save_identity
 from swarm_agent.identity.keyfile import KeyFile, remove_keys
+from swarm_agent.manager.archive import Recovery
 from swarm_agent.manager.manager import Manager, ManagerSettings, ServeForwarded
 from swarm_agent.membership import Membership, forget_membership, save_membership
 from swarm_agent.network.model import NetworkView, NodeNetwork
@@ -99,13 +100,15 @@ class Member:
         self._view_applied = asyncio.Event()
 
     # --- life ----------------------------------------------------------------------------------------------------
-    async def start(self, founding: tuple[Cluster, Node] | None = None) -> None:
-        """Bring everything up. ``founding``: this host starts a new cluster."""
+    async def start(
+        self, founding: tuple[Cluster, Node] | None = None, recovery: Recovery | None = None
+    ) -> None:
+        """Bring everything up. ``founding``: this host starts a new cluster; ``recovery``: an old one from a backup."""
         try:
             await self._describe()
             if self.membership.role == "manager":
                 try:
-                    await self._start_manager(founding)
+                    await self._start_manager(founding, recovery=recovery)
                 except ReleaseTooOld as err:
                     self._refuse(err)
             self._drop_keys_of_a_worker()
@@ -172,7 +175,11 @@ class Member:
                 raise
 
     async def _start_manager(
-        self, founding: tuple[Cluster, Node] | None = None, *, alone: bool = False
+        self,
+        founding: tuple[Cluster, Node] | None = None,
+        *,
+        recovery: Recovery | None = None,
+        alone: bool = False,
     ) -> None:
         if not self.membership.raft_id:
             self._remember(raft_id=self._rng.getrandbits(62) | 1)
@@ -205,7 +212,7 @@ class Member:
             self._keys,
             self._renew,
         )
-        await manager.start(founding, alone=alone)
+        await manager.start(founding, recovery=recovery, alone=alone)
         self.manager = manager
         if founding is None:
             self._spawn(self._join_raft(manager), "join raft")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from swarm_agent.node.engine import EngineClient
 from swarm_agent.objects.records import Task
-from swarm_agent.objects.specs import InitRequest, JoinRequest
+from swarm_agent.objects.specs import InitRequest, JoinRequest, RecoverOptions
 from swarm_agent.session.wire import ForwardedAnswer, ForwardedCall, LogPiece
 from swarm_agent.store import ApplyResult, Group, Store
 
@@ -57,6 +57,12 @@ class Backend(Protocol):
     async def init(self, request: InitRequest) -> str: ...
     async def force_new_cluster(self, request: InitRequest) -> str:
         """Go on as the only manager of the swarm this node is a manager of; the node's id."""
+
+    async def backup(self, key: bytes) -> Iterator[bytes]:
+        """The pieces of an archive of the state as it is now."""
+
+    async def recover(self, options: RecoverOptions, data: bytes, key: bytes) -> str:
+        """Begin a cluster from an archive, with this host as its only manager; its node id."""
 
     async def join(self, request: JoinRequest) -> None: ...
     async def leave(self, *, force: bool) -> None: ...

@@ -95,18 +95,18 @@ class Request:
         wanted = name.lower().encode()
         return next((v.decode("latin-1") for k, v in self.head.headers if k == wanted), "")
 
-    async def body(self) -> bytes:
-        """All of it; asked again, the same."""
+    async def body(self, most: int = MAX_BODY) -> bytes:
+        """All of it; asked again, the same. Refused above ``most`` bytes."""
         if self._whole is None:
-            self._whole = await self._read_body()
+            self._whole = await self._read_body(most)
         return self._whole
 
-    async def _read_body(self) -> bytes:
+    async def _read_body(self, most: int) -> bytes:
         pieces, size = [], 0
         async for piece in self.connection.request_body():
             size += len(piece)
-            if size > MAX_BODY:
-                raise HttpError(413, f"request body is larger than {MAX_BODY >> 20} MiB")
+            if size > most:
+                raise HttpError(413, f"request body is larger than {most >> 20} MiB")
             pieces.append(piece)
         return b"".join(pieces)
 

@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 
 import h11
 
-from swarm_agent.api import events, info, logs, networks, nodes, services, swarm, tasks, views
+from swarm_agent.api import backup, events, info, logs, networks, nodes, services, swarm, tasks, views
 from swarm_agent.api.backend import Backend
 from swarm_agent.api.filters import parse_filters
 from swarm_agent.api.http import (
@@ -98,7 +98,11 @@ ROUTES: tuple[Route, ...] = (
     _route("POST", "/(?:secrets|configs)/{id}/update", _no_secrets),
 )
 # what the docker CLI has no verb for
-OWN_ROUTES: tuple[Route, ...] = (_route("POST", "/swarm-agent/log-level", info.log_level, local=True),)
+OWN_ROUTES: tuple[Route, ...] = (
+    _route("POST", "/swarm-agent/log-level", info.log_level, local=True),
+    _route("POST", "/swarm-agent/backup", backup.backup, local=True),
+    _route("POST", "/swarm-agent/recover", backup.recover, local=True),
+)
 # cluster networks share their paths with the engine's: which is meant shows only in the call
 CLUSTER_NETWORK_ROUTES: tuple[Route, ...] = (
     _route("GET", "/cluster-networks", networks.list_),
@@ -356,5 +360,5 @@ class ForwardedRequest(Request):
         super().__init__(head, None)
         self._body = call.body
 
-    async def body(self) -> bytes:
+    async def body(self, most: int = 0) -> bytes:  # noqa: ARG002 - it was bounded on its way
         return self._body

@@ -8,11 +8,13 @@ import json
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from swarm_agent import __version__
 from swarm_agent.config import AgentConfig
+from swarm_agent.manager.archive import new_backup_key, shown
 from swarm_agent.observe.logs import LOG_LEVELS
 
 EXIT_FAILED = 2
@@ -87,6 +89,81 @@ def why(path: str, arguments: argparse.Namespace) -> None:
             print(f"    {reason['Code']}: {reason['Text']}")
 
 
+def backup(path: str, arguments: argparse.Namespace) -> None:
+    """Write the swarm's whole state, sealed, to a file that is complete or not there."""
+    key = _backup_key(arguments.key_file, make=True)
+    target = Path(arguments.file)
+    connection = _Connection(path)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        connection.request("POST", "/swarm-agent/backup", json.dumps({"Key": key}))
+        answer = connection.getresponse()
+        if answer.status >= 400:
+            raise _Failed(json.loads(answer.read())["message"])
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            while piece := answer.read(1 << 20):
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except (OSError, http.client.HTTPException) as err:
+        raise _Failed(f"no backup was made: {err}") from err
+    finally:
+        connection.close()
+        partial.unlink(missing_ok=True)
+    print(
+        f"{target}: {target.stat().st_size} bytes. It opens with the key in {arguments.key_file} only: keep both, apart"
+    )
+
+
+def recover(path: str, arguments: argparse.Namespace) -> None:
+    """Begin the swarm of a backup anew, on this host."""
+    key = _backup_key(arguments.key_file, make=False)
+    query = urlencode(
+        {
+            "AdvertiseAddr": arguments.advertise_addr,
+            "ListenAddr": arguments.listen_addr,
+            "DataPathAddr": arguments.data_path_addr,
+        }
+    )
+    connection = _Connection(path)
+    connection.timeout = 120
+    try:
+        data = Path(arguments.file).read_bytes()
+        connection.request("POST", f"/swarm-agent/recover?{query}", data, {"X-Backup-Key": key})
+        answer = connection.getresponse()
+        told = json.loads(answer.read())
+    except (OSError, http.client.HTTPException) as err:
+        raise _Failed(f"cannot recover {arguments.file}: {err}") from err
+    finally:
+        connection.close()
+    if answer.status >= 400:
+        raise _Failed(told["message"])
+    print(f"recovered: this is node {told}, the only manager.")
+    print(
+        'Former nodes are shown as down: remove them with "docker node rm", and join hosts with "docker swarm join-token".'
+    )
+
+
+def _backup_key(path: str, *, make: bool) -> str:
+    """What is in the file; a new one is made when there is none and that is wanted."""
+    try:
+        return Path(path).read_text().strip()
+    except FileNotFoundError as err:
+        if not make:
+            raise _Failed(f"{path}: no such file. It was made together with the backup") from err
+    except OSError as err:
+        raise _Failed(str(err)) from err
+    key = shown(new_backup_key(os.urandom))
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(key + "\n")
+    except OSError as err:
+        raise _Failed(str(err)) from err
+    print(f"made a new key in {path}")
+    return key
+
+
 def log_level(path: str, arguments: argparse.Namespace) -> None:
     """Change the agent's log level until it restarts."""
     call(path, "POST", "/swarm-agent/log-level", {"Level": arguments.level})
@@ -104,6 +181,19 @@ def main(argv: list[str] | None = None) -> None:
     word = words.add_parser("why", help="why tasks of a service are not running")
     word.add_argument("service")
     word.set_defaults(run=why)
+    for name, run, text in (
+        ("backup", backup, "write the swarm's whole state to FILE, from any manager"),
+        ("recover", recover, "begin the swarm of a backup anew on this host, at any address"),
+    ):
+        word = words.add_parser(name, help=text)
+        word.add_argument("file", metavar="FILE")
+        word.add_argument(
+            "--key-file", required=True, help="holds the backup's key; backup makes it if it is not there"
+        )
+        word.set_defaults(run=run)
+    word.add_argument("--advertise-addr", default="", help="as of docker swarm init")
+    word.add_argument("--listen-addr", default="", help="as of docker swarm init")
+    word.add_argument("--data-path-addr", default="", help="as of docker swarm init")
     word = words.add_parser("log-level", help="change the agent's log level until it restarts")
     word.add_argument("level", choices=LOG_LEVELS)
     word.set_defaults(run=log_level)

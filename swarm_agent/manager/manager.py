@@ -16,6 +16,7 @@ from swarm_agent.identity.ca import Subject
 from swarm_agent.identity.door import FrontDoor, Issued, IssueRequest
 from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.identity.keyfile import KeyFile
+from swarm_agent.manager.archive import Recovery
 from swarm_agent.manager.authority import Authority
 from swarm_agent.manager.keys import KeyKeeper
 from swarm_agent.manager.levels import LevelKeeper
@@ -34,7 +35,8 @@ from swarm_agent.raft import (
     RaftStatus,
     run_on,
 )
-from swarm_agent.raft.rescue import stand_alone
+from swarm_agent.raft.node import Begin
+from swarm_agent.raft.rescue import begin_from, stand_alone
 from swarm_agent.seams import Seams
 from swarm_agent.session.dispatcher import Dispatcher
 from swarm_agent.session.peers import PeerTransport
@@ -113,6 +115,12 @@ class _Duties:
         self.dispatcher.close()
 
 
+def _beginning(me: Member, recovery: Recovery | None, *, alone: bool) -> Begin | None:
+    if recovery is not None:
+        return lambda log_, found: begin_from(log_, found, me, recovery.meta, recovery.pieces)
+    return (lambda log_, found: stand_alone(log_, found, me)) if alone else None
+
+
 class Manager:
     """One manager. ``start`` it after construction; ``serve_forwarded`` is the API's answer to calls followers pass on."""
 
@@ -150,10 +158,18 @@ class Manager:
         self._follow: asyncio.Task[None] | None = None
         self._resigning: asyncio.Task[None] | None = None
         self._serving = False
+        self._leaderless_since: float | None = None
 
     # --- life ----------------------------------------------------------------------------------------------------
-    async def start(self, founding: tuple[Cluster, Node] | None = None, *, alone: bool = False) -> None:
-        """Recover or found (``founding``: the first records), then serve. ``alone``: go on without all other managers.
+    async def start(
+        self,
+        founding: tuple[Cluster, Node] | None = None,
+        *,
+        recovery: Recovery | None = None,
+        alone: bool = False,
+    ) -> None:
+        """Recover or found (``founding``: the first records; ``recovery``: from a backup), then serve. ``alone``: go on without all
+        other managers.
 
         Raises:
             Unavailable: a port is taken; nothing is left running.
@@ -188,7 +204,7 @@ class Manager:
                 rng=self._rng,
                 bootstrap=me if founding is not None else None,
                 codec=self.keys.codec,
-                begin=(lambda log_, found: stand_alone(log_, found, me)) if alone else None,
+                begin=_beginning(me, recovery, alone=alone),
                 home=home,
             )
         except BaseException:
@@ -196,7 +212,9 @@ class Manager:
             raise
         self._transport.receive = self.raft.receive
         self._transport.lost = self.raft.peer_lost
+        self._leaderless_since = asyncio.get_running_loop().time()
         self.raft.on_change(self._on_raft_change)
+        self._on_raft_change(self.raft.status())
         self.keys.start(self.raft, self._disk)
         self._follow = asyncio.create_task(self._follow_leadership(), name="follow leadership")
         self._changed.set()
@@ -204,9 +222,27 @@ class Manager:
             await self._wait_until(lambda: self.is_leader, 20.0, "to lead the new cluster")
             if self.store.cluster is None:
                 await self.propose((Group("founding", tuple(Put(r, 0) for r in founding)),))
+        if recovery is not None:
+            await self._wait_until(lambda: self.is_leader, 20.0, "to lead the recovered cluster")
+            await self._settle(recovery.node)
         if alone:
             await self._wait_until(lambda: self.is_leader, 20.0, "to lead alone")
             await self._tell_addresses()
+
+    async def _settle(self, own: Node) -> None:
+        """This node is the only manager. The former ones stay known, as workers that are away: whoever returns is one, and may be promoted."""
+        await self._put(own)
+        for node in list(self.store.nodes.all()):
+            if node.id != own.id and "manager" in (node.role, node.spec.role):
+                spec = msgspec.structs.replace(node.spec, role="worker")
+                await self._put(
+                    msgspec.structs.replace(
+                        node, spec=spec, role="worker", raft_id=0, rpc_addr="", manager_addr=""
+                    )
+                )
+
+    async def _put(self, node: Node) -> None:
+        await self.propose((Group(f"node/{node.id}", (Put(node, node.version),)),))
 
     async def _tell_addresses(self) -> None:
         settings = self.settings
@@ -275,7 +311,35 @@ class Manager:
         """Leads and has caught up with its own log: may decide."""
         return self.duties is not None
 
+    @property
+    def lost(self) -> str:
+        """Who is missing and what can be done, once there was no leader for longer than an election takes; "" while all is well."""
+        since = self._leaderless_since
+        if since is None or asyncio.get_running_loop().time() - since < LEADER_WAIT_S:
+            return ""
+        voters = [m for m in self.status.members if not m.learner]
+        if not voters:
+            return "this manager has not heard from the swarm yet: see that another manager runs and is reachable"
+        others = ", ".join(
+            f"{self._name_of(m.node_id)} at {m.addr.rpartition(':')[0]}"
+            for m in voters
+            if m.raft_id != self.settings.raft_id
+        )
+        return (
+            f"this manager hears no leader: {len(voters) // 2 + 1} of {len(voters)} managers have to run and reach each other. "
+            f"The others are {others or 'none'}. Bring them back; if they are gone for good, go on with this one alone: "
+            "docker swarm init --force-new-cluster"
+        )
+
+    def _name_of(self, node_id: str) -> str:
+        node = self.store.nodes.get(node_id)
+        return node.description.hostname if node is not None and node.description.hostname else node_id
+
     def _on_raft_change(self, status: RaftStatus) -> None:
+        if status.leader is not None:
+            self._leaderless_since = None
+        elif self._leaderless_since is None:
+            self._leaderless_since = asyncio.get_running_loop().time()
         if self._home is not None:
             self._home.raft.put(self._transport.keep, frozenset(m.raft_id for m in status.members))
         self._changed.set()

@@ -392,6 +392,14 @@ class InitRequest(Spec, frozen=True, kw_only=True):
     availability: str | None = None
 
 
+class RecoverOptions(Spec, frozen=True, kw_only=True):
+    """Where a swarm that is recovered from a backup stands."""
+
+    advertise_addr: str | None = None
+    listen_addr: str | None = None
+    data_path_addr: str | None = None
+
+
 class JoinRequest(Spec, frozen=True, kw_only=True):
     listen_addr: str | None = None
     advertise_addr: str | None = None

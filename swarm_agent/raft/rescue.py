@@ -47,7 +47,7 @@ def stand_alone(store: Log, recovered: Recovered, me: Member) -> Recovered:
 
 def begin_from(
     store: Log, recovered: Recovered, me: Member, meta: SnapshotMeta, pieces: Iterable[bytes]
-) -> None:
+) -> Recovered:
     """A log that begins behind ``pieces``, a state at ``meta``, with ``me`` as the only member. The former members stay removed.
 
     Versions of rows are indexes of the log: going on behind the former one keeps them growing.
@@ -56,7 +56,10 @@ def begin_from(
         raise MembershipRefused("there is a log already: a backup is recovered on a host without one")
     former = tuple(m for m in (*meta.conf.members, *meta.conf.removed) if m.raft_id != me.raft_id)
     begin = SnapshotMeta(meta.index, meta.term, ConfState((me,), former))
-    for step in store.install_steps(begin, pieces):
+    kept = tuple(pieces)
+    for step in store.install_steps(begin, kept):
         while step():
             pass
-    store.append(HardState(meta.term, 0, meta.index), ())
+    state = HardState(meta.term, 0, meta.index)
+    store.append(state, ())
+    return Recovered(state, begin, kept, [])

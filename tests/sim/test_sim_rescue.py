@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from swarm_agent.manager.archive import ArchiveUnreadable
+from swarm_agent.objects.specs import RecoverOptions
 from swarm_agent.testing.sim_checks import unsettled
 from swarm_agent.testing.sim_cluster import SimCluster, simulation
 from swarm_agent.testing.sim_host import ApiError
@@ -24,10 +28,16 @@ def test_one_of_three_goes_on_alone_and_the_others_come_back_as_managers(seed: i
             await c[survivor].api("POST", "/swarm/init", FORCE)
         for name in others:
             await c[name].kill()
+        await asyncio.sleep(8)
+        said = c[survivor].daemon.error
+        assert "2 of 3 managers" in said
+        assert "--force-new-cluster" in said
+        assert all(name in said for name in others)
         node_id = await c[survivor].api("POST", "/swarm/init", FORCE)
         assert c.leader().name == survivor
         assert len(c.leader().manager.status.members) == 1  # type: ignore[union-attr]
         assert node_id == c[survivor].manager.settings.node_id  # type: ignore[union-attr]
+        assert c[survivor].daemon.error == ""
         assert [s.spec.name for s in c.store.services.all()] == ["web"]
         await c.create("after", 2)
         for name in others:
@@ -42,3 +52,57 @@ def test_one_of_three_goes_on_alone_and_the_others_come_back_as_managers(seed: i
 
     with simulation(seed) as sim:
         sim.run(main(sim.cluster))
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_a_backup_from_any_manager_begins_the_swarm_anew_elsewhere(seed: int) -> None:
+    key = b"k" * 32
+
+    async def main(c: SimCluster) -> None:
+        await c.start(3, 1)
+        await c.create("web", 3)
+        await c.until_running("web", 3)
+        writing = asyncio.ensure_future(_keep_writing(c))
+        await asyncio.sleep(0.3)
+        source = c[["m1", "m2", "m3"][seed % 3]]
+        written = counter_of(c)
+        archive = b"".join(await source.process.run(source.daemon.backup(key)))  # type: ignore[union-attr]
+        writing.cancel()
+        await asyncio.wait([writing])
+        tokens = c.store.cluster.join_tokens  # type: ignore[union-attr]
+        index = c.store.index
+        for name in ("m1", "m2", "m3", "w1"):
+            await c[name].kill()
+
+        fresh = c.add_host("fresh")
+        recover = fresh.daemon.recover
+        with pytest.raises(ArchiveUnreadable):
+            await fresh.process.run(recover(RecoverOptions(advertise_addr=fresh.addr), archive, b"x" * 32))  # type: ignore[union-attr]
+        assert fresh.daemon.state == "inactive"
+        node_id = await fresh.process.run(recover(RecoverOptions(advertise_addr=fresh.addr), archive, key))  # type: ignore[union-attr]
+        assert c.leader().name == "fresh"
+        assert c.store.cluster.join_tokens == tokens  # type: ignore[union-attr]
+        assert c.store.index > index - 100
+        assert counter_of(c) >= written, "what was acknowledged before the call is in the backup"
+        managers = [n.id for n in c.store.nodes.all() if n.role == "manager"]
+        assert managers == [node_id]
+        await c.until_running("web", 3, 120)  # the lost nodes' tasks run here
+        await c.join(c.add_host("second"), "Manager")
+        assert len(c.leader().manager.status.members) == 2  # type: ignore[union-attr]
+        await fresh.power_cut()
+        fresh.start()
+        await c.any_leader()
+        assert c.service("web").spec.name == "web"
+
+    with simulation(seed) as sim:
+        sim.run(main(sim.cluster))
+
+
+def counter_of(c: SimCluster) -> int:
+    return int((c.service("counter").spec.labels or {})["n"])
+
+
+async def _keep_writing(c: SimCluster) -> None:
+    await c.create("counter", 0, Labels={"n": "0"})
+    for n in range(1, 10_000):
+        await c.update("counter", lambda spec, n=n: spec.update(Labels={"n": str(n)}))  # type: ignore[misc]

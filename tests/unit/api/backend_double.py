@@ -22,7 +22,7 @@ from swarm_agent.node.engine import Answer, EngineClient
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import NodeState
 from swarm_agent.objects.records import Cluster, Node, NodeDescription, NodeStatus, Task
-from swarm_agent.objects.specs import ClusterSpec, InitRequest, JoinRequest, NodeSpec
+from swarm_agent.objects.specs import ClusterSpec, InitRequest, JoinRequest, NodeSpec, RecoverOptions
 from swarm_agent.session.wire import ForwardedAnswer, ForwardedCall, LogPiece
 from swarm_agent.store import ApplyResult, Entry, Group, Put, Store, encode_entry
 from tests.unit.api.engine_double import EngineDouble, engine_double
@@ -82,6 +82,14 @@ class BackendDouble:
 
     async def init(self, request: InitRequest) -> str:
         self.called.append(request)
+        return NODE_ID
+
+    async def backup(self, key: bytes) -> Iterator[bytes]:
+        self.called.append(("backup", key))
+        return iter((b"SWARM", b"BAK"))
+
+    async def recover(self, options: RecoverOptions, data: bytes, key: bytes) -> str:
+        self.called.append((options, data, key))
         return NODE_ID
 
     async def force_new_cluster(self, request: InitRequest) -> str:

@@ -37,10 +37,16 @@ UNIT = Part(
     ),
     "tests",
 )
-SIM_SHORT = Part("sim", 2, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "50"),))
+SIM_SHORT = Part(
+    "sim", 2, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "50"), ("SWARM_SIM_QUICK", "1"))
+)
 SIM = Part("sim", 8, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "40"),))
+# Two thousand stories of raft clusters and as many of whole ones.
 SIM_LONG = Part("sim", 120, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "2000"),))
 CLUSTER = Part("real processes and engines", 12, (*PYTEST, "tests/cluster"), "tests/cluster")
+CLUSTER_LONG = Part(
+    CLUSTER.name, CLUSTER.minutes + 3, CLUSTER.command, CLUSTER.needs, (("SWARM_KILL_ALL", "100"),)
+)
 PLAIN = (("MOLECULE_COMMAND_BORDERS", "false"), ("NO_COLOR", "1"))
 MOLECULE = Part(
     "molecule default", 9, ("molecule", "test", "--scenario-name", "default"), "molecule/default", PLAIN
@@ -52,7 +58,7 @@ SANITY = Part("ansible-test sanity", 3, (sys.executable, "tests/tools/sanity.py"
 WORDS = {
     "check": (UNIT, SIM_SHORT),
     "test": (UNIT, SIM, CLUSTER, MOLECULE, RESET, SANITY),
-    "test-all": (UNIT, SIM_LONG, CLUSTER, MOLECULE, RESET, EDGES, SANITY),
+    "test-all": (UNIT, SIM_LONG, CLUSTER_LONG, MOLECULE, RESET, EDGES, SANITY),
 }
 _COUNTS = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
 

@@ -85,6 +85,7 @@ class Member:
         self._rng = rng
         self._on_removed = on_removed
         self.manager: Manager | None = None
+        self._ending: Manager | None = None
         self._description = NodeDescription()
         self.session = SessionAgent(
             self, lambda: self.identity, self._known_managers, self._hello, rng, seams.rpc
@@ -130,9 +131,10 @@ class Member:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.worker.stop()
         await self._network.stop()
-        if self.manager is not None:
-            await self.manager.stop()
-            self.manager = None
+        for manager in (self.manager, self._ending):  # one that was being ended may have been cut short
+            if manager is not None:
+                await self._end(manager)
+        self.manager = None
 
     async def wait_connected(self, seconds: float) -> bool:
         """Whether a session was open within this time."""
@@ -164,7 +166,7 @@ class Member:
             if manager is None:
                 raise FailedPrecondition("this node has no running manager to go on with")
             log.warning("this manager goes on alone: all others are removed")
-            await manager.stop()
+            await self._end(manager)
             before = self.membership
             try:
                 self._remember(advertise_host=host, data_addr=data_addr)
@@ -243,7 +245,13 @@ class Member:
             if self.manager is manager:
                 self.manager = None
                 self._refuse(why)
-                await manager.stop()
+                await self._end(manager)
+
+    async def _end(self, manager: Manager) -> None:
+        """Stop it; remembered until it has stopped, or its ports would stay open when whoever does this is cancelled."""
+        self._ending = manager
+        await manager.stop()
+        self._ending = None
 
     def _refuse(self, why: ReleaseTooOld) -> None:
         self._outgrown = True
@@ -274,7 +282,7 @@ class Member:
         log.error("%s", self.trouble)
         async with self._role_lock:
             self.manager = None
-            await manager.stop()
+            await self._end(manager)
             while self.membership.role == "manager":
                 await asyncio.sleep(FAILED_RETRY_S)
                 try:
@@ -292,7 +300,7 @@ class Member:
             return
         log.info("this node is no manager any more")
         if manager is not None:
-            await manager.stop()
+            await self._end(manager)
         if self._outgrown:
             self._outgrown, self.trouble = False, ""
         shutil.rmtree(self._state_dir / "raft", ignore_errors=True)

@@ -84,7 +84,11 @@ class RaftNode:
             make, first = begin, recovered
             recovered = await disk.run(lambda: make(store, first))
         node = cls(config, fsm, recovered, home, rng)
-        await run_on(home, lambda: node._begin(disk, store, recovered, transport, rng))
+        try:
+            await run_on(home, lambda: node._begin(disk, store, recovered, transport, rng))
+        except asyncio.CancelledError:
+            home.raft.put(node._abort)  # it may have begun all the same
+            raise
         return node
 
     def __init__(
@@ -116,6 +120,10 @@ class RaftNode:
     ) -> None:
         self.driver = Driver(self._config, disk, store, recovered, transport, rng, self._home.owner.put, self)
         self._status = self.driver.status()
+
+    def _abort(self) -> None:
+        if hasattr(self, "driver"):
+            self.driver.abandon()
 
     # -- for those who use it -----------------------------------------------------------------------------------------
 

@@ -77,6 +77,8 @@ class Nemesis:
         self._drawn = self._rng
         self._work: dict[asyncio.Task[None], None] = {}
         self._failures: list[BaseException] = []
+        self._rising: set[int] = set()
+        self._down_before: set[int] = set()
         self._ended = 0
 
     @property
@@ -94,8 +96,20 @@ class Nemesis:
                 if getattr(self, "_" + name)():
                     self.did[name] += 1
                     self.log.append((number, asyncio.get_running_loop().time(), name))
+            self._revive()
             if self._failures:
                 raise self._failures[0]
+
+    def _revive(self) -> None:
+        """A power cut that was laid for one process may hit a later one, for which nobody waits any more."""
+        down = {
+            host.raft_id
+            for host in self._cluster.hosts
+            if not host.is_up and host.raft_id not in self.retired | self._rising
+        }
+        for raft_id in sorted(down & self._down_before):
+            self._later(self._up(self._cluster.host(raft_id), 0.0))
+        self._down_before = down
 
     async def end(self) -> None:
         """No more faults, and everybody who belongs to the cluster runs."""
@@ -149,10 +163,14 @@ class Nemesis:
         host.crash(keep=keep)
 
     async def _up(self, host: RaftHost, after_s: float) -> None:
-        await asyncio.sleep(after_s)
-        while not host.is_up and host.raft_id not in self.retired:
-            if not await self._begin(host):
-                await asyncio.sleep(0.1)
+        self._rising.add(host.raft_id)
+        try:
+            await asyncio.sleep(after_s)
+            while not host.is_up and host.raft_id not in self.retired:
+                if not await self._begin(host):
+                    await asyncio.sleep(0.1)
+        finally:
+            self._rising.discard(host.raft_id)
 
     def _running(self) -> list[RaftHost]:
         return [host for host in self._cluster.hosts if host.node is not None]
@@ -197,19 +215,19 @@ class Nemesis:
             host.disk.faults.crash_in = self._drawn.choice(
                 ["append", "rename", "remove", "sync_dir", "truncate"]
             )
-        self._later(self._up_when_down(host, self._drawn.uniform(0.01, 1.5)))
+        self._later(self._up_when_down(host, host.node, self._drawn.uniform(0.01, 1.5)))
         return True
 
-    async def _up_when_down(self, host: RaftHost, after_s: float) -> None:
-        """Something else may end the process first: then the cut is still to come, to the next one."""
+    async def _up_when_down(self, host: RaftHost, node: RaftNode | None, after_s: float) -> None:
+        """``node``: the one that is to be hit, which may have happened before this has its first turn. Something else may end it
+        first: then the cut is still to come, to the next one."""
         faults, pending = host.disk.faults, True
         while pending:
-            node = host.node
             await _when(lambda node=node: host.node is not node)  # type: ignore[misc]
             if host.node is None:
                 self._count_installed(host)
                 await self._up(host, after_s)
-            pending = host.disk.faults is faults and faults.cut_is_coming
+            node, pending = host.node, host.disk.faults is faults and faults.cut_is_coming
 
     def _pause(self) -> bool:
         return self._stop(self._somebody())

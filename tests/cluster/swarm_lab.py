@@ -33,8 +33,8 @@ class SwarmHost(Host):
     def socket(self) -> str:
         return str(self.folder / "agent.sock")
 
-    def start_agent(self, small_state: str = "") -> None:
-        """``small_state``: put the state on a file system of this size first."""
+    def start_agent(self, small_state: str = "", more: str = "") -> None:
+        """``small_state``: put the state on a file system of this size first. ``more``: lines of the configuration."""
         if small_state:
             folder = str(self.folder / "state")
             self.space.run("mount", "-t", "tmpfs", "-o", f"size={small_state}", "tmpfs", folder)
@@ -42,6 +42,7 @@ class SwarmHost(Host):
         config.write_text(
             f'state_dir = "{self.folder}/state"\nsocket = "{self.socket}"\nengine_socket = "{self.engine_socket}"\n'
             f'metrics_addr = "127.0.0.1:9323"\nlog_level = "{"debug" if self.checked else "info"}"\n'
+            + more
         )
         self.state.parent.mkdir(exist_ok=True)
         self.agent = self.spawn(

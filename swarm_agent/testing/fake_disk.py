@@ -32,6 +32,10 @@ class DiskFaults(msgspec.Struct, kw_only=True):
     crash_in: str = ""
     """The power cut comes in the middle of the next call of this name: append, sync, rename, ..."""
 
+    @property
+    def cut_is_coming(self) -> bool:
+        return self.crash_at_step is not None or bool(self.crash_in)
+
 
 class PowerCut(BaseException):
     """Ends the process inside a disk call. Not an ``Exception``: nobody may catch it and go on."""

@@ -222,7 +222,7 @@ class _Story:
                 membership_changes=checks.conf_entries - changes if checks else 0,
                 truncations=checks.truncations if checks else 0,
                 torn_tails=sum(disk.torn_tails for disk in disks),
-                crashes=did["crashes"],
+                crashes=did["crashes"] + sum(sum(disk.cuts.values()) for disk in disks),
                 paused=did["paused"],
                 disk_failures=did["disk_failures"],
                 transfers=did["transfers"],

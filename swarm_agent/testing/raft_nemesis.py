@@ -219,12 +219,15 @@ class Nemesis:
         return True
 
     async def _up_when_down(self, host: RaftHost, node: RaftNode | None, after_s: float) -> None:
-        """``node``: the one that is to be hit, which may have happened before this has its first turn."""
-        await _when(lambda: host.node is not node)
-        if host.node is None:
-            self.did["crashes"] += 1
-            self._count_installed(host)
-            await self._up(host, after_s)
+        """``node``: the one that is to be hit, which may have happened before this has its first turn. Something else may end it
+        first: then the cut is still to come, to the next one."""
+        faults, pending = host.disk.faults, True
+        while pending:
+            await _when(lambda node=node: host.node is not node)  # type: ignore[misc]
+            if host.node is None:
+                self._count_installed(host)
+                await self._up(host, after_s)
+            node, pending = host.node, host.disk.faults is faults and faults.cut_is_coming
 
     def _pause(self) -> bool:
         return self._stop(self._somebody())

@@ -37,7 +37,9 @@ UNIT = Part(
     ),
     "tests",
 )
-SIM_SHORT = Part("sim", 2, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "50"),))
+SIM_SHORT = Part(
+    "sim", 2, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "50"), ("SWARM_SIM_QUICK", "1"))
+)
 SIM = Part("sim", 8, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "40"),))
 SIM_LONG = Part("sim", 120, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "1000"),))
 CLUSTER = Part("real processes and engines", 12, (*PYTEST, "tests/cluster"), "tests/cluster")

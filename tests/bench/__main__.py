@@ -1,4 +1,7 @@
-"""``./run bench``: our swarm beside Docker's own, on the same kind of hosts in the same run; writes docs/benchmarks.md."""
+"""``./run bench``: our swarm beside Docker's own, on the same kind of hosts in the same run; writes docs/benchmarks.md.
+
+``./run bench raft`` is Raft alone, beside etcd's (``raft``).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.bench import raft
+from tests.bench.raft_report import section_of
 from tests.bench.report import render
 from tests.bench.subjects import Docker, Ours, Subject, cpu_seconds, floor, pss_mb, timed
 from tests.cluster.network.lab import ROOT, until
@@ -203,6 +208,9 @@ def measure(kind: type[Subject], runs: int, folder: Path) -> dict[str, object]:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["raft"]:
+        raft.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(prog="./run bench", allow_abbrev=False)
     parser.add_argument("--runs", type=int, default=3, help="times each measure is taken (default 3)")
     parser.add_argument(
@@ -221,7 +229,7 @@ def main() -> None:
     RAW.write_text(json.dumps(results, indent=2))
     if arguments.only is None:
         page = ROOT / "docs" / "benchmarks.md"
-        page.write_text(render(results))
+        page.write_text(render(results) + section_of(page))
         say(f"wrote {page}")
 
 

@@ -137,7 +137,10 @@ class Daemon:
         moved = msgspec.structs.replace(
             membership, advertise_host=host, data_addr=host if moves else membership.data_addr
         )
-        save_membership(self._state_dir, moved)
+        try:
+            save_membership(self._state_dir, moved)
+        except OSError as err:  # a full disk is no reason to stay away; the next start says it again
+            log.error("cannot write down the new address, free some space in %s: %s", self._state_dir, err)
         return moved
 
     async def stop(self) -> None:

@@ -159,7 +159,8 @@ class Member:
     async def stand_alone(self, host: str, data_addr: str) -> None:
         """Go on as the only manager, with everything this one has: the others are gone for good, or are told when they return.
 
-        ``host``, ``data_addr``: where this host stands from now on. When it fails, this manager goes on as it was.
+        ``host``, ``data_addr``: where this host stands from now on. When it fails, the manager is started again with what is on its disk by
+        then: the others may be removed already.
         """
         async with self._role_lock:
             manager, self.manager = self.manager, None
@@ -226,10 +227,11 @@ class Member:
         settings = manager.settings
         request = JoinRaft(settings.raft_id, settings.rpc_addr, settings.manager_addr, self._level)
         while self.manager is manager:
-            if manager.is_leader:
-                return
             try:
-                await self._ask_leader("JoinRaft", request, 15.0)
+                if manager.is_leader:
+                    await manager.tell_addresses()  # ours may be new: nobody else would tell
+                else:
+                    await self._ask_leader("JoinRaft", request, 15.0)
             except ReleaseTooOld as err:
                 await self._give_up(manager, err)
                 return

@@ -158,6 +158,13 @@ def _backup_key(path: str, *, make: bool) -> str:
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(key + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # before the archive, which is worth nothing without it
+        directory = os.open(Path(path).absolute().parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
     except OSError as err:
         raise _Failed(str(err)) from err
     print(f"made a new key in {path}")

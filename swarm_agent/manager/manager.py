@@ -207,15 +207,26 @@ class Manager:
                 begin=_beginning(me, recovery, alone=alone),
                 home=home,
             )
+            await self._begin_work(self.raft, founding, recovery, alone=alone)
         except BaseException:
             await self.stop()
             raise
-        self._transport.receive = self.raft.receive
-        self._transport.lost = self.raft.peer_lost
+
+    async def _begin_work(
+        self,
+        raft: RaftNode,
+        founding: tuple[Cluster, Node] | None,
+        recovery: Recovery | None,
+        *,
+        alone: bool,
+    ) -> None:
+        self._transport.receive = raft.receive
+        self._transport.lost = raft.peer_lost
         self._leaderless_since = asyncio.get_running_loop().time()
-        self.raft.on_change(self._on_raft_change)
-        self._on_raft_change(self.raft.status())
-        self.keys.start(self.raft, self._disk)
+        raft.on_change(self._on_raft_change)
+        self._on_raft_change(raft.status())
+        assert self._disk is not None
+        self.keys.start(raft, self._disk)
         self._follow = asyncio.create_task(self._follow_leadership(), name="follow leadership")
         self._changed.set()
         if founding is not None:
@@ -227,24 +238,36 @@ class Manager:
             await self._settle(recovery.node)
         if alone:
             await self._wait_until(lambda: self.is_leader, 20.0, "to lead alone")
-            await self._tell_addresses()
+            await self._stay_manager()
+            await self.tell_addresses()
 
     async def _settle(self, own: Node) -> None:
         """This node is the only manager. The former ones stay known, as workers that are away: whoever returns is one, and may be promoted."""
-        await self._put(own)
-        for node in list(self.store.nodes.all()):
-            if node.id != own.id and "manager" in (node.role, node.spec.role):
-                spec = msgspec.structs.replace(node.spec, role="worker")
-                await self._put(
-                    msgspec.structs.replace(
-                        node, spec=spec, role="worker", raft_id=0, rpc_addr="", manager_addr=""
+        while True:
+            rows = [own] if self.store.nodes.get(own.id) is None else []
+            for node in self.store.nodes.all():
+                if node.id != own.id and "manager" in (node.role, node.spec.role):
+                    spec = msgspec.structs.replace(node.spec, role="worker")
+                    rows.append(
+                        msgspec.structs.replace(
+                            node, spec=spec, role="worker", raft_id=0, rpc_addr="", manager_addr=""
+                        )
                     )
-                )
+            if not rows:
+                return
+            await self.propose(tuple(Group(f"node/{row.id}", (Put(row, row.version),)) for row in rows))
 
-    async def _put(self, node: Node) -> None:
-        await self.propose((Group(f"node/{node.id}", (Put(node, node.version),)),))
+    async def _stay_manager(self) -> None:
+        """A demotion that was asked for before the majority went cannot be done by the last manager."""
+        while True:
+            node = self.store.nodes.get(self.settings.node_id)
+            if node is None or (node.role, node.spec.role) == ("manager", "manager"):
+                return
+            spec = msgspec.structs.replace(node.spec, role="manager")
+            changed = msgspec.structs.replace(node, spec=spec, role="manager")
+            await self.propose((Group(f"node/{node.id}", (Put(changed, node.version),)),))
 
-    async def _tell_addresses(self) -> None:
+    async def tell_addresses(self) -> None:
         settings = self.settings
         assert self.raft is not None
         await admit(
@@ -291,8 +314,8 @@ class Manager:
         await self._rpc.stop()
         if self._home is not None:
             await run_on(self._home, self._transport.stop)
-            await self._home.leave()
-            self._home = None
+            home, self._home = self._home, None  # a second stop finds its mailboxes closed
+            await home.leave()
         for client in self._clients.values():
             await client.close()
         self._clients.clear()

@@ -577,14 +577,17 @@ class Driver:
         """Whatever becomes of it is reported: the peer would wait for ever otherwise."""
         arrived = 0
         me = asyncio.current_task()
+        term = self.core.term
         try:
             meta, view = await self._state()
+            if self.core.leading is None or self.core.term != term:
+                return  # deposed while the owner was busy: only a leader sends its state
             sender = SnapshotSender(
                 self._config,
                 lambda chunk: self._send_frame(raft_id, [chunk]),
                 self._disk.run,
                 to=raft_id,
-                term=self.core.term,
+                term=term,
                 transfers=self._transfers,
                 meta=meta,
                 view=view,
@@ -610,9 +613,10 @@ class Driver:
             return
         wanted, pieces = self._receiver.take(chunk)
         if pieces is not None:
-            self._arrived[chunk.meta.index] = pieces
+            self._arrived.setdefault(chunk.meta.index, pieces)  # another transfer's are the same state
             self.core.step(InstallSnapshot(chunk.frm, chunk.to, chunk.term, chunk.meta))
-            if self.core.pending_snapshot is not chunk.meta:
+            pending = self.core.pending_snapshot
+            if pending is None or pending.index != chunk.meta.index:
                 del self._arrived[chunk.meta.index]
         receipt = wire.ChunkReceipt(self._config.raft_id, chunk.frm, chunk.transfer, wanted)
         self._send_frame(chunk.frm, [receipt])

@@ -18,6 +18,8 @@ from typing import Any, Protocol, TypeVar
 
 import uvloop
 
+from swarm_agent.raft.errors import Stopped
+
 T = TypeVar("T")
 
 SLICE_S = 0.005  # how long a mailbox keeps its loop from everything else
@@ -131,6 +133,8 @@ class OwnThread:
 
 async def run_on(home: Home, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine on Raft's loop and wait for it on the owner's. Cancelling here cancels it there."""
+    if home.raft.closed:
+        raise Stopped
     future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     running: list[asyncio.Task[T]] = []
 

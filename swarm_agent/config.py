@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import tomllib
 from pathlib import Path
 from typing import Literal
@@ -70,6 +71,11 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 raise ValueError(f"{name} {port} is not in the range 1 to 65535")
         if len({self.front_door_port, self.rpc_port, self.raft_port}) < 3:
             raise ValueError("front_door_port, rpc_port and raft_port must differ")
+        if self.advertise_addr:
+            try:
+                ipaddress.IPv4Address(self.advertise_addr)
+            except ValueError as err:
+                raise ValueError(f"advertise_addr {self.advertise_addr!r} is no IPv4 address") from err
         if self.log_level not in LOG_LEVELS:
             raise ValueError(f"log_level {self.log_level!r} is none of {', '.join(LOG_LEVELS)}")
         if self.log_format not in ("journal", "text"):

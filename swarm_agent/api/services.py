@@ -15,7 +15,7 @@ from swarm_agent.api.resolve import resolve
 from swarm_agent.api.writes import version_of, write, write_spec
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.node.engine import EngineError, EngineUnreachable
-from swarm_agent.objects import defaults, validate
+from swarm_agent.objects import defaults, features, validate
 from swarm_agent.objects.errors import AlreadyExists, InvalidSpec, OutOfSequence, Unimplemented
 from swarm_agent.objects.normalise import normalise, parse_json
 from swarm_agent.objects.records import Network, Service
@@ -53,7 +53,7 @@ async def inspect(backend: Backend, request: Request, wanted: str) -> Response:
 
 async def create(backend: Backend, request: Request) -> Response:
     spec = await _resolved(backend, _named(backend, normalise(parse_json(await request.body()), ServiceSpec)))
-    validate.service(spec)
+    _acceptable(backend, spec)
     name = (spec.name or "").lower()
     with backend.reserve(f"service/{name}", *_port_names(spec)):
         if any(backend.store.services.by("name", name)):
@@ -84,7 +84,7 @@ async def update(backend: Backend, request: Request, wanted: str) -> Response:
         )
     auth = _registry_auth(request, service)
     spec = await _resolved(backend, normalise(raw, ServiceSpec))
-    validate.service(spec)
+    _acceptable(backend, spec)
     if spec.name != service.spec.name:
         raise Unimplemented("renaming services is not supported")
     with backend.reserve(*_port_names(spec)):
@@ -115,6 +115,17 @@ async def remove(backend: Backend, request: Request, wanted: str) -> Response:  
         except OutOfSequence:
             continue  # an update's progress was written in between; the removal is meant all the same
         return Response()
+
+
+def _acceptable(backend: Backend, spec: ServiceSpec) -> None:
+    """Raises what is wrong with it, or what this cluster cannot hold yet."""
+    validate.service(spec)
+    level, what = backend.store.feature_level, validate.needs(spec)
+    if what and level < features.ORCHESTRATION:
+        raise Unimplemented(
+            f"{what} needs feature level {features.ORCHESTRATION}, and this swarm is at level {level}: upgrade every manager "
+            "(swarmctl status shows each one's level)"
+        )
 
 
 # --- from what was sent to what is stored -------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ class Controllers:
         if updating or change.new is None or service is None:
             self._dirty[Key("service", task.service_id)] = None
         if service is not None:
-            self._dirty[Key("slot", task.service_id, task.slot)] = None
+            self._dirty[Key("slot", task.service_id, task.place)] = None
         freed = change.new is None or (
             change.new.status.state.terminal and not (change.old and change.old.status.state.terminal)
         )
@@ -110,7 +110,7 @@ class Controllers:
             return
         self._dirty[RESCHEDULE] = None
         for task in self.store.tasks.by("node", node_id):
-            self._dirty[Key("slot", task.service_id, task.slot)] = None
+            self._dirty[Key("slot", task.service_id, task.place)] = None
 
     # --- one look ------------------------------------------------------------------------------------------------
     def next_wake(self) -> int | None:
@@ -172,7 +172,7 @@ class Controllers:
             elif key.kind == "prepared":
                 reconcile_prepared(p, key.id)
             elif key.kind == "slot":
-                reconcile_slot(p, key.id, key.slot)
+                reconcile_slot(p, key.id, key.place)
             elif key == RESCHEDULE:
                 self._waiting.update(dict.fromkeys(self.store.tasks.ids("node", "")))
         self._place(p)

@@ -42,7 +42,7 @@ def reconcile_service(p: Pass, service_id: str) -> None:
     _scale(p, service, seen)
     handed = update.advance(p, service, seen)
     for slot in {**seen.open, **dict.fromkeys(handed)}.keys() - later:
-        reap_slot(p, service, slot, list(p.view.tasks.by("slot", (service.id, slot))))
+        reap_slot(p, service, slot, p.at(service.id, slot))
 
 
 def reconcile_prepared(p: Pass, service_id: str) -> None:
@@ -51,20 +51,20 @@ def reconcile_prepared(p: Pass, service_id: str) -> None:
     p.looked(len(tasks))
     for task in tasks:
         if task.desired_state == TaskState.READY:
-            p.more(Key("slot", service_id, task.slot))
+            p.more(Key("slot", service_id, task.place))
 
 
-def reconcile_slot(p: Pass, service_id: str, slot: int) -> None:
+def reconcile_slot(p: Pass, service_id: str, slot: int | str) -> None:
     """One slot after one of its tasks changed. An update in progress makes the caller look at the service too."""
     service = p.view.services.get(service_id)
-    tasks = list(p.view.tasks.by("slot", (service_id, slot)))
+    tasks = p.at(service_id, slot)
     p.looked(1 + len(tasks))
     if service is None:
         for task in tasks:
             forget_removed(p, aim(p, task, TaskState.REMOVE))
         return
     _slot(p, service, tasks)
-    reap_slot(p, service, slot, list(p.view.tasks.by("slot", (service_id, slot))))
+    reap_slot(p, service, slot, p.at(service_id, slot))
 
 
 def taken(tasks: list[Task]) -> bool:
@@ -82,7 +82,7 @@ def newest(tasks: list[Task]) -> Task:
 def _slot(p: Pass, service: Service, tasks: list[Task]) -> None:
     for task in [t for t in tasks if live(t)]:
         _check(p, service, task)
-    now = list(p.view.tasks.by("slot", (service.id, tasks[0].slot))) if tasks else []
+    now = p.at(service.id, tasks[0].place) if tasks else []
     _start(p, now)
 
 
@@ -109,7 +109,7 @@ def _check(p: Pass, service: Service, task: Task) -> None:
 
 def _replace(p: Pass, service: Service, task: Task, cause: str) -> None:
     aim(p, task, TaskState.SHUTDOWN)
-    if any(_stands_in(t, task, service) for t in p.view.tasks.by("slot", (service.id, task.slot))):
+    if any(_stands_in(t, task, service) for t in p.at(service.id, task.place)):
         return
     policy = defaults.restart(service.spec.task_template)
     if cause != "restart":
@@ -153,7 +153,7 @@ def _may_restart(p: Pass, service: Service, task: Task, policy: defaults.Restart
     ended = task.status.finished_at or task.status.timestamp
     recent = [
         t
-        for t in p.view.tasks.by("slot", (service.id, task.slot))
+        for t in p.at(service.id, task.place)
         if t.revision_id == task.revision_id and t.attempt and ended - policy.window < t.created_at <= ended
     ]
     return len(recent) < policy.max_attempts
@@ -164,7 +164,7 @@ def _start(p: Pass, tasks: list[Task]) -> None:
     for task in tasks:
         if task.desired_state != TaskState.READY:
             continue
-        key = Key("slot", task.service_id, task.slot)
+        key = Key("slot", task.service_id, task.place)
         if p.now < task.start_after:
             p.wake(key, task.start_after)
             continue
@@ -203,7 +203,7 @@ def _scale(p: Pass, service: Service, seen: Survey) -> None:
         if len(surplus) > most:
             p.more(Key("service", service.id))
         for slot in surplus[:most]:
-            for task in p.view.tasks.by("slot", (service.id, slot)):
+            for task in p.at(service.id, slot):
                 aim(p, task, TaskState.REMOVE)
         seen.look_again(surplus[:most])
 

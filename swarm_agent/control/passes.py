@@ -8,15 +8,15 @@ from typing import NamedTuple
 from swarm_agent.control.ledger import Ledger
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.records import Task
-from swarm_agent.store import Change, Group, Overlay, Store
+from swarm_agent.store import Change, Group, Overlay, Store, slot_key
 
 
 class Key(NamedTuple):
-    """What a reconciliation is about: ("service", id), ("prepared", service id), ("slot", service id, number), ("node", id), ("network", id)."""
+    """What a reconciliation is about: ("service", id), ("prepared", service id), ("slot", service id, place), ("node", id), ("network", id)."""
 
     kind: str
     id: str
-    slot: int = 0
+    place: int | str = 0
 
 
 RESCHEDULE = Key("pending", "")
@@ -43,6 +43,15 @@ class Pass:
         self._to_place: set[str] = set()  # their revisions: each is compared with every node
         self._written: set[tuple[type[Record], str]] = set()
         self._journal: list[Change] = []
+
+    @property
+    def level(self) -> int:
+        """The feature level of what may be written."""
+        return self.view.base.feature_level
+
+    def at(self, service_id: str, place: int | str) -> list[Task]:
+        """The tasks of one place of a service."""
+        return list(self.view.tasks.by("slot", slot_key(service_id, place)))
 
     def put(self, row: Record) -> None:
         """Write a row; the books see it at once."""

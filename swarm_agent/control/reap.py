@@ -11,7 +11,7 @@ from swarm_agent.objects.records import Service, Task
 KEPT_REVISIONS = 10
 
 
-def reap_slot(p: Pass, service: Service | None, slot: int, tasks: list[Task]) -> None:  # noqa: ARG001 - names the place
+def reap_slot(p: Pass, service: Service | None, slot: int | str, tasks: list[Task]) -> None:  # noqa: ARG001 - names the place
     """Delete what is to be removed and has ended, then the oldest history beyond the limit."""
     if len(tasks) == 1 and live(tasks[0]):
         return

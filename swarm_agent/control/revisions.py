@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
-from swarm_agent.objects.records import Revision
-from swarm_agent.objects.specs import EndpointSpec, ServiceSpec
+from swarm_agent.objects.options import options
+from swarm_agent.objects.records import ContentRef, Revision
+from swarm_agent.objects.specs import EndpointSpec, ServiceSpec, TaskTemplate
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 
@@ -23,22 +24,60 @@ _DEFAULTS = {
 }
 
 
-def revision_of(service_id: str, spec: ServiceSpec, networks: tuple[str, ...]) -> Revision:
-    """The revision of a normalised spec whose networks are resolved to ids.
+def revision_of(
+    service_id: str,
+    spec: ServiceSpec,
+    networks: tuple[str, ...],
+    contents: tuple[ContentRef, ...] = (),
+    number: int = 0,
+) -> Revision:
+    """The revision of a normalised spec whose networks and contents are resolved; ``number`` if it turns out to be new.
 
-    Scale, labels and update settings are no part of it. Equal meaning gives an equal id: a client that reads a spec and
-    sends it back, with its own idea of what to leave out, makes no new revision and restarts nothing.
+    Scale, labels and update settings are no part of it, but for what labels ask of each task (``objects/options.py``). Equal
+    meaning gives an equal id: a client that reads a spec and sends it back, with its own idea of what to leave out,
+    makes no new revision and restarts nothing.
     """
-    endpoint = spec.endpoint_spec or EndpointSpec()
-    plain = msgspec.to_builtins((spec.task_template, endpoint))
-    digest = hashlib.sha256(_encoder.encode((_canonical(plain), networks))).hexdigest()[:16]
-    return Revision(
-        id=f"{service_id}.{digest}",
+    wanted = options(spec.labels)
+    bare = Revision(
+        id="",
         service_id=service_id,
         template=spec.task_template,
-        endpoint=endpoint,
+        endpoint=spec.endpoint_spec or EndpointSpec(),
         networks=networks,
+        number=number,
+        contents=contents,
+        pre_start=wanted.pre_start,
+        singleton=wanted.singleton,
     )
+    return msgspec.structs.replace(bare, id=f"{service_id}.{_digest(bare, bare.template)}")
+
+
+def same_but_placement(one: Revision, other: Revision) -> bool:
+    """Whether tasks of both differ in nothing but where they may run."""
+    return one.id == other.id or _core(one) == _core(other)
+
+
+def _core(revision: Revision) -> str:
+    core = _cores.get(revision.id)
+    if core is None:
+        if len(_cores) >= MAX_CORES:
+            _cores.clear()
+        core = _digest(revision, msgspec.structs.replace(revision.template, placement=None))
+        _cores[revision.id] = core
+    return core
+
+
+MAX_CORES = 4096
+_cores: dict[str, str] = {}  # by revision id, which names its content
+
+
+def _digest(revision: Revision, template: TaskTemplate) -> str:
+    """What came later than the first release counts only where it is used: its services keep their ids."""
+    plain = msgspec.to_builtins((template, revision.endpoint))
+    parts: list[Any] = [_canonical(plain), revision.networks]
+    if revision.contents or revision.pre_start is not None or revision.singleton:
+        parts += msgspec.to_builtins((revision.contents, revision.pre_start, revision.singleton))
+    return hashlib.sha256(_encoder.encode(tuple(parts))).hexdigest()[:16]
 
 
 def _canonical(value: Any) -> Any:

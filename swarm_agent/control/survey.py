@@ -77,7 +77,7 @@ class Survey:
         for slot in slots:
             self.present.pop(slot, None)
             self.older.pop(slot, None)
-            tasks = list(self._p.view.tasks.by("slot", (self._service_id, slot)))
+            tasks = self._p.at(self._service_id, slot)
             if tasks:
                 self.open[slot] = tasks
             else:

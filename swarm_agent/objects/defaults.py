@@ -63,6 +63,40 @@ def is_replicated(spec: ServiceSpec) -> bool:
     return mode.global_ is None and mode.replicated_job is None and mode.global_job is None
 
 
+def mode(spec: ServiceSpec) -> str:
+    """Docker's word: replicated, global, replicated-job or global-job."""
+    given = spec.mode
+    if given.global_ is not None:
+        return "global"
+    if given.replicated_job is not None:
+        return "replicated-job"
+    return "replicated" if given.global_job is None else "global-job"
+
+
+def is_job(spec: ServiceSpec) -> bool:
+    return spec.mode.replicated_job is not None or spec.mode.global_job is not None
+
+
+def is_global(spec: ServiceSpec) -> bool:
+    """Whether it runs once on every node, as a service or as a job."""
+    return spec.mode.global_ is not None or spec.mode.global_job is not None
+
+
+class Job(NamedTuple):
+    max_concurrent: int
+    total: int
+
+
+def job(spec: ServiceSpec) -> Job:
+    """Of a replicated job."""
+    given = spec.mode.replicated_job
+    concurrent = 1 if given is None or given.max_concurrent is None else given.max_concurrent
+    return Job(
+        concurrent,
+        concurrent if given is None or given.total_completions is None else given.total_completions,
+    )
+
+
 def restart(template: TaskTemplate) -> Restart:
     policy = template.restart_policy or RestartPolicy()
     return Restart(

@@ -13,8 +13,9 @@ COMPACT_STATUS = 2  # ``SetStatus`` in the log
 SNAPSHOT_FRAMES = 2  # snapshots that say their format; the first release's are one msgpack array
 NODE_LEVELS = 2  # ``Node.feature_level``
 AUTOLOCK = 2  # ``Cluster.unlock``
+ORCHESTRATION = 3  # see BRINGS
 
-LEVEL = 2
+LEVEL = 3
 """The highest level this release knows."""
 
 BRINGS: dict[int, tuple[str, ...]] = {
@@ -24,6 +25,12 @@ BRINGS: dict[int, tuple[str, ...]] = {
         "snapshots in frames",
         "a node's level in its record",
         "autolock and its unlock key",
+    ),
+    3: (
+        "global services, jobs, schedules, rollback",
+        "secrets and configs with versions",
+        "spread preferences, generic resources, templates, what labels of the prefix swarm-agent. ask for",
+        "numbers of revisions, back-off of crash loops, drain and rebalance as rolling moves, fencing",
     ),
 }
 """What each level brings, for people."""

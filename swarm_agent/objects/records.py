@@ -11,6 +11,7 @@ import msgspec
 
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.enums import NodeState, TaskState
+from swarm_agent.objects.options import PreStart
 from swarm_agent.objects.specs import (
     ClusterSpec,
     ConfigSpec,
@@ -73,6 +74,14 @@ class EnginePlugin(Part, frozen=True, kw_only=True):
     name: str
 
 
+class Generic(Part, frozen=True, kw_only=True):
+    """A generic resource: so many of a kind (``count``), or one of its kind by name. A name that is a path is a device."""
+
+    kind: str
+    count: int = 0
+    name: str = ""
+
+
 class NodeDescription(Part, frozen=True, kw_only=True):
     hostname: str = ""
     architecture: str = ""
@@ -82,6 +91,8 @@ class NodeDescription(Part, frozen=True, kw_only=True):
     engine_version: str = ""
     engine_labels: Labels = {}
     plugins: tuple[EnginePlugin, ...] = ()
+    generic: tuple[Generic, ...] = ()  # what else can be reserved, devices among it
+    volumes: tuple[str, ...] = ()  # names of the local volumes it holds, sorted
     cert_issuer_subject: bytes = b""  # DER
     cert_issuer_public_key: bytes = b""  # DER
     agent_version: str = ""
@@ -91,6 +102,9 @@ class NodeStatus(Part, frozen=True, kw_only=True):
     state: NodeState = NodeState.UNKNOWN
     message: str = ""
     addr: str = ""
+    fenced: bool = (
+        False  # it is down, and whatever ran on it under a lease (strict singletons) has ended by now
+    )
 
 
 class Node(Record, frozen=True, kw_only=True, tag="node"):
@@ -109,6 +123,13 @@ class Node(Record, frozen=True, kw_only=True, tag="node"):
 
 
 # --- services ----------------------------------------------------------------------------------------------------
+class ContentRef(Part, frozen=True, kw_only=True):
+    """One version of a secret's or config's content; its row is ``<owner>.<number>``."""
+
+    owner: str  # id of the secret or config
+    number: int
+
+
 class Revision(Record, frozen=True, kw_only=True, tag="revision"):
     """The immutable part of a service that tasks are made from. ``id`` is ``<service id>.<content digest>``."""
 
@@ -116,6 +137,12 @@ class Revision(Record, frozen=True, kw_only=True, tag="revision"):
     template: TaskTemplate
     endpoint: EndpointSpec = EndpointSpec()
     networks: tuple[str, ...] = ()  # resolved ids, in order
+    number: int = 0  # 1.. in the order a service got them; 0 where level 3 was not reached yet
+    contents: tuple[
+        ContentRef, ...
+    ] = ()  # the versions of secrets, then of configs, in the order of the references
+    pre_start: PreStart | None = None
+    singleton: bool = False  # never twice, not even through a partition: its tasks run under a lease
 
 
 class VirtualAddress(Part, frozen=True, kw_only=True):
@@ -135,10 +162,21 @@ class UpdateStatus(Part, frozen=True, kw_only=True):
     completed_at: int = 0
 
 
+class JobStatus(Part, frozen=True, kw_only=True):
+    """How far a job is: tasks of other iterations are history."""
+
+    iteration: int = 0  # grows with every run
+    last_execution: int = 0  # when this iteration began, nanoseconds
+    due: int = 0  # scheduled jobs: the time in the timetable that was dealt with last
+    skipped: int = 0  # runs that were due while the last one went on
+
+
 class Service(Record, frozen=True, kw_only=True, tag="service"):
     spec: ServiceSpec
     previous_spec: ServiceSpec | None = None
     revision_id: str = ""
+    previous_revision_id: str = ""  # of ``previous_spec``
+    job: JobStatus | None = None
     spec_version: int = 0
     endpoint: ServiceEndpoint | None = None
     update_status: UpdateStatus | None = None
@@ -190,11 +228,21 @@ class Task(Record, frozen=True, kw_only=True, tag="task"):
     node_address: str = ""  # on the node network; "" when the task needs none
     start_after: int = 0  # not to be started before this time (restart delay)
     attempt: int = 0  # how many tasks of this slot and revision came before it
-    cause: str = ""  # why it was made: "create", "scale", "update", "restart", "node down", "drain"
+    cause: str = ""  # why it was made: "create", "scale", "update", "restart", "node down", "drain", "rebalance", "run"
+    preset: str = ""  # global modes: the node it is for, from the beginning
+    iteration: int = 0  # jobs
+    failures: int = 0  # how often in a row this slot failed soon after its start; decides the restart delay
+    replaces: str = ""  # the running task it is to take over from (drain, rebalance)
+    generic: tuple[Generic, ...] = ()  # what of its node's generic resources it was given
+
+    @property
+    def place(self) -> int | str:
+        """What is one of its service: a slot, or in global modes a node."""
+        return self.preset or self.slot
 
     @property
     def name(self) -> str:
-        return f"{self.service_name}.{self.slot or self.node_id}.{self.id}"
+        return f"{self.service_name}.{self.slot or self.preset or self.node_id}.{self.id}"
 
 
 # --- networks, secrets, configs ------------------------------------------------------------------------------------
@@ -215,11 +263,28 @@ class Attachment(Record, frozen=True, kw_only=True, tag="attachment"):
 
 
 class Secret(Record, frozen=True, kw_only=True, tag="secret"):
+    """``spec`` without data: each version of it is a Content."""
+
     spec: SecretSpec
+    number: int = 1  # of the present version
 
 
 class Config(Record, frozen=True, kw_only=True, tag="config"):
+    """As a secret."""
+
     spec: ConfigSpec
+    number: int = 1
 
 
-AnyRecord = Cluster | Node | Service | Revision | Task | Network | Attachment | Secret | Config
+class Content(Record, frozen=True, kw_only=True, tag="content"):
+    """One version of a secret's or config's data, never changed; ``id`` is ``<owner>.<number>``. Feature level 3."""
+
+    owner: str
+    number: int
+    data: bytes
+
+    def __repr__(self) -> str:
+        return f"Content(id={self.id})"
+
+
+AnyRecord = Cluster | Node | Service | Revision | Task | Network | Attachment | Secret | Config | Content

@@ -24,6 +24,7 @@ from swarm_agent.objects.enums import (
 )
 from swarm_agent.objects.errors import InvalidSpec, Unimplemented, UserError
 from swarm_agent.objects.images import is_image_id, parse_image
+from swarm_agent.objects.options import PREFIX, options
 from swarm_agent.objects.specs import (
     ClusterSpec,
     ContainerSpec,
@@ -36,6 +37,7 @@ from swarm_agent.objects.specs import (
     TaskTemplate,
     UpdateConfig,
 )
+from swarm_agent.objects.timetable import Timetable
 
 _NAME = re.compile(r"[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*")
 _MIN_MEMORY = 4 * 1024 * 1024
@@ -75,9 +77,65 @@ def service(spec: ServiceSpec) -> None:
     for config in (spec.update_config, spec.rollback_config):
         update_config(config)
     endpoint(spec.endpoint_spec)
+    mode(spec)
+    asked(spec)
+    refuse_unsupported(spec)
+
+
+def mode(spec: ServiceSpec) -> None:
     if defaults.replicas(spec) < 0:
         raise InvalidSpec("Number of replicas must be non-negative", "Mode.Replicated.Replicas")
-    refuse_unsupported(spec)
+    if not defaults.is_job(spec):
+        return
+    wanted = defaults.job(spec)
+    if wanted.max_concurrent < 0:
+        raise InvalidSpec("Maximum concurrent jobs must not be negative", "Mode.ReplicatedJob.MaxConcurrent")
+    if wanted.total < 0:
+        raise InvalidSpec(
+            "Number of total completions must not be negative", "Mode.ReplicatedJob.TotalCompletions"
+        )
+    if spec.update_config is not None:
+        raise InvalidSpec("Jobs may not have an update config", "UpdateConfig")
+
+
+def asked(spec: ServiceSpec) -> None:
+    """What labels of our prefix ask for, against the rest of the spec."""
+    wanted = options(spec.labels)
+    if wanted.schedule is not None:
+        if not defaults.is_job(spec):
+            raise _at_odds("schedule", "only jobs run by a timetable (--mode replicated-job or global-job)")
+        Timetable.parse(wanted.schedule.cron, wanted.schedule.timezone)
+    if wanted.singleton and (defaults.mode(spec) != "replicated" or defaults.replicas(spec) > 1):
+        raise _at_odds("singleton", "a strict singleton is a replicated service of one replica")
+    if wanted.singleton and spec.update_config is not None and spec.update_config.order == "start-first":
+        raise _at_odds("singleton", "a strict singleton cannot be updated start-first: two tasks would run")
+    for dependency in wanted.depends_on:
+        if dependency.service == spec.name:
+            raise _at_odds("depends-on", "a service cannot wait for itself")
+
+
+def _at_odds(key: str, why: str) -> InvalidSpec:
+    return InvalidSpec(f"label {PREFIX}{key}: {why}", f"Labels['{PREFIX}{key}']")
+
+
+def needs(spec: ServiceSpec) -> str:
+    """What of a spec only a cluster of level ``features.ORCHESTRATION`` can hold; "" when nothing."""
+    template = spec.task_template
+    ctr = defaults.container(template)
+    placement = template.placement
+    reservations = template.resources and template.resources.reservations
+    wants: tuple[tuple[str, object], ...] = (
+        ("a global service", spec.mode.global_),
+        ("a job", defaults.is_job(spec)),
+        ("an automatic rollback", spec.update_config and spec.update_config.failure_action == "rollback"),
+        ("a spread preference", placement and placement.preferences),
+        ("a generic resource", reservations and reservations.generic_resources),
+        ("a secret", ctr.secrets),
+        ("a config", ctr.configs),
+        ("a template", _has_template(ctr)),
+        (f"a label {PREFIX}...", any(k.startswith(PREFIX) for k in spec.labels)),
+    )
+    return next((what for what, present in wants if present), "")
 
 
 def task(template: TaskTemplate) -> None:
@@ -192,7 +250,7 @@ def _port(port: PortConfig, path: str) -> None:
 
 def refuse_unsupported(spec: ServiceSpec) -> None:
     """Refuse by name what Docker knows and this version would otherwise ignore."""
-    mode, template = spec.mode, spec.task_template
+    template = spec.task_template
     ctr = defaults.container(template)
     placement = template.placement
     reservations = template.resources and template.resources.reservations
@@ -200,12 +258,6 @@ def refuse_unsupported(spec: ServiceSpec) -> None:
     ports = (endpoint_spec and endpoint_spec.ports) or ()
     privileges = ctr.privileges
     refused: tuple[tuple[str, object], ...] = (
-        ("global services (--mode global)", mode.global_),
-        ("jobs (--mode replicated-job, global-job)", mode.replicated_job or mode.global_job),
-        (
-            "rollback (--update-failure-action rollback)",
-            spec.update_config and spec.update_config.failure_action == "rollback",
-        ),
         ("placement preferences (--placement-pref)", placement and placement.preferences),
         ("generic resources (--generic-resource)", reservations and reservations.generic_resources),
         ("secrets (--secret)", ctr.secrets),

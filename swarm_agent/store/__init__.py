@@ -9,7 +9,7 @@ from __future__ import annotations
 from swarm_agent.store.overlay import Overlay
 from swarm_agent.store.snapshots import DamagedSnapshot
 from swarm_agent.store.store import ApplyResult, Change, Store
-from swarm_agent.store.tables import Rows, View
+from swarm_agent.store.tables import Rows, View, slot_key
 from swarm_agent.store.writes import (
     Delete,
     Entry,
@@ -39,4 +39,5 @@ __all__ = [
     "Write",
     "decode_entry",
     "encode_entry",
+    "slot_key",
 ]

@@ -12,6 +12,7 @@ from swarm_agent.objects.records import (
     Attachment,
     Cluster,
     Config,
+    Content,
     Network,
     Node,
     Revision,
@@ -157,6 +158,10 @@ class Overlay:
     @property
     def configs(self) -> _Rows[Config]:
         return self._rows[Config]
+
+    @property
+    def contents(self) -> _Rows[Content]:
+        return self._rows[Content]
 
     @property
     def cluster(self) -> Cluster | None:

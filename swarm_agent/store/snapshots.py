@@ -17,14 +17,14 @@ import msgspec
 
 from swarm_agent.objects import features
 from swarm_agent.objects.base import Record
-from swarm_agent.objects.records import AnyRecord, Cluster, Config, Node, Secret, Task
+from swarm_agent.objects.records import AnyRecord, Cluster, Config, Content, Node, Secret, Task
 
 MARK = b"\xc1"
 FORMAT = 2  # the first release wrote no mark and no number
 PIECE_BYTES = 1 << 20  # a piece ends with the frame that brings it here
 
 _LENGTH = 4
-_PER_FRAME: dict[type[Record], int] = {Task: 256, Node: 128, Config: 1, Secret: 1, Cluster: 1}
+_PER_FRAME: dict[type[Record], int] = {Task: 256, Node: 128, Config: 1, Content: 1, Secret: 1, Cluster: 1}
 _PER_FRAME_OTHERS = 32  # rows an encoder is given at once: it holds the interpreter's lock for as long
 
 

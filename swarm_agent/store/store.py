@@ -15,6 +15,7 @@ from swarm_agent.objects.records import (
     Attachment,
     Cluster,
     Config,
+    Content,
     Network,
     Node,
     Revision,
@@ -103,6 +104,10 @@ class Store:
     @property
     def configs(self) -> Table[Config]:
         return self.tables[Config]
+
+    @property
+    def contents(self) -> Table[Content]:
+        return self.tables[Content]
 
     @property
     def cluster(self) -> Cluster | None:

@@ -12,6 +12,7 @@ from swarm_agent.objects.records import (
     Attachment,
     Cluster,
     Config,
+    Content,
     Network,
     Node,
     Revision,
@@ -32,12 +33,13 @@ INDEXES: dict[type[Record], dict[str, KeyOf]] = {
     Task: {
         "service": attrgetter("service_id"),
         "node": attrgetter("node_id"),
-        "slot": attrgetter("service_id", "slot"),
+        "slot": attrgetter("service_id", "slot", "preset"),
     },
     Network: {"name": lambda n: (n.spec.name or "").lower()},
     Attachment: {"node": lambda a: a.node_id, "network": lambda a: a.network_id},
     Secret: {"name": lambda s: (s.spec.name or "").lower()},
     Config: {"name": lambda c: (c.spec.name or "").lower()},
+    Content: {"owner": attrgetter("owner")},
 }
 
 TALLIES: dict[type[Record], dict[str, KeyOf]] = {
@@ -170,6 +172,11 @@ def _take(tally: Counter[Any], key: Any) -> None:
         del tally[key]
 
 
+def slot_key(service_id: str, place: int | str) -> tuple[str, int, str]:
+    """The key of the tasks' index "slot": a place is a slot's number or, in global modes, a node's id."""
+    return (service_id, 0, place) if isinstance(place, str) else (service_id, place, "")
+
+
 class View(Protocol):
     """A consistent picture of the cluster: the committed one, or one with writes laid over it."""
 
@@ -189,5 +196,7 @@ class View(Protocol):
     def secrets(self) -> Rows[Secret]: ...
     @property
     def configs(self) -> Rows[Config]: ...
+    @property
+    def contents(self) -> Rows[Content]: ...
     @property
     def cluster(self) -> Cluster | None: ...

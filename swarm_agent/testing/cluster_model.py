@@ -13,6 +13,7 @@ import msgspec
 
 from swarm_agent.control.engine import Controllers
 from swarm_agent.control.revisions import revision_of
+from swarm_agent.objects import features
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import NodeState, TaskState
@@ -52,6 +53,7 @@ class PaperCluster:
                 spec=ClusterSpec(name="default"),
                 root_ca=RootCA(cert=b"", key=b"", digest=""),
                 join_tokens=JoinTokens(worker="", manager=""),
+                feature_level=features.LEVEL,
             )
         )
         self.controllers = Controllers(self.store, self.id)

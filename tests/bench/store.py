@@ -237,7 +237,7 @@ def bench_views(world: World) -> None:
         for task in tasks[:1000]:
             view.group(task.service_id)
             view.put(replace(task, desired_state=TaskState.SHUTDOWN))
-            for _ in view.tasks.by("slot", (task.service_id, task.slot)):
+            for _ in view.tasks.by("slot", (task.service_id, task.slot, task.preset)):
                 pass
         view.groups()
 

@@ -425,7 +425,7 @@ def test_the_shape_of_the_swarm(tmp_path: Path) -> None:
             "NodeAddr": "10.0.0.1",
             "LocalNodeState": "active",
             "ControlAvailable": True,
-            "FeatureLevel": 2,
+            "FeatureLevel": 3,
             "Error": "",
             "RemoteManagers": [{"NodeID": NODE_ID, "Addr": "10.0.0.1:2377"}],
             "Nodes": 1,
@@ -531,7 +531,7 @@ def test_an_update_is_based_on_the_spec_that_was_read(tmp_path: Path) -> None:
         ({**SPEC, "Name": "b", "Networks": [{"Target": "local"}]}, 403, "The network local cannot be used with services. Only networks scoped to the swarm can be used, such as those created with the overlay driver."),
         ({**SPEC, "Name": "b", "Networks": [{"Target": "ingress"}]}, 400, 'rpc error: code = InvalidArgument desc = Service cannot be explicitly attached to the ingress network "ingress"'),
         ({**SPEC, "Name": "b", "EndpointSpec": {"Ports": [{"TargetPort": 1, "PublishedPort": 80}]}}, 400, "rpc error: code = InvalidArgument desc = port '80' is already in use by service 'web' (0000000000000000000000001) as an ingress port"),
-        ({**SPEC, "Name": "b", "Mode": {"Global": {}}}, 501, "rpc error: code = Unimplemented desc = not supported by this version of swarm-agent: global services (--mode global)"),
+        ({**SPEC, "Name": "b", "EndpointSpec": {"Mode": "dnsrr"}}, 501, "rpc error: code = Unimplemented desc = not supported by this version of swarm-agent: endpoint mode dnsrr (--endpoint-mode dnsrr)"),
     ],
 )  # fmt: skip
 def test_services_that_cannot_be_made(tmp_path: Path, body: Any, status: int, text: str) -> None:

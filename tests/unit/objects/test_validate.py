@@ -112,10 +112,6 @@ def test_a_bad_constraint_is_dockers_500() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "what"),
     [
-        ("Mode", {"Global": {}}, "global services"),
-        ("Mode", {"ReplicatedJob": {}}, "jobs"),
-        ("Mode", {"GlobalJob": {}}, "jobs"),
-        ("UpdateConfig", {"FailureAction": "rollback"}, "rollback"),
         (f"{TASK}.Placement", {"Preferences": [{"Spread": {"SpreadDescriptor": "node.id"}}]}, "placement preferences"),
         (f"{TASK}.Resources.Reservations", {"GenericResources": [{}]}, "generic resources"),
         (f"{TASK}.Resources", {"SwapBytes": 5}, "swap limits"),

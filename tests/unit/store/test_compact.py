@@ -250,7 +250,7 @@ def test_tallies_and_indexes_are_what_counting_gives(changes: Any) -> None:
         assert store.tasks.tallies["state"] == Counter(t.status.state for t in rows)
         for slot_ in range(3):
             expected = {t.id for t in rows if t.slot == slot_}
-            assert {t.id for t in store.tasks.by("slot", ("s", slot_))} == expected
+            assert {t.id for t in store.tasks.by("slot", ("s", slot_, ""))} == expected
 
 
 def test_nodes_are_tallied_by_state() -> None:

@@ -91,7 +91,7 @@ def test_indexes_follow_their_rows() -> None:
     log.do(Put(task("t", "a"), 0), Put(task("u", "a", slot=2), 0))
     tasks = log.store.tasks
     assert [t.id for t in tasks.by("service", "a")] == ["t", "u"]
-    assert [t.id for t in tasks.by("slot", ("a", 2))] == ["u"]
+    assert [t.id for t in tasks.by("slot", ("a", 2, ""))] == ["u"]
     log.do(Put(replace(tasks.get("t"), node_id="n"), 1))  # type: ignore[type-var, arg-type]
     assert [t.id for t in tasks.by("node", "n")] == ["t"]
     assert [t.id for t in tasks.by("node", "")] == ["u"]

@@ -12,7 +12,7 @@ from swarm_agent.control.allocate import NODE_NETWORK
 from swarm_agent.identity.ca import issuer_of
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
-from swarm_agent.objects.records import Cluster, Network, Node, Revision, Service, Task
+from swarm_agent.objects.records import Cluster, Generic, Network, Node, Revision, Service, Task
 from swarm_agent.objects.specs import EndpointSpec, ServiceSpec
 from swarm_agent.store import Store
 
@@ -88,13 +88,16 @@ def node(record: Node, tls: Json, health: ManagerHealth | None) -> Json:
     if about.engine_labels:
         engine["Labels"] = about.engine_labels
     engine["Plugins"] = [{"Type": p.type, "Name": p.name} for p in about.plugins]
+    resources: Json = {"NanoCPUs": about.nano_cpus, "MemoryBytes": about.memory_bytes}
+    if about.generic:
+        resources["GenericResources"] = [_generic(g) for g in about.generic]
     out = {
         **_meta(record),
         "Spec": builtins(record.spec),
         "Description": {
             "Hostname": about.hostname,
             "Platform": {"Architecture": about.architecture, "OS": about.os},
-            "Resources": {"NanoCPUs": about.nano_cpus, "MemoryBytes": about.memory_bytes},
+            "Resources": resources,
             "Engine": engine,
             "TLSInfo": tls,
         },
@@ -111,6 +114,12 @@ def node(record: Node, tls: Json, health: ManagerHealth | None) -> Json:
             status["Leader"] = True
         out["ManagerStatus"] = status
     return out
+
+
+def _generic(resource: Generic) -> Json:
+    if resource.name:
+        return {"NamedResourceSpec": {"Kind": resource.kind, "Value": resource.name}}
+    return {"DiscreteResourceSpec": {"Kind": resource.kind, "Value": resource.count}}
 
 
 # --- services --------------------------------------------------------------------------------------------------------
@@ -187,7 +196,10 @@ def task(record: Task, store: Store) -> Json:
     out["Status"] = _task_status(record, revision)
     out["DesiredState"] = record.desired_state.word
     if record.reasons:  # ours: Docker's clients pass over it
-        out["Reasons"] = [{"Code": r.code, "Nodes": r.nodes, "Text": r.text} for r in record.reasons]
+        out["Reasons"] = [
+            {"Code": r.code, "Nodes": r.nodes, "Text": r.text, **({"Best": r.best} if r.best else {})}
+            for r in record.reasons
+        ]
     attachments = [_attachment(a.network_id, a.address, store) for a in record.networks]
     if attachments:
         out["NetworksAttachments"] = [a for a in attachments if a]

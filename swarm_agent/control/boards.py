@@ -26,8 +26,7 @@ from swarm_agent.control.filters import (
     unmet,
     wish_refusal,
 )
-from swarm_agent.control.spread import Tree, path_of
-from swarm_agent.objects.enums import NodeState
+from swarm_agent.control.spread import Path, Tree, path_of
 from swarm_agent.objects.records import Node, Revision
 from swarm_agent.store import View
 
@@ -37,8 +36,11 @@ if TYPE_CHECKING:
 Rank = tuple[Any, ...]  # numbers, then the node's id
 MAX_ENTRIES = 1_000_000  # of all remembered heaps, about
 MAX_REMEMBERED = 1000  # pools, and groups
+COPIED = 256  # entries copied are as dear as one look, about
+FEW = 8  # special nodes that are looked at one by one rather than kept in order
+NEVER = 1 << 62
 ANY = Demand()
-_READY = NodeState.READY
+_NO: dict[str, None] = {}
 
 
 class Boards:
@@ -79,6 +81,29 @@ class Boards:
         group.refresh()
         return group
 
+    def single(self, wish: Wish, pool: Pool, now: int) -> str | None:
+        """The best node for one task of a service that is special to few, "" when there is none; ``None``: ask a group."""
+        ledger = self.ledger
+        special = {**ledger.hosting.get(wish.service_id, _NO), **ledger.failed.get(wish.revision_id, _NO)}
+        if not is_simple(wish) or wish.spread or wish in self._groups or len(special) > FEW:
+            return None
+        plain = pool.best()
+        passed = []
+        while plain is not None and plain[-1] in special:
+            passed.append(heapq.heappop(pool.heap))
+            plain = pool.best()
+        for rank in passed:
+            heapq.heappush(pool.heap, rank)
+        best: Rank | None = None if plain is None else (0, 0, plain)
+        for node_id in special:
+            use, rank_there = ledger.nodes[node_id], pool.rank(node_id)
+            mine = 0 if pool.packs else use.by_service.get(wish.service_id, 0)
+            if rank_there is None or pool.verdict(node_id) or wish_refusal(wish, node_id, use, ledger):
+                continue
+            rank = (ledger.failures(node_id, wish.revision_id, now), mine, rank_there)
+            best = rank if best is None or rank < best else best
+        return "" if best is None else str(best[-1][-1])
+
     def forget(self, revision_id: str = "") -> None:
         """Forget a revision that is gone; without one, everything."""
         if revision_id:
@@ -109,6 +134,7 @@ class Pool:
         self._good: set[str] = set()  # nodes that came to the top and may stay there
         self._static: dict[str, tuple[Node, str]] = {}
         self._like = like
+        self._parts: dict[tuple[str, ...], Partition] = {}
         self._fill()
 
     def _fill(self) -> None:
@@ -119,7 +145,7 @@ class Pool:
         if self._like is not None:
             self._like.refresh()
             self.heap: list[Rank] = self._like.heap.copy()
-            self.boards.looks += 1 + len(self.heap) // 64
+            self.boards.looks += 1 + len(self.heap) // COPIED
         else:
             ranks = (self.rank(id_) for id_ in ledger.rows)
             self.heap = [r for r in ranks if r is not None]
@@ -129,20 +155,21 @@ class Pool:
 
     def rank(self, node_id: str) -> Rank | None:
         """Where a node stands; ``None`` when it takes no tasks."""
-        node = self.ledger.rows.get(node_id)
-        if node is None or node.status.state != _READY or node.spec.availability != "active":
+        ledger = self.ledger
+        if node_id not in ledger.up:
             return None
-        use = self.ledger.nodes.get(node_id)
-        active = 0 if use is None else use.active
+        use = ledger.nodes.get(node_id)
         if not self.packs:
-            return (active, node_id)
-        total = node.description
+            return (0 if use is None else use.active, node_id)
+        if use is None:
+            return (0, 0, node_id)
+        total = ledger.rows[node_id].description
         share = 0
-        if use is not None and total.nano_cpus:
+        if total.nano_cpus:
             share += use.cpu * 1_000_000 // total.nano_cpus
-        if use is not None and total.memory_bytes:
+        if total.memory_bytes:
             share += use.memory * 1_000_000 // total.memory_bytes
-        return (-share, -active, node_id)
+        return (-share, -use.active, node_id)
 
     def refresh(self) -> None:
         """Take in what changed since the last time."""
@@ -159,7 +186,7 @@ class Pool:
             rank = self.rank(node_id)
             if rank is not None:
                 heapq.heappush(self.heap, rank)
-        if len(self.heap) > 2 * self.ledger.ready + 64:
+        if len(self.heap) > 2 * len(self.ledger.up) + 64:
             self.heap = compacted(self.heap, self.rank)
 
     def verdict(self, node_id: str) -> str:
@@ -193,6 +220,48 @@ class Pool:
             heapq.heappop(heap)
         return None
 
+    def parted(self, descriptors: tuple[str, ...]) -> Partition:
+        """The pool by branches of spread preferences, up to date."""
+        part = self._parts.get(descriptors)
+        if part is None:
+            part = self._parts[descriptors] = Partition(self, descriptors)
+        part.refresh()
+        return part
+
+
+class Partition:
+    """A pool's nodes by the branch they stand in, best first in each."""
+
+    def __init__(self, pool: Pool, descriptors: tuple[str, ...]) -> None:
+        self._pool = pool
+        self._descriptors = descriptors
+        self._paths: dict[str, tuple[Node, Path]] = {}
+        self.heaps: dict[Path, list[Rank]] = {}
+        self._seen = -1
+
+    def path(self, node_id: str) -> Path:
+        node = self._pool.ledger.rows[node_id]
+        known = self._paths.get(node_id)
+        if known is None or known[0] is not node:
+            known = self._paths[node_id] = (node, path_of(node, self._descriptors))
+        return known[1]
+
+    def refresh(self) -> None:
+        ledger = self._pool.ledger
+        changed = changes(ledger, self._seen)
+        self._seen = ledger.forgotten + len(ledger.journal)
+        if changed is None:
+            self.heaps.clear()
+            changed = ledger.rows
+            self._pool.boards.looks += len(ledger.rows)
+        for node_id in changed:
+            rank = self._pool.rank(node_id)
+            if rank is not None:
+                heap = self.heaps.setdefault(self.path(node_id), [])
+                heapq.heappush(heap, rank)
+                if len(heap) > 2 * len(ledger.up) + 64:
+                    heap[:] = compacted(heap, self._pool.rank)
+
 
 class Group:
     """The order of nodes for the tasks of one revision of a service."""
@@ -206,29 +275,24 @@ class Group:
             wish.preferred
         )  # what a node that is not special leaves unmet
         self._restricted = bool(wish.with_hard or wish.held)  # then only special nodes will do
-        self.expires = 0
+        self._simple = is_simple(wish)
+        self._part = pool.parted(wish.spread) if wish.spread else None
         self._fill()
 
     def _fill(self) -> None:
         wish, ledger = self.wish, self.ledger
         self._seen = ledger.forgotten + len(ledger.journal)
-        self.expires = self.ledger.forgiven_at(self.wish.revision_id, self.now)
-        self.tree = Tree(wish.spread)
-        self._leaves: dict[tuple[str, ...], _Leaf] = {}
-        if wish.spread:
-            for node_id, node in ledger.rows.items():
-                path = path_of(node, wish.spread)
-                self._count(node_id, path)
-                rank = self.pool.rank(node_id)
-                if rank is not None:
-                    self._leaf(path).plain.append(rank)
-            for leaf in self._leaves.values():
-                heapq.heapify(leaf.plain)
-            self.pool.boards.looks += len(ledger.rows)
+        self.expires = ledger.forgiven_at(wish.revision_id, self.now) if ledger.failed else NEVER
+        self.tree = Tree(len(wish.spread))
+        self._leaves: dict[Path, _Leaf] = {}
+        if self._part is not None:
+            self._part.refresh()
+            for path, heap in self._part.heaps.items():
+                self._leaf(path).plain = heap.copy()
         else:
             self.pool.best()  # what is refused at its top need not be copied
             self._leaf(()).plain = [] if self._restricted else self.pool.heap.copy()
-            self.pool.boards.looks += len(self.pool.heap) // 64
+        self.pool.boards.looks += 1 + len(self.pool.heap) // COPIED
         for node_id in self._specials():
             self._enter(node_id)
 
@@ -245,9 +309,13 @@ class Group:
     def _special(self, node_id: str) -> bool:
         """Whether the node's rank for this service is more than its rank in the pool."""
         wish, hosting = self.wish, self.ledger.hosting
-        if node_id == wish.avoid or node_id in hosting.get(wish.service_id, ()):
+        if node_id in hosting.get(wish.service_id, ()):
             return True
-        if node_id in self.ledger.failed.get(wish.revision_id, ()):
+        if self.ledger.failed and node_id in self.ledger.failed.get(wish.revision_id, ()):
+            return True
+        if self._simple:
+            return False
+        if node_id == wish.avoid:
             return True
         for others in (wish.with_hard, wish.apart_hard, wish.with_soft, wish.apart_soft):
             if any(node_id in hosting.get(other, ()) for other in others):
@@ -263,15 +331,17 @@ class Group:
         rank = self.pool.rank(node_id)
         if rank is None:
             return None
-        use = self.ledger.nodes[node_id]
-        failed = self.ledger.failures(node_id, self.wish.revision_id, self.now)
-        mine = 0 if self.pool.packs else use.by_service.get(self.wish.service_id, 0)
-        return (failed, unmet(self.wish, node_id, self.ledger), mine, rank)
+        ledger, wish = self.ledger, self.wish
+        failed = ledger.failures(node_id, wish.revision_id, self.now) if ledger.failed else 0
+        mine = 0 if self.pool.packs else ledger.nodes[node_id].by_service.get(wish.service_id, 0)
+        return (failed, 0 if self._simple else unmet(wish, node_id, ledger), mine, rank)
 
     def refusal(self, node_id: str) -> str:
         """The code of the first filter that refuses a ready node."""
         code = self.pool.verdict(node_id)
-        return code or wish_refusal(self.wish, node_id, self.ledger.nodes[node_id], self.ledger)
+        if code or (self._simple and not self.wish.max_replicas):
+            return code
+        return wish_refusal(self.wish, node_id, self.ledger.nodes[node_id], self.ledger)
 
     def refresh(self) -> None:
         """Take in what changed since the last time."""
@@ -289,12 +359,12 @@ class Group:
 
     def _enter(self, node_id: str) -> None:
         """Give a node that changed a fresh entry."""
-        path: tuple[str, ...] = ()
-        node = self.ledger.rows.get(node_id)
-        if self.wish.spread:
-            path = () if node is None else path_of(node, self.wish.spread)
+        path: Path = ()
+        known = node_id in self.ledger.rows
+        if self._part is not None:
+            path = self._part.path(node_id) if known else ()
             self._count(node_id, path)
-        if node is None:
+        if not known:
             return
         if self._special(node_id):
             rank = self.rank(node_id)
@@ -308,20 +378,21 @@ class Group:
                 return
             leaf = self._leaf(path)
             heapq.heappush(leaf.plain, rank)
-        if len(leaf.plain) + len(leaf.special) > 3 * self.ledger.ready + 64:
+        if len(leaf.plain) + len(leaf.special) > 3 * len(self.ledger.up) + 64:
             leaf.plain = compacted(leaf.plain, self.pool.rank)
             leaf.special = compacted(leaf.special, self.rank)
 
-    def _count(self, node_id: str, path: tuple[str, ...]) -> None:
+    def _count(self, node_id: str, path: Path) -> None:
         use = self.ledger.nodes.get(node_id)
         mine = 0 if use is None else use.by_service.get(self.wish.service_id, 0)
         self.tree.count(node_id, path, mine)
 
-    def _leaf(self, path: tuple[str, ...]) -> _Leaf:
+    def _leaf(self, path: Path) -> _Leaf:
         leaf = self._leaves.get(path)
         if leaf is None:
             leaf = self._leaves[path] = _Leaf()
-        self.tree.open(path)
+        if path:
+            self.tree.open(path)
         return leaf
 
     def best(self, now: int) -> str:
@@ -330,7 +401,7 @@ class Group:
         self.refresh()
         return self.tree.best(self._best_of)
 
-    def _best_of(self, path: tuple[str, ...]) -> str:
+    def _best_of(self, path: Path) -> str:
         leaf = self._leaves.get(path)
         if leaf is None:
             return ""
@@ -342,7 +413,7 @@ class Group:
             return "" if special is None else str(special[-1][-1])
         return str(plain[-1])
 
-    def _top(self, heap: list[Rank], path: tuple[str, ...], *, special: bool) -> Rank | None:
+    def _top(self, heap: list[Rank], path: Path, *, special: bool) -> Rank | None:
         while heap:
             top = heap[0]
             node_id = top[-1][-1] if special else top[-1]
@@ -350,12 +421,25 @@ class Group:
             if (
                 top == rank
                 and self._special(node_id) == special
-                and (not path or path_of(self.ledger.rows[node_id], self.wish.spread) == path)
+                and (self._part is None or self._part.path(node_id) == path)
                 and not self.refusal(node_id)
             ):
                 return top
             heapq.heappop(heap)
         return None
+
+
+def is_simple(wish: Wish) -> bool:
+    """Whether nodes are special to it only for tasks of the service and failures."""
+    return not (
+        wish.with_hard
+        or wish.apart_hard
+        or wish.with_soft
+        or wish.apart_soft
+        or wish.held
+        or wish.preferred
+        or wish.avoid
+    )
 
 
 class _Leaf:

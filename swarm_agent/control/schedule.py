@@ -60,7 +60,8 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
     demand = boards.demand(revision, p.view)
     wish = wish_of(revision, service, p.view, p.ledger, avoid)
     pool = boards.pool(demand, wish.strategy)
-    group = boards.group(wish, pool, p.now) if pool.best() is not None else None
+    one = boards.single(wish, pool, p.now) if len(tasks) == 1 and pool.best() is not None else None
+    group = boards.group(wish, pool, p.now) if one is None and pool.best() is not None else None
     left: list[Task] = []
     refused: Mapping[str, int] | None = None
     trouble = ""
@@ -68,7 +69,9 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
         if not p.room_for(task):
             left.append(task)
             continue
-        node_id = group.best(p.now) if group is not None and refused is None and not trouble else ""
+        node_id = one or ""
+        if group is not None and refused is None and not trouble:
+            node_id = group.best(p.now)
         if node_id:
             try:
                 _assign(p, task, p.ledger.rows[node_id], revision, demand, wish, _ASSIGNED)

@@ -60,7 +60,7 @@ class Boards:
         return found
 
     def pool(self, demand: Demand, strategy: str) -> Pool:
-        """The nodes that can meet a demand, up to date."""
+        """The nodes that can meet a demand."""
         key = (demand, strategy)
         pool = self._pools.get(key)
         if pool is None:
@@ -68,7 +68,6 @@ class Boards:
             pool = self._pools[key] = Pool(self, demand, strategy, like)
             self._make_room(self._pools)
         self._pools.move_to_end(key)
-        pool.refresh()
         return pool
 
     def group(self, wish: Wish, pool: Pool, now: int) -> Group:
@@ -129,6 +128,7 @@ class Pool:
         self.ledger = boards.ledger
         self.demand = demand
         self.packs = strategy == "binpack"
+        self._undemanding = demand == ANY
         self.refused: dict[str, str] = {}  # node id -> code, for nodes that came to the top
         self.counts: Counter[str] = Counter()  # of those codes
         self._good: set[str] = set()  # nodes that came to the top and may stay there
@@ -143,7 +143,7 @@ class Pool:
         self.counts.clear()
         self._good.clear()
         if self._like is not None:
-            self._like.refresh()
+            self._like.best()  # passes over what is out of date at its top
             self.heap: list[Rank] = self._like.heap.copy()
             self.boards.looks += 1 + len(self.heap) // COPIED
         else:
@@ -151,7 +151,7 @@ class Pool:
             self.heap = [r for r in ranks if r is not None]
             heapq.heapify(self.heap)
             self.boards.looks += len(ledger.rows)
-        self._seen = ledger.forgotten + len(ledger.journal)
+        self._seen = self._judged = ledger.forgotten + len(ledger.journal)
 
     def rank(self, node_id: str) -> Rank | None:
         """Where a node stands; ``None`` when it takes no tasks."""
@@ -177,21 +177,33 @@ class Pool:
         if changed is None:
             self._fill()
             return
-        self._seen = self.ledger.forgotten + len(self.ledger.journal)
+        self.judge_again()
+        self._seen = self._judged
         for node_id in changed:
-            self._good.discard(node_id)
-            code = self.refused.pop(node_id, None)
-            if code is not None:
-                self.counts[code] -= 1
             rank = self.rank(node_id)
             if rank is not None:
                 heapq.heappush(self.heap, rank)
         if len(self.heap) > 2 * len(self.ledger.up) + 64:
             self.heap = compacted(self.heap, self.rank)
 
+    def judge_again(self) -> None:
+        """Forget the verdicts on nodes that changed since the last time; they are given anew when someone asks."""
+        changed = changes(self.ledger, self._judged)
+        if changed is None:
+            self._fill()
+            return
+        self._judged = self.ledger.forgotten + len(self.ledger.journal)
+        if self._undemanding:
+            return
+        for node_id in changed:
+            self._good.discard(node_id)
+            code = self.refused.pop(node_id, None)
+            if code is not None:
+                self.counts[code] -= 1
+
     def verdict(self, node_id: str) -> str:
         """The code of the filter that refuses a ready node, "" when it may have such a task."""
-        if node_id in self._good:
+        if self._undemanding or node_id in self._good:
             return ""
         code = self.refused.get(node_id)
         if code is not None:
@@ -212,6 +224,7 @@ class Pool:
 
     def best(self) -> Rank | None:
         """The rank of the first node that will do; when there is none, ``counts`` tells what every ready node lacks."""
+        self.refresh()
         heap = self.heap
         while heap:
             top = heap[0]
@@ -236,7 +249,8 @@ class Partition:
         self._pool = pool
         self._descriptors = descriptors
         self._paths: dict[str, tuple[Node, Path]] = {}
-        self.heaps: dict[Path, list[Rank]] = {}
+        self._heaps: dict[Path, list[Rank]] = {}
+        self._members: Counter[Path] = Counter()  # how many entries were left when a heap was last compacted
         self._seen = -1
 
     def path(self, node_id: str) -> Path:
@@ -251,16 +265,26 @@ class Partition:
         changed = changes(ledger, self._seen)
         self._seen = ledger.forgotten + len(ledger.journal)
         if changed is None:
-            self.heaps.clear()
+            self._heaps.clear()
             changed = ledger.rows
             self._pool.boards.looks += len(ledger.rows)
         for node_id in changed:
             rank = self._pool.rank(node_id)
             if rank is not None:
-                heap = self.heaps.setdefault(self.path(node_id), [])
+                path = self.path(node_id)
+                heap = self._heaps.setdefault(path, [])
                 heapq.heappush(heap, rank)
-                if len(heap) > 2 * len(ledger.up) + 64:
+                if len(heap) > 64 and len(heap) > 2 * self._members[path]:
                     heap[:] = compacted(heap, self._pool.rank)
+                    self._members[path] = len(heap)
+
+    def copies(self) -> Iterable[tuple[Path, list[Rank]]]:
+        """The order in each branch."""
+        pool = self._pool
+        for path, heap in self._heaps.items():
+            while heap and (heap[0] != pool.rank(heap[0][-1]) or pool.verdict(heap[0][-1])):
+                heapq.heappop(heap)
+            yield path, heap.copy()
 
 
 class Group:
@@ -287,8 +311,8 @@ class Group:
         self._leaves: dict[Path, _Leaf] = {}
         if self._part is not None:
             self._part.refresh()
-            for path, heap in self._part.heaps.items():
-                self._leaf(path).plain = heap.copy()
+            for path, heap in self._part.copies():
+                self._leaf(path).plain = heap
         else:
             self.pool.best()  # what is refused at its top need not be copied
             self._leaf(()).plain = [] if self._restricted else self.pool.heap.copy()
@@ -345,12 +369,16 @@ class Group:
 
     def refresh(self) -> None:
         """Take in what changed since the last time."""
-        self.pool.refresh()
+        self.pool.judge_again()
         changed = changes(self.ledger, self._seen)
         if changed is None:
             self._fill()
             return
+        if not changed:
+            return
         self._seen = self.ledger.forgotten + len(self.ledger.journal)
+        for leaf in self._leaves.values():
+            leaf.plain_sure = leaf.special_sure = False
         failed = self.ledger.failed.get(self.wish.revision_id)
         for node_id in changed:
             if failed is not None and node_id in failed:
@@ -401,32 +429,55 @@ class Group:
         self.refresh()
         return self.tree.best(self._best_of)
 
+    def placed(self, node_id: str) -> None:
+        """Take in that a task was just placed where :meth:`best` said: no other node has changed, unless the journal says so."""
+        ledger = self.ledger
+        new = ledger.journal[self._seen - ledger.forgotten :] if self._seen >= ledger.forgotten else []
+        rank = self.rank(node_id)
+        if len(new) != 1 or new[0] != node_id or rank is None:
+            return
+        self._seen += 1
+        self.pool.judge_again()
+        path: Path = ()
+        if self._part is not None:
+            path = self._part.path(node_id)
+            self._count(node_id, path)
+        leaf = self._leaves[path]
+        if leaf.special and leaf.special[0][-1][-1] == node_id:
+            heapq.heapreplace(leaf.special, rank)
+        else:
+            heapq.heappush(leaf.special, rank)
+            leaf.plain_sure = False
+        leaf.special_sure = False
+
     def _best_of(self, path: Path) -> str:
         leaf = self._leaves.get(path)
         if leaf is None:
             return ""
-        plain, special = (
-            self._top(leaf.plain, path, special=False),
-            self._top(leaf.special, path, special=True),
-        )
-        if plain is None or (special is not None and special < (0, self._plain, 0, plain)):
-            return "" if special is None else str(special[-1][-1])
-        return str(plain[-1])
+        if not leaf.plain_sure:
+            self._tidy(leaf.plain, path, special=False)
+            leaf.plain_sure = True
+        if not leaf.special_sure:
+            self._tidy(leaf.special, path, special=True)
+            leaf.special_sure = True
+        if leaf.plain and (not leaf.special or (0, self._plain, 0, leaf.plain[0]) < leaf.special[0]):
+            return str(leaf.plain[0][-1])
+        return str(leaf.special[0][-1][-1]) if leaf.special else ""
 
-    def _top(self, heap: list[Rank], path: Path, *, special: bool) -> Rank | None:
+    def _tidy(self, heap: list[Rank], path: Path, *, special: bool) -> None:
+        """Take away what is at the top and out of date, or refused."""
+        rank_of = self.rank if special else self.pool.rank
         while heap:
             top = heap[0]
             node_id = top[-1][-1] if special else top[-1]
-            rank = self.rank(node_id) if special else self.pool.rank(node_id)
             if (
-                top == rank
+                top == rank_of(node_id)
                 and self._special(node_id) == special
                 and (self._part is None or self._part.path(node_id) == path)
                 and not self.refusal(node_id)
             ):
-                return top
+                return
             heapq.heappop(heap)
-        return None
 
 
 def is_simple(wish: Wish) -> bool:
@@ -445,9 +496,10 @@ def is_simple(wish: Wish) -> bool:
 class _Leaf:
     """The nodes of one branch: those that are special to the service, and the others."""
 
-    __slots__ = ("plain", "special")
+    __slots__ = ("plain", "plain_sure", "special", "special_sure")
 
     def __init__(self) -> None:
+        self.plain_sure = self.special_sure = False  # whether the first of the heap is known to be right
         self.plain: list[Rank] = []
         self.special: list[Rank] = []
 

@@ -19,6 +19,7 @@ from swarm_agent.store import Change, Store
 
 FAILURE_MEMORY = 300 * defaults.SECOND  # a node's failures of a revision count this long against it
 FAILURES_THAT_COUNT = 5  # fewer are bad luck
+_RUNNING, _COMPLETE = int(TaskState.RUNNING), int(TaskState.COMPLETE)
 MAX_JOURNAL = 20_000  # entries; whoever read none of the last so many looks at every node again
 
 
@@ -31,7 +32,7 @@ class NodeUse:
         self.active = 0
         self.cpu = 0  # nano CPUs reserved
         self.memory = 0  # bytes reserved
-        self.by_service: Counter[str] = Counter()
+        self.by_service: defaultdict[str, int] = defaultdict(int)
         self.ports: Counter[tuple[str, int]] = Counter()  # host-mode published ports
         self.generic: Counter[str] = Counter()  # kind -> how many are given, of those that are counted
         self.names: Counter[tuple[str, str]] = Counter()  # (kind, name), of those that have names
@@ -141,7 +142,7 @@ class Ledger:
 
     # --- tasks -------------------------------------------------------------------------------------------------
     def _task(self, task: Task | None, sign: int) -> None:
-        if task is None or task.status.state.terminal:
+        if task is None or task.status.state > _RUNNING:
             return
         for part in task.networks:
             _count(self.addresses[part.network_id], bare(part.address), sign)
@@ -151,12 +152,16 @@ class Ledger:
             _count(self.node_addresses[task.node_id], task.node_address, sign)
         use = self.nodes[task.node_id]
         self._touch(task.node_id)
-        if task.desired_state <= TaskState.COMPLETE:
+        if task.desired_state <= _COMPLETE:
             use.active += sign
-            _count(use.by_service, task.service_id, sign)
-            if use.by_service.get(task.service_id, 0) > 0:
-                self.hosting.setdefault(task.service_id, {})[task.node_id] = None
+            mine = use.by_service[task.service_id] + sign
+            if mine:
+                use.by_service[task.service_id] = mine
             else:
+                del use.by_service[task.service_id]
+            if mine == sign == 1:
+                self.hosting.setdefault(task.service_id, {})[task.node_id] = None
+            elif mine == 0:
                 _leave(self.hosting, task.service_id, task.node_id)
         for given in task.generic:
             if given.name:

@@ -77,9 +77,12 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
                 _assign(p, task, p.ledger.rows[node_id], revision, demand, wish, _ASSIGNED)
             except Exhausted as err:
                 trouble = str(err)
-            else:
+            if trouble:
+                pend(p, task, {}, trouble)
+            elif group is not None:
+                group.placed(node_id)
                 group = _together(p, group, revision, service, avoid)
-                continue
+            continue
         if trouble:
             pend(p, task, {}, trouble)
             continue
@@ -113,7 +116,11 @@ def _assign(
     )
     generic = pick_generic(node, p.ledger.nodes[node.id], demand.generic) if demand.generic else ()
     placed = msgspec.structs.replace(
-        task, node_id=node.id, status=status, reasons=_moved(p, wish, node), generic=generic
+        task,
+        node_id=node.id,
+        status=status,
+        reasons=_moved(p, wish, node) if wish.preferred else (),
+        generic=generic,
     )
     allocate_task(p, placed, revision)
 

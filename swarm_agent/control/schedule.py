@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import msgspec
 
 from swarm_agent.control.allocate import Exhausted, allocate_task
-from swarm_agent.control.boards import Group
 from swarm_agent.control.filters import Demand, Wish, options_of, pick_generic, wish_of
 from swarm_agent.control.passes import MAX_LOOKS, Pass
 from swarm_agent.control.reasons import count_refusals, reasons, refusal_of, texts, where
@@ -62,6 +61,7 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
     pool = boards.pool(demand, wish.strategy)
     one = boards.single(wish, pool, p.now) if len(tasks) == 1 and pool.best() is not None else None
     group = boards.group(wish, pool, p.now) if one is None and pool.best() is not None else None
+    together = _keeps_together(service)
     left: list[Task] = []
     refused: Mapping[str, int] | None = None
     trouble = ""
@@ -81,7 +81,9 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
                 pend(p, task, {}, trouble)
             elif group is not None:
                 group.placed(node_id)
-                group = _together(p, group, revision, service, avoid)
+                if together:
+                    wish = wish_of(revision, service, p.view, p.ledger, avoid)
+                    group = boards.group(wish, pool, p.now)
             continue
         if trouble:
             pend(p, task, {}, trouble)
@@ -92,20 +94,12 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
     return left
 
 
-def _together(
-    p: Pass, group: Group | None, revision: Revision, service: Service | None, avoid: str
-) -> Group | None:
-    """After the first task of a service that keeps together with itself, the others have to follow it."""
-    if group is None or not any(
-        service is not None
-        and a.together
-        and a.hard
-        and a.service.lower() == (service.spec.name or "").lower()
+def _keeps_together(service: Service | None) -> bool:
+    """Whether a service's tasks must run where others of it do: the first may go anywhere, the rest has to follow."""
+    return service is not None and any(
+        a.together and a.hard and a.service.lower() == (service.spec.name or "").lower()
         for a in options_of(service).affinities
-    ):
-        return group
-    wish = wish_of(revision, service, p.view, p.ledger, avoid)
-    return p.ledger.boards.group(wish, group.pool, p.now)
+    )
 
 
 def _assign(

@@ -13,7 +13,7 @@ import msgspec
 
 from swarm_agent.control.allocate import Exhausted, allocate_task
 from swarm_agent.control.filters import Demand, Wish, options_of, pick_generic, wish_of
-from swarm_agent.control.passes import MAX_LOOKS, Pass
+from swarm_agent.control.passes import MAX_LOOKS, PLACING, Pass
 from swarm_agent.control.reasons import count_refusals, reasons, refusal_of, texts, where
 from swarm_agent.objects import features
 from swarm_agent.objects.enums import TaskState
@@ -42,7 +42,7 @@ def place(p: Pass, tasks: list[Task]) -> list[Task]:
         p.view.group(group[0].service_id)
         before = p.ledger.boards.looks
         left += _place_group(p, revision, avoid, sorted(group, key=lambda t: t.slot))
-        p.looked(p.ledger.boards.looks - before)
+        p.looked(PLACING + p.ledger.boards.looks - before)
     return left
 
 

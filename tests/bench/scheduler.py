@@ -121,6 +121,7 @@ def measure(shape: Shape) -> dict[str, float]:
     desk = world(shape)
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # as the daemon does
     resource_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     waiting = sorted(desk.waiting(), key=lambda t: t.service_id)
     waiting.reverse()

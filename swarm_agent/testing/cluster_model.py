@@ -115,7 +115,12 @@ class PaperCluster:
         revision = revision_of(service_id, spec, networks)
         status = service.update_status if revision.id == service.revision_id else None
         changed = msgspec.structs.replace(
-            service, spec=spec, previous_spec=service.spec, revision_id=revision.id, update_status=status
+            service,
+            spec=spec,
+            previous_spec=service.spec,
+            revision_id=revision.id,
+            previous_revision_id=service.revision_id,
+            update_status=status,
         )
         self.write(*(() if self.store.revisions.get(revision.id) else (revision,)), changed)
 
@@ -138,9 +143,9 @@ class PaperCluster:
         found = [
             t
             for t in self.store.tasks.by("service", service_id)
-            if not live or t.desired_state <= TaskState.RUNNING
+            if not live or t.desired_state <= TaskState.COMPLETE
         ]
-        return sorted(found, key=lambda t: (t.slot, t.created_at, t.id))
+        return sorted(found, key=lambda t: (t.slot, t.preset, t.created_at, t.id))
 
     def running(self, service_id: str) -> list[Task]:
         return [t for t in self.tasks(service_id) if t.status.state == TaskState.RUNNING]
@@ -197,7 +202,7 @@ class PaperCluster:
             return TaskState.SHUTDOWN
         if state < TaskState.READY:
             return TaskState.READY
-        if task.desired_state == TaskState.RUNNING and state < TaskState.RUNNING:
+        if task.desired_state >= TaskState.RUNNING and state < TaskState.RUNNING:
             return self.outcome(task)
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from swarm_agent.control import everywhere, jobs, replicated, update
 from swarm_agent.control.passes import Key, Pass
 from swarm_agent.control.reap import forget_removed, reap_place
-from swarm_agent.control.slots import settle
+from swarm_agent.control.slots import is_current, settle
 from swarm_agent.control.survey import Survey
 from swarm_agent.control.tasks import aim, live
 from swarm_agent.objects import defaults
@@ -68,6 +68,8 @@ def reconcile_slot(p: Pass, service_id: str, place: int | str) -> None:
     settle(p, service, place)
     if isinstance(place, str) and not jobs.waits_for_its_time(service):
         everywhere.fill(p, service, place)
+        if any(live(t) and not is_current(p, service, t) for t in tasks):
+            p.more(Key("service", service_id))  # it was passed over while its node took no new tasks
     reap_place(p, service, p.at(service_id, place))
 
 

@@ -39,7 +39,7 @@ def restart(p: Pass, service: Service, task: Task, tasks: list[Task]) -> Restart
         else 1
     )
     return Restart(
-        min(ended_at(task), p.now) + delay(service, task.place, failures),
+        min(max(ended_at(task), task.start_after), p.now) + delay(service, task.place, failures),
         attempt_of(service, task, 1),
         failures,
     )

@@ -126,6 +126,11 @@ def _lost(p: Pass, service: Service, task: Task, cause: str) -> None:
 
 
 def _ended(p: Pass, service: Service, task: Task) -> None:
+    if (
+        p.now < task.start_after
+    ):  # it failed while it was prepared for later: the next is not prepared any sooner
+        p.wake(Key("slot", task.service_id, task.place), task.start_after)
+        return
     aim(p, task, TaskState.SHUTDOWN)
     if _stood_in_for(p, service, task):
         return

@@ -42,7 +42,8 @@ class _Rules:
             service.spec.rollback_config if self.back else service.spec.update_config
         )
         self.deadline = options(service.spec.labels).progress_deadline
-        self.since = status.started_at if status is not None and status.state in GOING else now
+        # what the last update of this revision gave up is not begun again
+        self.since = status.started_at if status is not None and status.state not in PAUSED else now
 
 
 class _Place:
@@ -137,15 +138,16 @@ def advance(p: Pass, service: Service, seen: Survey) -> list[int | str]:
     open_ = [
         _Place(n, tasks, seen, rules, p.now)
         for n, tasks in sorted(seen.open.items())
-        if _counts(tasks, seen) and _open_to_it(p, n)
+        if _counts(tasks, seen, rules.since) and _open_to_it(p, n)
     ]
     older = {n: t for n, t in seen.older.items() if _open_to_it(p, n)}
     dirty = {s.number: s.old for s in open_ if s.dirty}
     if not going(service):
-        if not dirty and not older and not any(s.old for s in open_):
+        if not dirty and not older:
             return []
         status = UpdateStatus(state="updating", message="update in progress", started_at=p.now)
         service = _say(p, service, status)
+        rules.since, open_ = p.now, []
     settled = [t for t in seen.present.values() if t.created_at >= rules.since or not t.created_at]
     touched = _Touched(open_, settled, rules, p.now)
     if touched.patience:
@@ -155,17 +157,20 @@ def advance(p: Pass, service: Service, seen: Survey) -> list[int | str]:
     if dirty or older:
         dirty.update((n, [t]) for n, t in older.items())
         return _hand_out(p, service, rules, touched, dirty)
-    if not any(s.old for s in open_):
+    if not any(s.old and s.kept for s in open_):
         _complete(p, service, status, rules, touched)
     return []
 
 
-def _counts(tasks: list[Task], seen: Survey) -> bool:
-    """Places that take part: live ones, and those whose ended task of an old revision must still be replaced."""
+def _counts(tasks: list[Task], seen: Survey, since: int) -> bool:
+    """Places that take part: live ones, those this update has had, and those whose ended task of an old revision must still
+    be replaced."""
     if any(live(t) for t in tasks):
         return True
     last = newest(tasks)
-    return last.desired_state == TaskState.SHUTDOWN and not seen.is_current(last)
+    if seen.is_current(last):
+        return last.created_at >= since
+    return last.desired_state == TaskState.SHUTDOWN
 
 
 def _open_to_it(p: Pass, place: int | str) -> bool:

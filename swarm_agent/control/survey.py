@@ -78,7 +78,11 @@ class Survey:
                 standing = places[live.revision_id][live.node_id] if live is not None else _OPEN
                 if live is not None and standing == _PRESENT:
                     present[slot] = live
-                elif live is not None and standing == _OLDER:
+                elif (
+                    live is not None
+                    and standing == _OLDER
+                    and not any(t.revision_id == places.current for t in tasks)
+                ):
                     older[slot] = live
                 else:
                     open_[slot] = tasks

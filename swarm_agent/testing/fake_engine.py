@@ -372,7 +372,7 @@ class FakeEngine:
         elif match := re.fullmatch(r"/containers/([^/]+)/logs", path):
             if match[1] not in self.containers:
                 raise EngineError(404, f"No such container: {match[1]}")
-            yield _pieces(f"log of {match[1]}\n".encode())
+            yield _pieces(_frame(f"log of {match[1]}\n".encode()))
         else:
             raise EngineError(404, "page not found")
 
@@ -472,6 +472,10 @@ async def _drain(queue: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes]:
         if piece is None:
             raise EngineUnreachable("the Docker Engine ended an answer early")
         yield piece
+
+
+def _frame(line: bytes) -> bytes:
+    return b"\1\0\0\0" + len(line).to_bytes(4, "big") + line
 
 
 async def _pieces(*pieces: bytes) -> AsyncIterator[bytes]:

@@ -503,11 +503,7 @@ class Daemon:
         await asyncio.gather(*others, return_exceptions=True)  # what it began to start must have ended
         membership, identity = load_membership(self._state_dir), load_certificate(self._state_dir)
         if membership is not None and identity is not None:
-            member = self._make_member(membership, identity, None)
-            if self._locked is not None:
-                await member.leave_unstarted()
-            else:
-                await member.forget()
+            await self._make_member(membership, identity, None).leave_unstarted()
         self._pending, self._error, self._locked = False, "", None
 
     async def unlock(self, unlock_key: bytes) -> None:

@@ -594,7 +594,7 @@ class Member:
         await self.forget()
 
     async def leave_unstarted(self) -> None:
-        """Leave although we never started, as while our keys are locked: as for being cast out."""
+        """Leave although we never started, as while our keys are locked or the engine does not answer: as for being cast out."""
         try:
             await self._network.start()
         except Exception:  # what it would take away stays then, as said there

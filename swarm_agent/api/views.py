@@ -144,7 +144,17 @@ def service(record: Service, *, insert_defaults: bool = False) -> Json:
         if status.completed_at:
             shown["CompletedAt"] = time_text(status.completed_at)
         out["UpdateStatus"] = shown
+    if record.job is not None:
+        out["JobStatus"] = {
+            "JobIteration": _iteration(record.job.iteration),
+            "LastExecution": time_text(record.job.last_execution),
+        }
     return out
+
+
+def _iteration(number: int) -> Json:
+    """Go leaves the index of the first run out."""
+    return {"Index": number} if number else {}
 
 
 def service_spec(spec: ServiceSpec, *, insert_defaults: bool = False) -> Json:
@@ -183,8 +193,21 @@ def _port(port: Any) -> Json:
 
 
 def service_status(record: Service, store: Store) -> Json:
-    running = sum(1 for t in store.tasks.by("service", record.id) if t.status.state == TaskState.RUNNING)
-    return {"RunningTasks": running, "DesiredTasks": defaults.replicas(record.spec), "CompletedTasks": 0}
+    """Docker's counts (BEHAVIOUR 5.19)."""
+    tasks = list(store.tasks.by("service", record.id))
+    mode, complete = defaults.mode(record.spec), 0
+    if record.job is not None:
+        tasks = [t for t in tasks if t.iteration == record.job.iteration]
+        complete = sum(1 for t in tasks if t.status.state == TaskState.COMPLETE)
+    running = sum(1 for t in tasks if t.status.state == TaskState.RUNNING)
+    wanted = defaults.replicas(record.spec)
+    if mode == "global":
+        wanted = sum(1 for t in tasks if t.desired_state == TaskState.RUNNING)
+    elif mode == "replicated-job":
+        wanted = defaults.job(record.spec).max_concurrent
+    elif mode == "global-job":
+        wanted = sum(1 for t in tasks if t.desired_state <= TaskState.COMPLETE) - complete
+    return {"RunningTasks": running, "DesiredTasks": wanted, "CompletedTasks": complete}
 
 
 # --- tasks -----------------------------------------------------------------------------------------------------------
@@ -197,8 +220,10 @@ def task(record: Task, store: Store) -> Json:
     out = {**_meta(record), "Labels": {}, "Spec": spec, "ServiceID": record.service_id}
     if record.slot:
         out["Slot"] = record.slot
-    if record.node_id:
-        out["NodeID"] = record.node_id
+    if record.node_id or record.preset:
+        out["NodeID"] = record.node_id or record.preset
+    if record.iteration or record.desired_state == TaskState.COMPLETE:
+        out["JobIteration"] = _iteration(record.iteration)
     out["Status"] = _task_status(record, revision)
     out["DesiredState"] = record.desired_state.word
     if record.reasons:  # ours: Docker's clients pass over it

@@ -49,7 +49,10 @@ def place(p: Pass, tasks: list[Task]) -> list[Task]:
             left += group
             continue
         p.view.group(group[0].service_id)
-        left += _place_group(p, revision, sorted(group, key=lambda t: t.slot), ready, away)
+        for preset in sorted({t.preset for t in group}):
+            some = sorted((t for t in group if t.preset == preset), key=lambda t: t.slot)
+            at = [(n, u) for n, u in ready if n.id == preset] if preset else ready
+            left += _place_group(p, revision, some, at, (1 if preset and not at else away))
     return left
 
 

@@ -12,7 +12,7 @@ from swarm_agent.control.allocate import NODE_NETWORK
 from swarm_agent.identity.ca import issuer_of
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
-from swarm_agent.objects.records import Cluster, Network, Node, Revision, Service, Task
+from swarm_agent.objects.records import Cluster, Generic, Network, Node, Revision, Service, Task
 from swarm_agent.objects.specs import EndpointSpec, ServiceSpec
 from swarm_agent.store import Store
 
@@ -94,7 +94,11 @@ def node(record: Node, tls: Json, health: ManagerHealth | None) -> Json:
         "Description": {
             "Hostname": about.hostname,
             "Platform": {"Architecture": about.architecture, "OS": about.os},
-            "Resources": {"NanoCPUs": about.nano_cpus, "MemoryBytes": about.memory_bytes},
+            "Resources": {
+                "NanoCPUs": about.nano_cpus,
+                "MemoryBytes": about.memory_bytes,
+                **_generic(about.generic),
+            },
             "Engine": engine,
             "TLSInfo": tls,
         },
@@ -111,6 +115,17 @@ def node(record: Node, tls: Json, health: ManagerHealth | None) -> Json:
             status["Leader"] = True
         out["ManagerStatus"] = status
     return out
+
+
+def _generic(resources: tuple[Generic, ...]) -> Json:
+    """``GenericResources``, where there are any."""
+    found = [
+        {"NamedResourceSpec": {"Kind": g.kind, "Value": g.name}}
+        if g.name
+        else {"DiscreteResourceSpec": {"Kind": g.kind, "Value": g.count}}
+        for g in resources
+    ]
+    return {"GenericResources": found} if found else {}
 
 
 # --- services --------------------------------------------------------------------------------------------------------
@@ -213,6 +228,7 @@ def task(record: Task, store: Store) -> Json:
     out["DesiredState"] = record.desired_state.word
     if record.reasons:  # ours: Docker's clients pass over it
         out["Reasons"] = [{"Code": r.code, "Nodes": r.nodes, "Text": r.text} for r in record.reasons]
+    out.update(_generic(record.generic))
     attachments = [_attachment(a.network_id, a.address, store) for a in record.networks]
     if attachments:
         out["NetworksAttachments"] = [a for a in attachments if a]

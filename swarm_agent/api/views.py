@@ -227,7 +227,10 @@ def task(record: Task, store: Store) -> Json:
     out["Status"] = _task_status(record, revision)
     out["DesiredState"] = record.desired_state.word
     if record.reasons:  # ours: Docker's clients pass over it
-        out["Reasons"] = [{"Code": r.code, "Nodes": r.nodes, "Text": r.text} for r in record.reasons]
+        out["Reasons"] = [
+            {"Code": r.code, "Nodes": r.nodes, "Text": r.text, **({"Best": r.best} if r.best else {})}
+            for r in record.reasons
+        ]
     out.update(_generic(record.generic))
     attachments = [_attachment(a.network_id, a.address, store) for a in record.networks]
     if attachments:

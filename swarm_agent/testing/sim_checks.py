@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from swarm_agent.control import everywhere, jobs
-from swarm_agent.control.ledger import Ledger, bare, host_ports, reserved
+from swarm_agent.control.filters import host_ports
+from swarm_agent.control.ledger import Ledger, bare, reserved
 from swarm_agent.control.slots import moves_start_first
 from swarm_agent.control.update import PAUSED, going
 from swarm_agent.manager.manager import Manager
@@ -86,6 +87,8 @@ class ClusterChecks:
         ports: Counter[tuple[str, str, int]] = Counter()
         cpu: Counter[str] = Counter()
         memory: Counter[str] = Counter()
+        generic: Counter[tuple[str, str]] = Counter()
+        names: Counter[tuple[str, str, str]] = Counter()
         for task in tasks:
             revision = revisions.get(task.revision_id)
             if revision is None:
@@ -97,11 +100,22 @@ class ClusterChecks:
             wanted = reserved(revision)
             cpu[task.node_id] += wanted[0]
             memory[task.node_id] += wanted[1]
+            for given in task.generic:
+                if given.name:
+                    names[task.node_id, given.kind, given.name] += 1
+                else:
+                    generic[task.node_id, given.kind] += given.count
         for where, count in ports.items():
             if count > 1:
                 self._fail(f"host port {where} is given {count} times")
+        for thing, count in names.items():
+            if count > 1:
+                self._fail(f"generic resource {thing} is given {count} times")
         for node in store.nodes.all():
             total = node.description
+            for kind in {g.kind for g in total.generic if not g.name}:
+                if generic[node.id, kind] > sum(g.count for g in total.generic if g.kind == kind):
+                    self._fail(f"more {kind} is reserved on {total.hostname} than it has")
             if cpu[node.id] > total.nano_cpus or memory[node.id] > total.memory_bytes:
                 self._fail(f"more is reserved on {total.hostname} than it has")
 
@@ -287,7 +301,7 @@ def _books(cluster: SimCluster) -> str:
             raise Violation(f"seed {cluster.seed}: the ledger's {what} are not what the rows say")
     for node in manager.store.nodes.all():
         one, other = kept.nodes[node.id], fresh.nodes[node.id]
-        for what in ("active", "cpu", "memory", "by_service", "ports"):
+        for what in ("active", "cpu", "memory", "by_service", "ports", "generic", "names"):
             if getattr(one, what) != getattr(other, what):
                 raise Violation(
                     f"seed {cluster.seed}: the ledger's {what} of {node.description.hostname} are not what the rows say: "

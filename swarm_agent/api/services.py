@@ -13,6 +13,7 @@ from swarm_agent.api.filters import keep, label_matches, parse_filters
 from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
 from swarm_agent.api.writes import version_of, write, write_spec
+from swarm_agent.control.contents import resolve_contents
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.node.engine import EngineError, EngineUnreachable
 from swarm_agent.objects import defaults, features, validate
@@ -60,12 +61,14 @@ async def create(backend: Backend, request: Request) -> Response:
             raise AlreadyExists(f"name conflicts with an existing object: service {spec.name} already exists")
         _ports_are_free(backend, spec, "")
         service_id = backend.new_id()
-        revision = revision_of(service_id, spec, _network_ids(backend, spec))
+        resolved = resolve_contents(backend.store, spec)
+        revision = revision_of(service_id, spec, _network_ids(backend, spec), resolved.contents)
         service = Service(
             id=service_id,
             spec=spec,
             revision_id=revision.id,
             registry_auth=request.header("x-registry-auth"),
+            tracked=resolved.tracked,
         )
         await write(backend, service_id, Put(revision, 0), Put(service, 0))
     return json_response({"ID": service_id}, 201)
@@ -89,9 +92,12 @@ async def update(backend: Backend, request: Request, wanted: str) -> Response:
         raise Unimplemented("renaming services is not supported")
     with backend.reserve(*_port_names(spec)):
         _ports_are_free(backend, spec, service.id)
-        revision = revision_of(service.id, spec, _network_ids(backend, spec))
+        networks = _network_ids(backend, spec)
+        resolve_contents(backend.store, spec, service)
 
         def change(now: Service) -> list[Put | Delete]:
+            resolved = resolve_contents(backend.store, spec, now)  # tracking may have moved it meanwhile
+            revision = revision_of(now.id, spec, networks, resolved.contents)
             known = backend.store.revisions.get(revision.id) is not None
             changed = msgspec.structs.replace(
                 now,
@@ -100,6 +106,7 @@ async def update(backend: Backend, request: Request, wanted: str) -> Response:
                 revision_id=revision.id,
                 registry_auth=auth,
                 update_status=now.update_status if revision.id == now.revision_id else None,
+                tracked=resolved.tracked,
             )
             return [*(() if known else (Put(revision, 0),)), Put(changed, now.version)]
 
@@ -156,7 +163,8 @@ async def _network_id(backend: Backend, attachment: NetworkAttachmentConfig) -> 
         raise InvalidSpec(f'Service cannot be explicitly attached to the ingress network "{target}"')
     if attachment.driver_opts:
         raise Unimplemented(
-            "driver options of a network attachment are not supported by this version of swarm-agent"
+            "not supported by this version of swarm-agent: driver options of a network attachment "
+            f"(TaskTemplate.Networks: DriverOpts {', '.join(sorted(attachment.driver_opts))} of {target}); no overlay here takes any"
         )
     try:
         return resolve(backend.store, Network, target).id

@@ -13,8 +13,16 @@ from swarm_agent.control.passes import MAX_WRITES, RESCHEDULE, Key, Pass
 from swarm_agent.control.reap import reap_revisions
 from swarm_agent.control.schedule import pend, place
 from swarm_agent.control.tasks import live
+from swarm_agent.control.track import (
+    CONTENTS,
+    TRACK,
+    all_trackers,
+    reap_contents,
+    reconcile_tracking,
+    trackers,
+)
 from swarm_agent.objects.enums import TaskState
-from swarm_agent.objects.records import Network, Node, Revision, Service, Task
+from swarm_agent.objects.records import Config, Network, Node, Revision, Secret, Service, Task
 from swarm_agent.store import Change, Group, Store
 
 MAX_KEYS = 200  # a pass looks at this many keys, the rest waits for the next
@@ -45,6 +53,10 @@ class Controllers:
             self._dirty[Key("node", node.id)] = None
         for network in store.networks.all():
             self._dirty[Key("network", network.id)] = None
+        for service_id in all_trackers(store):
+            self._dirty[Key(TRACK, service_id)] = None
+        for owner in (*store.secrets.all(), *store.configs.all()):
+            self._dirty[Key(CONTENTS, owner.id)] = None
         self._dirty[RESCHEDULE] = None
 
     # --- what became dirty -------------------------------------------------------------------------------------
@@ -68,6 +80,10 @@ class Controllers:
                     self._dirty[RESCHEDULE] = None
                 case Revision() as revision if change.new is None:
                     forgotten.append(revision.id)
+                    self._dirty.update({Key(CONTENTS, ref.owner): None for ref in revision.contents})
+                case Secret() | Config() as owner:
+                    self._dirty[Key(CONTENTS, owner.id)] = None
+                    self._dirty.update({Key(TRACK, id_): None for id_ in trackers(self.store, owner.id)})
                 case _:
                     pass
         for id_ in forgotten:
@@ -158,6 +174,12 @@ class Controllers:
                     node = p.view.nodes.get(key.id)
                     if node is not None:
                         allocate_node(p, node)
+                case "track":
+                    p.view.group(f"{TRACK}/{key.id}")
+                    reconcile_tracking(p, key.id)
+                case "contents":
+                    p.view.group(f"{CONTENTS}/{key.id}")
+                    reap_contents(p, key.id)
                 case _:
                     pass
         for key in keys:

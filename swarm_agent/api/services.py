@@ -14,6 +14,7 @@ from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
 from swarm_agent.api.writes import version_of, write, write_spec
 from swarm_agent.control import jobs
+from swarm_agent.control.contents import resolve_contents
 from swarm_agent.control.depends import cycle
 from swarm_agent.control.revisions import next_number, previous_of, revision_of
 from swarm_agent.control.update import PAUSED, going
@@ -70,8 +71,13 @@ async def create(backend: Backend, request: Request) -> Response:
             raise AlreadyExists(f"name conflicts with an existing object: service {spec.name} already exists")
         _ports_are_free(backend, spec, "")
         service_id = backend.new_id()
+        resolved = resolve_contents(backend.store, spec)
         revision = revision_of(
-            service_id, spec, network_ids(backend, spec), number=_number(backend, service_id)
+            service_id,
+            spec,
+            network_ids(backend, spec),
+            resolved.contents,
+            _number(backend, service_id),
         )
         service = Service(
             id=service_id,
@@ -79,6 +85,7 @@ async def create(backend: Backend, request: Request) -> Response:
             revision_id=revision.id,
             job=JobStatus(last_execution=backend.now()) if defaults.is_job(spec) else None,
             registry_auth=request.header("x-registry-auth"),
+            tracked=resolved.tracked,
         )
         _no_circle(backend, service)
         await write(backend, service_id, Put(revision, 0), Put(service, 0))
@@ -106,11 +113,12 @@ async def update(backend: Backend, request: Request, wanted: str) -> Response:
     _no_circle(backend, msgspec.structs.replace(service, spec=spec))
     with backend.reserve(*_port_names(spec)):
         _ports_are_free(backend, spec, service.id)
-        revision = revision_of(
-            service.id, spec, network_ids(backend, spec), number=_number(backend, service.id)
-        )
+        networks = network_ids(backend, spec)
+        resolve_contents(backend.store, spec, service)
 
         def change(now: Service) -> list[Put | Delete]:
+            resolved = resolve_contents(backend.store, spec, now)  # tracking may have moved it meanwhile
+            revision = revision_of(now.id, spec, networks, resolved.contents, _number(backend, now.id))
             known = backend.store.revisions.get(revision.id) is not None
             same = revision.id == now.revision_id and going(now)
             changed = msgspec.structs.replace(
@@ -121,6 +129,7 @@ async def update(backend: Backend, request: Request, wanted: str) -> Response:
                 previous_revision_id=now.revision_id if _leveled(backend) else "",
                 registry_auth=auth,
                 update_status=now.update_status if same or _done(now, revision.id) else None,
+                tracked=resolved.tracked,
             )
             if _runs_again(now, spec):
                 changed = jobs.again(changed, backend.now())
@@ -258,7 +267,8 @@ async def _network_id(backend: Backend, attachment: NetworkAttachmentConfig) -> 
         raise InvalidSpec(f'Service cannot be explicitly attached to the ingress network "{target}"')
     if attachment.driver_opts:
         raise Unimplemented(
-            "driver options of a network attachment are not supported by this version of swarm-agent"
+            "not supported by this version of swarm-agent: driver options of a network attachment "
+            f"(TaskTemplate.Networks: DriverOpts {', '.join(sorted(attachment.driver_opts))} of {target}); no overlay here takes any"
         )
     try:
         return resolve(backend.store, Network, target).id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 from typing import Any
 
 import msgspec
@@ -12,7 +13,17 @@ from swarm_agent.control.allocate import NODE_NETWORK
 from swarm_agent.identity.ca import issuer_of
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
-from swarm_agent.objects.records import Cluster, Generic, Network, Node, Revision, Service, Task
+from swarm_agent.objects.records import (
+    Cluster,
+    Config,
+    Generic,
+    Network,
+    Node,
+    Revision,
+    Secret,
+    Service,
+    Task,
+)
 from swarm_agent.objects.specs import EndpointSpec, ServiceSpec
 from swarm_agent.store import Store
 
@@ -329,3 +340,17 @@ def network(record: Network) -> Json:
         "Options": {VNI_OPTION: str(record.vni), **(spec.options or {})},
         "Labels": spec.labels or {},
     }
+
+
+# --- secrets and configs ---------------------------------------------------------------------------------------------
+def content_owner(record: Secret | Config, data: bytes | None) -> Json:
+    """``data``: of a config, which is shown; None for a secret, which never is."""
+    spec = builtins(record.spec)
+    if data is not None:
+        spec["Data"] = _base64(data)
+    return {**_meta(record), "Spec": spec}
+
+
+def digest(data: bytes) -> str:
+    """By which people can tell versions apart."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"

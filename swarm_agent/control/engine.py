@@ -16,11 +16,19 @@ from swarm_agent.control.passes import MAX_WRITES, RESCHEDULE, Key, Pass
 from swarm_agent.control.reap import reap_revisions
 from swarm_agent.control.schedule import pend, place
 from swarm_agent.control.tasks import STACK, draining, live
+from swarm_agent.control.track import (
+    CONTENTS,
+    TRACK,
+    all_trackers,
+    reap_contents,
+    reconcile_tracking,
+    trackers,
+)
 from swarm_agent.control.update import going
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
-from swarm_agent.objects.records import Network, Node, Revision, Service, Task
+from swarm_agent.objects.records import Config, Network, Node, Revision, Secret, Service, Task
 from swarm_agent.store import Change, Group, Store
 
 MAX_KEYS = 200  # a pass looks at this many keys, the rest waits for the next
@@ -61,6 +69,10 @@ class Controllers:
                 self._dirty[Key("drain", node.id)] = None
         for network in store.networks.all():
             self._dirty[Key("network", network.id)] = None
+        for service_id in all_trackers(store):
+            self._dirty[Key(TRACK, service_id)] = None
+        for owner in (*store.secrets.all(), *store.configs.all()):
+            self._dirty[Key(CONTENTS, owner.id)] = None
         self._dirty[RESCHEDULE] = None
 
     # --- what became dirty -------------------------------------------------------------------------------------
@@ -76,11 +88,7 @@ class Controllers:
                 case Service() as service:
                     self._note_service(change.old, change.new)
                     self._dirty[Key("service", service.id)] = None
-                    if (
-                        change.old is None
-                        or change.new is None
-                        or change.old.spec.labels != change.new.spec.labels
-                    ):
+                    if _asks_anew(change):
                         self._dirty[Key("prepared", service.id)] = None
                     if change.old is None or change.new is None:
                         self._wake_dependents(service)
@@ -93,6 +101,10 @@ class Controllers:
                     self._dirty[RESCHEDULE] = None
                 case Revision() as revision if change.new is None:
                     forgotten.append(revision.id)
+                    self._dirty.update({Key(CONTENTS, ref.owner): None for ref in revision.contents})
+                case Secret() | Config() as owner:
+                    self._dirty[Key(CONTENTS, owner.id)] = None
+                    self._dirty.update({Key(TRACK, id_): None for id_ in trackers(self.store, owner.id)})
                 case _:
                     pass
         for id_ in forgotten:
@@ -214,6 +226,12 @@ class Controllers:
                     if node is not None:
                         allocate_node(p, node)
                         fit_in(p, node)
+                case "track":
+                    p.view.group(f"{TRACK}/{key.id}")
+                    reconcile_tracking(p, key.id)
+                case "contents":
+                    p.view.group(f"{CONTENTS}/{key.id}")
+                    reap_contents(p, key.id)
                 case _:
                     pass
         for key in keys:

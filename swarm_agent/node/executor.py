@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from swarm_agent.network.model import AttachRequest, ContainerNetwork, NodeNetwork
 from swarm_agent.node.container import container_name, create_body
+from swarm_agent.node.contents import Contents
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable, json_lines
 from swarm_agent.node.images import Images
 from swarm_agent.objects import defaults
@@ -37,6 +38,7 @@ class Shared(NamedTuple):
     network: NodeNetwork
     images: Images
     slots: asyncio.Semaphore
+    contents: Contents
 
 
 class Executor:
@@ -47,6 +49,7 @@ class Executor:
         self._network = shared.network
         self._images = shared.images
         self._slots = shared.slots
+        self._contents = shared.contents
         self.task = task
         self.revision = revision
         self.registry_auth = registry_auth
@@ -70,7 +73,9 @@ class Executor:
         await self._images.ensure(spec.image or "", self.registry_auth)
         async with self._slots:
             wiring = await self._wiring()
-            body = create_body(self.task, self.revision, wiring)
+            revision = self._contents.expanded(self.task, self.revision)
+            files = await self._contents.provide(self.task, revision)
+            body = create_body(self.task, revision, wiring, files)
             await self._create(body)
             for network, endpoint in wiring.connect:
                 await self._engine.call(
@@ -105,6 +110,9 @@ class Executor:
         state = await self._state()
         if state.get("Status") == "created":
             async with self._slots:
+                await self._contents.provide(  # a reboot since it was made has emptied the memory they lie in
+                    self.task, self._contents.expanded(self.task, self.revision)
+                )
                 await self._engine.call("POST", f"{self._path}/start", timeout_s=120)
         while True:
             self._news.clear()
@@ -127,6 +135,7 @@ class Executor:
             self._news.clear()
             state = await self._state()
             if not state.get("Running"):
+                await self._wipe()
                 failure = _ended(state)
                 if failure.clean:
                     return
@@ -144,6 +153,7 @@ class Executor:
             await self._engine.call(
                 "POST", f"{self._path}/stop", query={"t": str(grace)}, timeout_s=grace + 60
             )
+        await self._wipe()
         await self._inspect()
 
     async def remove(self) -> None:
@@ -153,6 +163,11 @@ class Executor:
             await self._engine.call("DELETE", self._path, query={"v": "1", "force": "1"}, timeout_s=120)
         if self.task.node_address or self.task.networks:
             await self._network.detach(self.task.id)
+
+    async def _wipe(self) -> None:
+        """A container that has ended needs its secrets no more; it is never started again."""
+        if self.revision.contents:
+            await self._contents.wipe(self.task.id)
 
     # --- looking -------------------------------------------------------------------------------------------------
     async def _inspect(self) -> dict[str, Any] | None:

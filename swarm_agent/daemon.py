@@ -26,7 +26,7 @@ from swarm_agent.api.events import ClusterEvents
 from swarm_agent.api.http import HttpError, HttpServer
 from swarm_agent.api.server import LOCKED, Api
 from swarm_agent.api.swarm import NOT_LOCKED
-from swarm_agent.config import DEFAULT_PATH, AgentConfig, load_config
+from swarm_agent.config import DEFAULT_PATH, AgentConfig, check_devices, load_config
 from swarm_agent.founding import Place, found, refound
 from swarm_agent.identity import ca
 from swarm_agent.identity.door import Issued, IssueRequest, JoinRefused, ask_for_certificate, fetch_root
@@ -503,11 +503,7 @@ class Daemon:
         await asyncio.gather(*others, return_exceptions=True)  # what it began to start must have ended
         membership, identity = load_membership(self._state_dir), load_certificate(self._state_dir)
         if membership is not None and identity is not None:
-            member = self._make_member(membership, identity, None)
-            if self._locked is not None:
-                await member.leave_unstarted()
-            else:
-                await member.forget()
+            await self._make_member(membership, identity, None).leave_unstarted()
         self._pending, self._error, self._locked = False, "", None
 
     async def unlock(self, unlock_key: bytes) -> None:
@@ -703,6 +699,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config or DEFAULT_PATH, must_exist=arguments.config is not None)
+        check_devices(config)
     except InvalidSpec as err:
         sys.exit(f"swarm-agent: {err}")
     set_up_logging(config.log_level, config.log_format)

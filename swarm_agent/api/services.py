@@ -13,13 +13,23 @@ from swarm_agent.api.filters import keep, label_matches, parse_filters
 from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
 from swarm_agent.api.writes import version_of, write, write_spec
+from swarm_agent.control import jobs
 from swarm_agent.control.contents import resolve_contents
-from swarm_agent.control.revisions import revision_of
+from swarm_agent.control.depends import cycle
+from swarm_agent.control.revisions import next_number, previous_of, revision_of
+from swarm_agent.control.update import PAUSED, going
 from swarm_agent.node.engine import EngineError, EngineUnreachable
 from swarm_agent.objects import defaults, features, validate
-from swarm_agent.objects.errors import AlreadyExists, InvalidSpec, OutOfSequence, Unimplemented
+from swarm_agent.objects.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidSpec,
+    OutOfSequence,
+    Unimplemented,
+)
 from swarm_agent.objects.normalise import normalise, parse_json
-from swarm_agent.objects.records import Network, Service
+from swarm_agent.objects.options import PREFIX, options
+from swarm_agent.objects.records import JobStatus, Network, Revision, Service, UpdateStatus
 from swarm_agent.objects.specs import NetworkAttachmentConfig, ServiceSpec
 from swarm_agent.objects.validate import PREDEFINED_NETWORKS
 from swarm_agent.store import Delete, Put
@@ -29,7 +39,7 @@ _TESTS = {
     "id": lambda s, v: s.id.startswith(v),
     "name": lambda s, v: (s.spec.name or "").startswith(v),
     "label": lambda s, v: label_matches(s.spec.labels, v),
-    "mode": lambda s, v: (v == "replicated") == defaults.is_replicated(s.spec),
+    "mode": lambda s, v: defaults.mode(s.spec) == v,
     "runtime": lambda s, v: (s.spec.task_template.runtime or "container") == v,
 }
 
@@ -62,14 +72,22 @@ async def create(backend: Backend, request: Request) -> Response:
         _ports_are_free(backend, spec, "")
         service_id = backend.new_id()
         resolved = resolve_contents(backend.store, spec)
-        revision = revision_of(service_id, spec, _network_ids(backend, spec), resolved.contents)
+        revision = revision_of(
+            service_id,
+            spec,
+            network_ids(backend, spec),
+            resolved.contents,
+            _number(backend, service_id),
+        )
         service = Service(
             id=service_id,
             spec=spec,
             revision_id=revision.id,
+            job=JobStatus(last_execution=backend.now()) if defaults.is_job(spec) else None,
             registry_auth=request.header("x-registry-auth"),
             tracked=resolved.tracked,
         )
+        _no_circle(backend, service)
         await write(backend, service_id, Put(revision, 0), Put(service, 0))
     return json_response({"ID": service_id}, 201)
 
@@ -82,36 +100,122 @@ async def update(backend: Backend, request: Request, wanted: str) -> Response:
     if rollback not in ("", "previous"):
         raise HttpError(500, f"unrecognized rollback option {rollback}")
     if rollback:
-        raise Unimplemented(
-            "rollback (docker service rollback) is not supported by this version of swarm-agent"
-        )
+        normalise(raw, ServiceSpec)  # Docker checks the body too, and does not look at it any further
+        await roll_back(backend, service.id, version)
+        return json_response({"Warnings": None})
     auth = _registry_auth(request, service)
     spec = await _resolved(backend, normalise(raw, ServiceSpec))
     _acceptable(backend, spec)
     if spec.name != service.spec.name:
         raise Unimplemented("renaming services is not supported")
+    if defaults.mode(spec) != defaults.mode(service.spec):
+        raise Unimplemented("service mode change is not allowed")
+    _no_circle(backend, msgspec.structs.replace(service, spec=spec))
     with backend.reserve(*_port_names(spec)):
         _ports_are_free(backend, spec, service.id)
-        networks = _network_ids(backend, spec)
+        networks = network_ids(backend, spec)
         resolve_contents(backend.store, spec, service)
 
         def change(now: Service) -> list[Put | Delete]:
             resolved = resolve_contents(backend.store, spec, now)  # tracking may have moved it meanwhile
-            revision = revision_of(now.id, spec, networks, resolved.contents)
+            revision = revision_of(now.id, spec, networks, resolved.contents, _number(backend, now.id))
             known = backend.store.revisions.get(revision.id) is not None
+            same = revision.id == now.revision_id and going(now)
             changed = msgspec.structs.replace(
                 now,
                 spec=spec,
                 previous_spec=now.spec,
                 revision_id=revision.id,
+                previous_revision_id=now.revision_id if _leveled(backend) else "",
                 registry_auth=auth,
-                update_status=now.update_status if revision.id == now.revision_id else None,
+                update_status=now.update_status if same or _done(now, revision.id) else None,
                 tracked=resolved.tracked,
             )
+            if _runs_again(now, spec):
+                changed = jobs.again(changed, backend.now())
             return [*(() if known else (Put(revision, 0),)), Put(changed, now.version)]
 
         await write_spec(backend, Service, service.id, version, service.id, change)
     return json_response({"Warnings": None})
+
+
+async def roll_back(backend: Backend, service_id: str, version: int) -> None:
+    """Exchange a service's spec and its previous one.
+
+    Raises:
+        FailedPrecondition: there is no previous one.
+        OutOfSequence: somebody changed the spec meanwhile.
+    """
+    _level_for_rollback(backend)
+
+    def change(now: Service) -> list[Put | Delete]:
+        before = previous_of(backend.store, now)
+        if now.previous_spec is None or before is None:
+            raise FailedPrecondition(f"service {now.id} does not have a previous spec")
+        return back_to(backend, now, now.previous_spec, before, "manually requested rollback")
+
+    await write_spec(backend, Service, service_id, version, service_id, change)
+
+
+def back_to(
+    backend: Backend, now: Service, spec: ServiceSpec, revision: Revision, message: str
+) -> list[Put | Delete]:
+    """The writes of a rollback to ``spec`` and its ``revision``."""
+    _ports_are_free(backend, spec, now.id)
+    known = backend.store.revisions.get(revision.id) is not None
+    status = UpdateStatus(state="rollback_started", message=message, started_at=backend.now())
+    changed = msgspec.structs.replace(
+        now,
+        spec=spec,
+        previous_spec=now.spec,
+        revision_id=revision.id,
+        previous_revision_id=now.revision_id,
+        update_status=None if defaults.is_job(spec) else status,
+    )
+    if _runs_again(now, spec):
+        changed = jobs.again(changed, backend.now())
+    return [*(() if known else (Put(revision, 0),)), Put(changed, now.version)]
+
+
+def _level_for_rollback(backend: Backend) -> None:
+    if not _leveled(backend):
+        raise Unimplemented(
+            f"rollback needs feature level {features.ORCHESTRATION}, and this swarm is at level {backend.store.feature_level}: "
+            "upgrade every manager (swarmctl status shows each one's level)"
+        )
+
+
+def _leveled(backend: Backend) -> bool:
+    return backend.store.feature_level >= features.ORCHESTRATION
+
+
+def _number(backend: Backend, service_id: str) -> int:
+    return next_number(backend.store, service_id) if _leveled(backend) else 0
+
+
+def _done(now: Service, revision_id: str) -> bool:
+    """A finished update stays in view while nothing else is to be updated."""
+    status = now.update_status
+    return revision_id == now.revision_id and status is not None and status.state not in PAUSED
+
+
+def _runs_again(now: Service, spec: ServiceSpec) -> bool:
+    """Any update runs a job again, as with Docker; one that has a timetable only when it is forced."""
+    if not defaults.is_job(spec):
+        return False
+    if options(spec.labels).schedule is None:
+        return True
+    return spec.task_template.force_update != now.spec.task_template.force_update
+
+
+def _no_circle(backend: Backend, service: Service) -> None:
+    circle = cycle(backend.store, service)
+    if circle:
+        label = f"{PREFIX}depends-on"
+        raise InvalidSpec(
+            f"label {label}: these services would wait for each other for ever: {' -> '.join(circle)}",
+            f"Labels['{label}']",
+        )
 
 
 async def remove(backend: Backend, request: Request, wanted: str) -> Response:  # noqa: ARG001
@@ -206,7 +310,7 @@ async def _local_name(backend: Backend, wanted: str) -> str:
     return str(found["Name"])
 
 
-def _network_ids(backend: Backend, spec: ServiceSpec) -> tuple[str, ...]:
+def network_ids(backend: Backend, spec: ServiceSpec) -> tuple[str, ...]:
     """The overlays of a resolved spec, in order; predefined local networks are the container's business."""
     targets = [n.target or "" for n in spec.task_template.networks or ()]
     return tuple(

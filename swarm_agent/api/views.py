@@ -13,7 +13,17 @@ from swarm_agent.control.allocate import NODE_NETWORK
 from swarm_agent.identity.ca import issuer_of
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
-from swarm_agent.objects.records import Cluster, Config, Network, Node, Revision, Secret, Service, Task
+from swarm_agent.objects.records import (
+    Cluster,
+    Config,
+    Generic,
+    Network,
+    Node,
+    Revision,
+    Secret,
+    Service,
+    Task,
+)
 from swarm_agent.objects.specs import EndpointSpec, ServiceSpec
 from swarm_agent.store import Store
 
@@ -95,7 +105,11 @@ def node(record: Node, tls: Json, health: ManagerHealth | None) -> Json:
         "Description": {
             "Hostname": about.hostname,
             "Platform": {"Architecture": about.architecture, "OS": about.os},
-            "Resources": {"NanoCPUs": about.nano_cpus, "MemoryBytes": about.memory_bytes},
+            "Resources": {
+                "NanoCPUs": about.nano_cpus,
+                "MemoryBytes": about.memory_bytes,
+                **_generic(about.generic),
+            },
             "Engine": engine,
             "TLSInfo": tls,
         },
@@ -114,6 +128,17 @@ def node(record: Node, tls: Json, health: ManagerHealth | None) -> Json:
     return out
 
 
+def _generic(resources: tuple[Generic, ...]) -> Json:
+    """``GenericResources``, where there are any."""
+    found = [
+        {"NamedResourceSpec": {"Kind": g.kind, "Value": g.name}}
+        if g.name
+        else {"DiscreteResourceSpec": {"Kind": g.kind, "Value": g.count}}
+        for g in resources
+    ]
+    return {"GenericResources": found} if found else {}
+
+
 # --- services --------------------------------------------------------------------------------------------------------
 def service(record: Service, *, insert_defaults: bool = False) -> Json:
     out = {**_meta(record), "Spec": service_spec(record.spec, insert_defaults=insert_defaults)}
@@ -130,7 +155,17 @@ def service(record: Service, *, insert_defaults: bool = False) -> Json:
         if status.completed_at:
             shown["CompletedAt"] = time_text(status.completed_at)
         out["UpdateStatus"] = shown
+    if record.job is not None:
+        out["JobStatus"] = {
+            "JobIteration": _iteration(record.job.iteration),
+            "LastExecution": time_text(record.job.last_execution),
+        }
     return out
+
+
+def _iteration(number: int) -> Json:
+    """Go leaves the index of the first run out."""
+    return {"Index": number} if number else {}
 
 
 def service_spec(spec: ServiceSpec, *, insert_defaults: bool = False) -> Json:
@@ -169,8 +204,21 @@ def _port(port: Any) -> Json:
 
 
 def service_status(record: Service, store: Store) -> Json:
-    running = sum(1 for t in store.tasks.by("service", record.id) if t.status.state == TaskState.RUNNING)
-    return {"RunningTasks": running, "DesiredTasks": defaults.replicas(record.spec), "CompletedTasks": 0}
+    """Docker's counts (BEHAVIOUR 5.19)."""
+    tasks = list(store.tasks.by("service", record.id))
+    mode, complete = defaults.mode(record.spec), 0
+    if record.job is not None:
+        tasks = [t for t in tasks if t.iteration == record.job.iteration]
+        complete = sum(1 for t in tasks if t.status.state == TaskState.COMPLETE)
+    running = sum(1 for t in tasks if t.status.state == TaskState.RUNNING)
+    wanted = defaults.replicas(record.spec)
+    if mode == "global":
+        wanted = sum(1 for t in tasks if t.desired_state == TaskState.RUNNING)
+    elif mode == "replicated-job":
+        wanted = defaults.job(record.spec).max_concurrent
+    elif mode == "global-job":
+        wanted = sum(1 for t in tasks if t.desired_state <= TaskState.COMPLETE) - complete
+    return {"RunningTasks": running, "DesiredTasks": wanted, "CompletedTasks": complete}
 
 
 # --- tasks -----------------------------------------------------------------------------------------------------------
@@ -183,12 +231,18 @@ def task(record: Task, store: Store) -> Json:
     out = {**_meta(record), "Labels": {}, "Spec": spec, "ServiceID": record.service_id}
     if record.slot:
         out["Slot"] = record.slot
-    if record.node_id:
-        out["NodeID"] = record.node_id
+    if record.node_id or record.preset:
+        out["NodeID"] = record.node_id or record.preset
+    if record.iteration or record.desired_state == TaskState.COMPLETE:
+        out["JobIteration"] = _iteration(record.iteration)
     out["Status"] = _task_status(record, revision)
     out["DesiredState"] = record.desired_state.word
     if record.reasons:  # ours: Docker's clients pass over it
-        out["Reasons"] = [{"Code": r.code, "Nodes": r.nodes, "Text": r.text} for r in record.reasons]
+        out["Reasons"] = [
+            {"Code": r.code, "Nodes": r.nodes, "Text": r.text, **({"Best": r.best} if r.best else {})}
+            for r in record.reasons
+        ]
+    out.update(_generic(record.generic))
     attachments = [_attachment(a.network_id, a.address, store) for a in record.networks]
     if attachments:
         out["NetworksAttachments"] = [a for a in attachments if a]

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from swarm_agent import __version__
@@ -47,8 +48,17 @@ def why(path: str, arguments: argparse.Namespace) -> None:
         print(
             f".{task.get('Slot', task.get('NodeID'))}  {task['Status']['State']}  {task['Status'].get('Err', '')}".rstrip()
         )
-        for reason in task.get("Reasons", ()):
-            print(f"    {reason['Code']}: {reason['Text']}")
+        _print_reasons(task)
+    for task in tasks:
+        if task["Status"]["State"] == "running" and task.get("Reasons"):
+            print(f".{task.get('Slot', task.get('NodeID'))}  running, but")
+            _print_reasons(task)
+
+
+def _print_reasons(task: dict[str, Any]) -> None:
+    for reason in task.get("Reasons", ()):
+        nearest = f" (nearest: {reason['Best']})" if reason.get("Best") else ""
+        print(f"    {reason['Code']}: {reason['Text']}{nearest}")
 
 
 def backup(path: str, arguments: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from swarm_agent.store import Change, Group, Overlay, Store, slot_key
 
 
 class Key(NamedTuple):
-    """What a reconciliation is about: ("service", id), ("prepared", service id), ("slot", service id, place), ("node", id), ("network", id)."""
+    """What a reconciliation is about: ("service", id), ("prepared", service id), ("slot", service id, place), ("node", id), ("drain", node id), ("network", id)."""
 
     kind: str
     id: str
@@ -22,6 +22,9 @@ class Key(NamedTuple):
 RESCHEDULE = Key("pending", "")
 MAX_WRITES = 750  # rows in one pass, about: an entry of the log is bounded
 MAX_LOOKS = 10_000  # rows looked at in one pass, about: a call may not hold up the loop for more than some milliseconds
+PLACING = (
+    20  # looks that placing the tasks of another revision costs, about; where it is more, ``schedule`` stops
+)
 
 
 class Pass:
@@ -38,9 +41,10 @@ class Pass:
         self.again: list[Key] = []
         self.most = most
         self.looks = 0
-        self._nodes = len(store.nodes)
         self.unplaced: dict[str, None] = {}  # tasks this pass wrote that wait for a node
         self._to_place: set[str] = set()  # their revisions: each is compared with every node
+        self.healthy: dict[str, int] = {}  # service id -> tasks that run, as far as counted in this pass
+        self.for_health: list[Key] = []  # what waits for more of its service's tasks to run
         self._written: set[tuple[type[Record], str]] = set()
         self._journal: list[Change] = []
 
@@ -71,6 +75,10 @@ class Pass:
         """Ask for another look at ``key`` at ``at`` (nanoseconds); the earliest wish counts."""
         self.wakes[key] = min(at, self.wakes.get(key, at))
 
+    def wait_for_health(self, key: Key) -> None:
+        """Look at ``key`` again when another task of its service runs."""
+        self.for_health.append(key)
+
     def more(self, key: Key) -> None:
         """This pass did as much of ``key`` as one entry holds; go on in the next."""
         self.again.append(key)
@@ -86,7 +94,7 @@ class Pass:
     @property
     def spent(self) -> bool:
         """Whether nothing new should be begun in this pass, but what was begun be finished."""
-        return self.full or self.looks + len(self._to_place) * self._nodes >= MAX_LOOKS
+        return self.full or self.looks + len(self._to_place) * PLACING >= MAX_LOOKS
 
     @property
     def full(self) -> bool:

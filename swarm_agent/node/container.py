@@ -6,6 +6,7 @@ from typing import Any
 
 from swarm_agent.network.model import ContainerNetwork
 from swarm_agent.node.contents import FileMount
+from swarm_agent.node.resources import devices, environment
 from swarm_agent.objects import defaults
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.objects.records import Revision, Task
@@ -53,9 +54,18 @@ def create_body(
     body["HostConfig"]["Mounts"] += [
         {"Type": "bind", "Source": f.source, "Target": f.target, "ReadOnly": True} for f in files
     ]
+    _give(body, task)
     if network.first is not None:
         body["NetworkingConfig"] = {"EndpointsConfig": network.first}
     return body
+
+
+def _give(body: dict[str, Any], task: Task) -> None:
+    """What the task got of its node's generic resources."""
+    if task.generic:
+        body["Env"] = [*body.get("Env", ()), *environment(task.generic)]
+        if paths := devices(task.generic):
+            body["HostConfig"]["Devices"] = paths
 
 
 def _swarm_labels(task: Task) -> dict[str, str]:

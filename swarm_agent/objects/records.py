@@ -205,11 +205,15 @@ class TaskStatus(Part, frozen=True, kw_only=True):
 
 
 class Reason(Part, frozen=True, kw_only=True):
-    """Why a task is not placed: a filter, how many nodes it refused, and the nearest miss."""
+    """Why a task is not placed: a filter, how many nodes it refused, and the nearest miss.
+
+    Of a placed task: "volume-moved", when it went where its volume is not.
+    """
 
     code: str
     nodes: int
     text: str
+    best: str = ""  # the nearest miss when the other three last changed; level 3
 
 
 class NetworkAddress(Part, frozen=True, kw_only=True):

@@ -31,12 +31,12 @@ MTU_OPTION = "com.docker.network.driver.mtu"
 
 def ready(task: Task) -> bool:
     """Whether the task takes traffic."""
-    return task.status.state == TaskState.RUNNING and task.desired_state == TaskState.RUNNING
+    return task.status.state == TaskState.RUNNING and task.desired_state <= TaskState.COMPLETE
 
 
 def draining(task: Task) -> bool:
     """Whether it is being stopped: no new connections, but those it has go on until it ends."""
-    return task.status.state == TaskState.RUNNING and task.desired_state > TaskState.RUNNING
+    return task.status.state == TaskState.RUNNING and task.desired_state > TaskState.COMPLETE
 
 
 def assignment(store: Store, task: Task) -> Assignment | None:

@@ -20,11 +20,11 @@ from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.errors import NotFound, SwarmError
 from swarm_agent.objects.records import (
+    Cluster,
     Network,
     Node,
     NodeDescription,
     NodeStatus,
-    Revision,
     Service,
     Task,
     TaskStatus,
@@ -66,9 +66,10 @@ RETRY_S = 0.05
 class _Session:
     """One node's open stream."""
 
-    def __init__(self, node_id: str, session_id: str, level: int) -> None:
+    def __init__(self, node_id: str, session_id: str, hello: Hello) -> None:
         self.node_id = node_id
-        self.level = level
+        self.level = hello.feature_level
+        self.description = hello.description  # as told last
         self.id = session_id
         self.wake = asyncio.Event()
         self.closed = False
@@ -109,6 +110,7 @@ class Dispatcher:
         self._deadline: dict[str, float] = {}  # node id -> loop time after which silence is too long
         self._statuses: dict[str, tuple[str, TaskStatus]] = {}  # task id -> (reporter, status)
         self._status_news = asyncio.Event()
+        self._level_news = asyncio.Event()
         self._picture: derive.NetworkPicture | None = None
         self.on_level: Callable[[], None] = lambda: None  # a node has said its feature level
         self._unwatch = store.watch(self._on_commit)
@@ -121,6 +123,7 @@ class Dispatcher:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch_silence())
                 group.create_task(self._write_statuses())
+                group.create_task(self._write_descriptions())
         finally:
             self.close()
 
@@ -161,7 +164,7 @@ class Dispatcher:
         hello = await anext(requests, None)
         if not isinstance(hello, Hello):
             raise SwarmError("a session starts with Hello")
-        session = _Session(node_id, self._new_id(), hello.feature_level)
+        session = _Session(node_id, self._new_id(), hello)
         self._heard.add(node_id)
         self._beat(node_id)
         await self._register(node_id, hello, peer)
@@ -211,7 +214,8 @@ class Dispatcher:
                             self._statuses[task_id] = (node_id, status)
                     self._status_news.set()
                 case Described(description):
-                    await self._change_node(node_id, functools.partial(_described, description))
+                    session.description = description
+                    await self._change_node(node_id, functools.partial(self._described, description))
                 case Leaving():
                     self._deadline.pop(node_id, None)
                     await self._set_state(node_id, NodeState.DOWN, "the node left the swarm")
@@ -364,8 +368,9 @@ class Dispatcher:
                     if session is not None:
                         session.node_dirty = True
                         session.touch()
-                case Revision():
-                    pass
+                case Cluster():
+                    if change.old is None or change.old.feature_level != change.row.feature_level:
+                        self._level_news.set()
                 case _:
                     pass
         if network:
@@ -432,7 +437,7 @@ class Dispatcher:
             known = self._store.feature_level >= features.NODE_LEVELS
             return msgspec.structs.replace(
                 node,
-                description=hello.description,
+                description=self._writable(hello.description),
                 data_addr=addr,
                 manager_addr=hello.manager_addr or node.manager_addr,
                 rpc_addr=hello.rpc_addr or node.rpc_addr,
@@ -441,6 +446,33 @@ class Dispatcher:
             )
 
         await self._change_node(node_id, change)
+
+    def _writable(self, description: NodeDescription) -> NodeDescription:
+        """As much of it as the cluster's level lets us write."""
+        if self._store.feature_level >= features.ORCHESTRATION:
+            return description
+        return msgspec.structs.replace(description, generic=(), volumes=())
+
+    def _described(self, description: NodeDescription, node: Node) -> Node:
+        return msgspec.structs.replace(node, description=self._writable(description))
+
+    async def _write_descriptions(self) -> None:
+        """Nodes described themselves before their records could hold all of it."""
+        while True:
+            await self._level_news.wait()
+            self._level_news.clear()
+            for session in list(self.sessions.values()):
+                try:
+                    await self._change_node(
+                        session.node_id, functools.partial(self._described, session.description)
+                    )
+                except NotFound:
+                    continue  # removed meanwhile
+                except SwarmError as err:
+                    log.info("descriptions are not written yet: %s", err)
+                    await asyncio.sleep(RETRY_S)
+                    self._level_news.set()
+                    break
 
     async def _set_state(self, node_id: str, state: NodeState, message: str) -> None:
         await self._change_node(node_id, lambda n: _with_state(n, state, message))
@@ -516,10 +548,6 @@ def _with_state(node: Node, state: NodeState, message: str) -> Node:
     return msgspec.structs.replace(
         node, status=msgspec.structs.replace(node.status, state=state, message=message)
     )
-
-
-def _described(description: NodeDescription, node: Node) -> Node:
-    return msgspec.structs.replace(node, description=description)
 
 
 def _network_sees_task(change: Change) -> bool:

@@ -27,6 +27,7 @@ from swarm_agent.manager.manager import Manager, ManagerSettings, ServeForwarded
 from swarm_agent.membership import Membership, forget_membership, save_membership
 from swarm_agent.network.model import NetworkView, NodeNetwork
 from swarm_agent.node.container import container_name
+from swarm_agent.node.contents import Piece
 from swarm_agent.node.describe import describe, volume_events
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable
 from swarm_agent.node.worker import Assignment, Worker
@@ -90,7 +91,7 @@ class Member:
         self.session = SessionAgent(
             self, lambda: self.identity, self._known_managers, self._hello, rng, seams.rpc
         )
-        self.worker = Worker(membership.node_id, engine, network, self.session.report, seams.now)
+        self.worker = Worker(membership.node_id, engine, network, self.session.report, seams.files, seams.now)
         self._tasks: dict[asyncio.Task[None], None] = {}  # in order, so that they end in order
         self._role_lock = asyncio.Lock()
         self.node: Node | None = None
@@ -457,6 +458,9 @@ class Member:
         await self._view_ready()
         await self.worker.assign(full, assignments, removed)
 
+    async def contents(self, pieces: tuple[Piece, ...]) -> None:
+        self.worker.take(pieces)
+
     async def network(self, view: NetworkView) -> None:
         """The latest view counts; one that is overtaken is never applied."""
         self._view = view
@@ -501,6 +505,7 @@ class Member:
 
     async def node_changed(self, node: Node) -> None:
         self.node = node
+        self.worker.node_changed(node)
         if not self._role_fits(node):
             self._spawn(self._follow_role(), "role change")
 

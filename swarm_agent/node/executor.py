@@ -12,6 +12,7 @@ import msgspec
 
 from swarm_agent.network.model import AttachRequest, ContainerNetwork, NodeNetwork
 from swarm_agent.node.container import container_name, create_body
+from swarm_agent.node.contents import Contents
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable, json_lines
 from swarm_agent.node.images import Images
 from swarm_agent.node.prestart import PreStartStep, StepFailed
@@ -40,6 +41,7 @@ class Shared(NamedTuple):
     network: NodeNetwork
     images: Images
     slots: asyncio.Semaphore
+    contents: Contents
 
 
 class Executor:
@@ -50,6 +52,7 @@ class Executor:
         self._network = shared.network
         self._images = shared.images
         self._slots = shared.slots
+        self._contents = shared.contents
         self.task = task
         self.revision = revision
         self.registry_auth = registry_auth
@@ -83,7 +86,9 @@ class Executor:
         """Create a container, connected as the task is. ``shape`` has the last word on the create call."""
         async with self._slots:
             wiring = await self._wiring()
-            await self._create(name, shape(create_body(self.task, self.revision, wiring)))
+            revision = self._contents.expanded(self.task, self.revision)
+            files = await self._contents.provide(self.task, revision)
+            await self._create(name, shape(create_body(self.task, revision, wiring, files)))
             for network, endpoint in wiring.connect:
                 await self._engine.call(
                     "POST",
@@ -116,6 +121,9 @@ class Executor:
             if self._step is not None:
                 await self._run_step(self._step)
             async with self._slots:
+                await self._contents.provide(  # a reboot since it was made has emptied the memory they lie in
+                    self.task, self._contents.expanded(self.task, self.revision)
+                )
                 await self._engine.call("POST", f"{self._path}/start", timeout_s=120)
         if self._step is not None:
             await self._step.remove()  # only now: until here it says that it was done
@@ -150,6 +158,7 @@ class Executor:
             self._news.clear()
             state = await self._state()
             if not state.get("Running"):
+                await self._wipe()
                 failure = _ended(state)
                 if failure.clean:
                     return
@@ -169,6 +178,7 @@ class Executor:
             await self._engine.call(
                 "POST", f"{self._path}/stop", query={"t": str(grace)}, timeout_s=grace + 60
             )
+        await self._wipe()
         await self._inspect()
 
     async def remove(self) -> None:
@@ -180,6 +190,11 @@ class Executor:
             await self._engine.call("DELETE", self._path, query={"v": "1", "force": "1"}, timeout_s=120)
         if self.task.node_address or self.task.networks:
             await self._network.detach(self.task.id)
+
+    async def _wipe(self) -> None:
+        """A container that has ended needs its secrets no more; it is never started again."""
+        if self.revision.contents:
+            await self._contents.wipe(self.task.id)
 
     # --- looking -------------------------------------------------------------------------------------------------
     async def _inspect(self) -> dict[str, Any] | None:

@@ -60,7 +60,7 @@ DOT = Fields(
         ('{{printf "%.2f %e %g %8.3f|%t %v %%" 1.5 2.0 0.1 3.14159 true .List}}', "1.50 2.000000e+00 0.1    3.142|true [x y] %"),
         ('{{printf "%.2s %x %T" "abc" "hi" 1}}', "ab 6869 int"),
         ('{{printf "%d" "x"}} {{printf "%s"}} {{printf "a" 1}} {{printf "%"}}', "%!d(string=x) %!s(MISSING) a%!(EXTRA int=1) %!(NOVERB)"),
-        ('{{printf "%09999999d" 1}}', "%!(BADWIDTH)%!(EXTRA int=1)"),
+        ('{{printf "%01999999d" 1}}', "%!(BADWIDTH)%!(EXTRA int=1)"),
     ],
 )  # fmt: skip
 def test_what_go_makes_of_it(text: str, result: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import tomllib
 from pathlib import Path
 from typing import Literal
@@ -11,8 +12,10 @@ import msgspec
 
 from swarm_agent.objects import features
 from swarm_agent.objects.errors import InvalidSpec
+from swarm_agent.objects.records import Generic
 from swarm_agent.observe.logs import LOG_LEVELS
 
+_KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 DEFAULT_PATH = Path("/etc/swarm-agent/agent.toml")
 
 
@@ -59,6 +62,21 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Managers only: go along no further than this level, so that a downgrade remains possible until an upgrade is judged good.
     None: as far as this release knows."""
 
+    generic_resources: dict[str, int | tuple[str, ...]] = {}
+    """What this host has to reserve beyond processors and memory, by kind: how many, or the names of each one. A name that is a path
+    is a device of this host, which a task that is given it finds in its container."""
+
+    @property
+    def generic(self) -> tuple[Generic, ...]:
+        """The generic resources, as a node describes them."""
+        out: list[Generic] = []
+        for kind, given in sorted(self.generic_resources.items()):
+            if isinstance(given, int):
+                out.append(Generic(kind=kind, count=given))
+            else:
+                out += [Generic(kind=kind, name=name) for name in given]
+        return tuple(out)
+
     @property
     def level(self) -> int:
         """The feature level this daemon works at."""
@@ -85,8 +103,37 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 f"feature_level {self.feature_level} is not in the range {features.FIRST} to {features.LEVEL}, "
                 "the highest this release knows"
             )
+        for kind, given in self.generic_resources.items():
+            _check_generic(f"generic_resources.{kind}", kind, given)
         if self.socket == self.engine_socket:
             raise ValueError("socket and engine_socket must differ: the agent passes calls on to the engine")
+
+
+def _check_generic(path: str, kind: str, given: int | tuple[str, ...]) -> None:
+    if not _KIND.fullmatch(kind):
+        raise ValueError(f"{path}: a kind is made of letters, digits, hyphens, dots and underscores")
+    if isinstance(given, int):
+        if given < 1:
+            raise ValueError(f"{path}: {given} is no number above 0; leave out what there is none of")
+        return
+    if not given:
+        raise ValueError(f"{path}: an empty list; leave out what there is none of")
+    if len(set(given)) != len(given):
+        raise ValueError(f"{path}: a name is there twice")
+    for name in given:
+        if not name or "," in name or name != name.strip():
+            raise ValueError(
+                f"{path}: {name!r} is no name: it is not empty, has no comma and no space around it"
+            )
+
+
+def check_devices(config: AgentConfig) -> None:
+    """Raises InvalidSpec for a generic resource whose name is a path that this host does not have."""
+    for resource in config.generic:
+        if resource.name.startswith("/") and not Path(resource.name).exists():
+            raise InvalidSpec(
+                f"generic_resources.{resource.kind}: this host has no {resource.name}. Load its driver, or take it out of the list"
+            )
 
 
 def load_config(path: Path, *, must_exist: bool) -> AgentConfig:

@@ -26,7 +26,8 @@ from swarm_agent.api.events import ClusterEvents
 from swarm_agent.api.http import HttpError, HttpServer
 from swarm_agent.api.server import LOCKED, Api
 from swarm_agent.api.swarm import NOT_LOCKED
-from swarm_agent.config import DEFAULT_PATH, AgentConfig, load_config
+from swarm_agent.config import DEFAULT_PATH, AgentConfig, check_devices, load_config
+from swarm_agent.control.engine import Controllers
 from swarm_agent.founding import Place, found, refound
 from swarm_agent.identity import ca
 from swarm_agent.identity.door import Issued, IssueRequest, JoinRefused, ask_for_certificate, fetch_root
@@ -47,7 +48,14 @@ from swarm_agent.network.model import NodeNetwork
 from swarm_agent.node.describe import check_engine
 from swarm_agent.node.engine import EngineClient, EngineError, EngineUnreachable
 from swarm_agent.objects import features
-from swarm_agent.objects.errors import AlreadyExists, InvalidSpec, NoLeader, SwarmError, Unavailable
+from swarm_agent.objects.errors import (
+    AlreadyExists,
+    InvalidSpec,
+    NoLeader,
+    NotLeading,
+    SwarmError,
+    Unavailable,
+)
 from swarm_agent.objects.ids import new_id
 from swarm_agent.objects.records import Cluster, Node, Task, UnlockKey
 from swarm_agent.objects.specs import InitRequest, JoinRequest, RecoverOptions
@@ -503,11 +511,7 @@ class Daemon:
         await asyncio.gather(*others, return_exceptions=True)  # what it began to start must have ended
         membership, identity = load_membership(self._state_dir), load_certificate(self._state_dir)
         if membership is not None and identity is not None:
-            member = self._make_member(membership, identity, None)
-            if self._locked is not None:
-                await member.leave_unstarted()
-            else:
-                await member.forget()
+            await self._make_member(membership, identity, None).leave_unstarted()
         self._pending, self._error, self._locked = False, "", None
 
     async def unlock(self, unlock_key: bytes) -> None:
@@ -575,6 +579,13 @@ class Daemon:
         if self.member is None or self.member.manager is None:
             raise NoLeader
         return self.member.manager
+
+    @property
+    def controllers(self) -> Controllers:
+        duties = self._manager().duties
+        if duties is None:
+            raise NotLeading
+        return duties.control.controllers
 
     async def propose(self, groups: tuple[Group, ...]) -> ApplyResult:
         return await self._manager().propose(groups)
@@ -703,6 +714,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config or DEFAULT_PATH, must_exist=arguments.config is not None)
+        check_devices(config)
     except InvalidSpec as err:
         sys.exit(f"swarm-agent: {err}")
     set_up_logging(config.log_level, config.log_format)

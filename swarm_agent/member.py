@@ -27,7 +27,8 @@ from swarm_agent.manager.manager import Manager, ManagerSettings, ServeForwarded
 from swarm_agent.membership import Membership, forget_membership, save_membership
 from swarm_agent.network.model import NetworkView, NodeNetwork
 from swarm_agent.node.container import container_name
-from swarm_agent.node.describe import describe
+from swarm_agent.node.contents import Piece
+from swarm_agent.node.describe import describe, volume_events
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable
 from swarm_agent.node.worker import Assignment, Worker
 from swarm_agent.objects import features
@@ -90,7 +91,7 @@ class Member:
         self.session = SessionAgent(
             self, lambda: self.identity, self._known_managers, self._hello, rng, seams.rpc
         )
-        self.worker = Worker(membership.node_id, engine, network, self.session.report, seams.now)
+        self.worker = Worker(membership.node_id, engine, network, self.session.report, seams.files, seams.now)
         self._tasks: dict[asyncio.Task[None], None] = {}  # in order, so that they end in order
         self._role_lock = asyncio.Lock()
         self.node: Node | None = None
@@ -99,6 +100,7 @@ class Member:
         self._view_done: NetworkView | None = None
         self._view_news = asyncio.Event()
         self._view_applied = asyncio.Event()
+        self._describe_now = asyncio.Event()
 
     # --- life ----------------------------------------------------------------------------------------------------
     async def start(
@@ -122,6 +124,7 @@ class Member:
         self._spawn(self._apply_views(), "network")
         self._spawn(self._keep_network(), "network check")
         self._spawn(self._keep_described(), "describe")
+        self._spawn(self._watch_volumes(), "volume events")
         self._spawn(self._keep_certificate(), "certificate")
 
     async def stop(self) -> None:
@@ -419,11 +422,20 @@ class Member:
         )
 
     async def _describe(self) -> None:
-        self._description = await describe(self._engine, ca.issuer_of(self.identity.root))
+        self._description = await describe(
+            self._engine, ca.issuer_of(self.identity.root), self._config.generic
+        )
+
+    async def _watch_volumes(self) -> None:
+        async for _ in volume_events(self._engine):
+            self._describe_now.set()
 
     async def _keep_described(self) -> None:
         while True:
-            await asyncio.sleep(DESCRIBE_EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DESCRIBE_EVERY_S):
+                    await self._describe_now.wait()
+            self._describe_now.clear()
             before = self._description
             try:
                 await self._describe()
@@ -445,6 +457,9 @@ class Member:
     async def assign(self, full: bool, assignments: tuple[Assignment, ...], removed: tuple[str, ...]) -> None:
         await self._view_ready()
         await self.worker.assign(full, assignments, removed)
+
+    async def contents(self, pieces: tuple[Piece, ...]) -> None:
+        self.worker.take(pieces)
 
     async def network(self, view: NetworkView) -> None:
         """The latest view counts; one that is overtaken is never applied."""
@@ -490,6 +505,7 @@ class Member:
 
     async def node_changed(self, node: Node) -> None:
         self.node = node
+        self.worker.node_changed(node)
         if not self._role_fits(node):
             self._spawn(self._follow_role(), "role change")
 
@@ -583,7 +599,7 @@ class Member:
         await self.forget()
 
     async def leave_unstarted(self) -> None:
-        """Leave although we never started, as while our keys are locked: as for being cast out."""
+        """Leave although we never started, as while our keys are locked or the engine does not answer: as for being cast out."""
         try:
             await self._network.start()
         except Exception:  # what it would take away stays then, as said there

@@ -7,6 +7,9 @@ from swarm_agent.api.backend import Backend
 from swarm_agent.api.filters import Filters, keep, label_matches, one_of, parse_filters
 from swarm_agent.api.http import Request, Response, json_response
 from swarm_agent.api.resolve import resolve
+from swarm_agent.control.revisions import same_but_placement
+from swarm_agent.objects import defaults
+from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Node, Service, Task
 
@@ -16,7 +19,7 @@ _TESTS = {
     "name": lambda t, v: t.name.startswith(v),
     "label": lambda t, v: label_matches(t.service_labels, v),
     "service": lambda t, v: t.service_id == v,
-    "node": lambda t, v: t.node_id == v,
+    "node": lambda t, v: (t.node_id or t.preset) == v,
     "desired-state": lambda t, v: t.desired_state.word == v.lower(),
     "runtime": lambda t, v: v == "container",  # noqa: ARG005
 }
@@ -57,6 +60,17 @@ def _candidates(backend: Backend, filters: Filters) -> list[Task]:
 
 
 def _current(backend: Backend, task: Task) -> bool:
-    """Whether the task is of its service's present revision."""
-    service = backend.store.services.get(task.service_id)
-    return service is not None and service.revision_id == task.revision_id
+    """Whether the task is as its service's present revision declares it; of a job, of the present run."""
+    store = backend.store
+    service = store.services.get(task.service_id)
+    if service is None:
+        return False
+    if service.job is not None:
+        return task.iteration == service.job.iteration
+    present, own = store.revisions.get(service.revision_id), store.revisions.get(task.revision_id)
+    if present is None or own is None or not same_but_placement(present, own):
+        return False
+    node = store.nodes.get(task.node_id)
+    return present.id == own.id or (
+        node is not None and node_matches(defaults.constraints(present.template), node)
+    )

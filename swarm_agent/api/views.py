@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 from typing import Any
 
 import msgspec
@@ -12,7 +13,18 @@ from swarm_agent.control.allocate import NODE_NETWORK
 from swarm_agent.identity.ca import issuer_of
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
-from swarm_agent.objects.records import Cluster, Generic, Network, Node, Revision, Service, Task
+from swarm_agent.objects.records import (
+    Cluster,
+    Config,
+    Generic,
+    Network,
+    Node,
+    Reason,
+    Revision,
+    Secret,
+    Service,
+    Task,
+)
 from swarm_agent.objects.specs import EndpointSpec, ServiceSpec
 from swarm_agent.store import Store
 
@@ -88,16 +100,17 @@ def node(record: Node, tls: Json, health: ManagerHealth | None) -> Json:
     if about.engine_labels:
         engine["Labels"] = about.engine_labels
     engine["Plugins"] = [{"Type": p.type, "Name": p.name} for p in about.plugins]
-    resources: Json = {"NanoCPUs": about.nano_cpus, "MemoryBytes": about.memory_bytes}
-    if about.generic:
-        resources["GenericResources"] = [_generic(g) for g in about.generic]
     out = {
         **_meta(record),
         "Spec": builtins(record.spec),
         "Description": {
             "Hostname": about.hostname,
             "Platform": {"Architecture": about.architecture, "OS": about.os},
-            "Resources": resources,
+            "Resources": {
+                "NanoCPUs": about.nano_cpus,
+                "MemoryBytes": about.memory_bytes,
+                **_generic(about.generic),
+            },
             "Engine": engine,
             "TLSInfo": tls,
         },
@@ -116,10 +129,15 @@ def node(record: Node, tls: Json, health: ManagerHealth | None) -> Json:
     return out
 
 
-def _generic(resource: Generic) -> Json:
-    if resource.name:
-        return {"NamedResourceSpec": {"Kind": resource.kind, "Value": resource.name}}
-    return {"DiscreteResourceSpec": {"Kind": resource.kind, "Value": resource.count}}
+def _generic(resources: tuple[Generic, ...]) -> Json:
+    """``GenericResources``, where there are any."""
+    found = [
+        {"NamedResourceSpec": {"Kind": g.kind, "Value": g.name}}
+        if g.name
+        else {"DiscreteResourceSpec": {"Kind": g.kind, "Value": g.count}}
+        for g in resources
+    ]
+    return {"GenericResources": found} if found else {}
 
 
 # --- services --------------------------------------------------------------------------------------------------------
@@ -138,7 +156,17 @@ def service(record: Service, *, insert_defaults: bool = False) -> Json:
         if status.completed_at:
             shown["CompletedAt"] = time_text(status.completed_at)
         out["UpdateStatus"] = shown
+    if record.job is not None:
+        out["JobStatus"] = {
+            "JobIteration": _iteration(record.job.iteration),
+            "LastExecution": time_text(record.job.last_execution),
+        }
     return out
+
+
+def _iteration(number: int) -> Json:
+    """Go leaves the index of the first run out."""
+    return {"Index": number} if number else {}
 
 
 def service_spec(spec: ServiceSpec, *, insert_defaults: bool = False) -> Json:
@@ -177,8 +205,21 @@ def _port(port: Any) -> Json:
 
 
 def service_status(record: Service, store: Store) -> Json:
-    running = sum(1 for t in store.tasks.by("service", record.id) if t.status.state == TaskState.RUNNING)
-    return {"RunningTasks": running, "DesiredTasks": defaults.replicas(record.spec), "CompletedTasks": 0}
+    """Docker's counts (BEHAVIOUR 5.19)."""
+    tasks = list(store.tasks.by("service", record.id))
+    mode, complete = defaults.mode(record.spec), 0
+    if record.job is not None:
+        tasks = [t for t in tasks if t.iteration == record.job.iteration]
+        complete = sum(1 for t in tasks if t.status.state == TaskState.COMPLETE)
+    running = sum(1 for t in tasks if t.status.state == TaskState.RUNNING)
+    wanted = defaults.replicas(record.spec)
+    if mode == "global":
+        wanted = sum(1 for t in tasks if t.desired_state == TaskState.RUNNING)
+    elif mode == "replicated-job":
+        wanted = defaults.job(record.spec).max_concurrent
+    elif mode == "global-job":
+        wanted = sum(1 for t in tasks if t.desired_state <= TaskState.COMPLETE) - complete
+    return {"RunningTasks": running, "DesiredTasks": wanted, "CompletedTasks": complete}
 
 
 # --- tasks -----------------------------------------------------------------------------------------------------------
@@ -191,21 +232,34 @@ def task(record: Task, store: Store) -> Json:
     out = {**_meta(record), "Labels": {}, "Spec": spec, "ServiceID": record.service_id}
     if record.slot:
         out["Slot"] = record.slot
-    if record.node_id:
-        out["NodeID"] = record.node_id
+    if record.node_id or record.preset:
+        out["NodeID"] = record.node_id or record.preset
+    if record.iteration or record.desired_state == TaskState.COMPLETE:
+        out["JobIteration"] = _iteration(record.iteration)
     out["Status"] = _task_status(record, revision)
     out["DesiredState"] = record.desired_state.word
     if record.reasons:  # ours: Docker's clients pass over it
-        out["Reasons"] = [
-            {"Code": r.code, "Nodes": r.nodes, "Text": r.text, **({"Best": r.best} if r.best else {})}
-            for r in record.reasons
-        ]
+        out["Reasons"] = reasons(record.reasons)
+    out.update(_generic(record.generic))
     attachments = [_attachment(a.network_id, a.address, store) for a in record.networks]
     if attachments:
         out["NetworksAttachments"] = [a for a in attachments if a]
     if revision is not None and revision.endpoint.ports and record.node_address:
         out.setdefault("NetworksAttachments", []).insert(0, _ingress_attachment(record.node_address))
     return out
+
+
+def reasons(found: tuple[Reason, ...]) -> list[Json]:
+    return [
+        {"Code": r.code, "Nodes": r.nodes, "Text": r.text, **({"Best": r.best} if r.best else {})}
+        for r in found
+    ]
+
+
+def host_name(store: Store, node_id: str) -> str:
+    """How people call a node; its id while it has no name, or is gone."""
+    found = store.nodes.get(node_id)
+    return node_id if found is None else found.description.hostname or node_id
 
 
 def _task_status(record: Task, revision: Revision | None) -> Json:
@@ -297,3 +351,17 @@ def network(record: Network) -> Json:
         "Options": {VNI_OPTION: str(record.vni), **(spec.options or {})},
         "Labels": spec.labels or {},
     }
+
+
+# --- secrets and configs ---------------------------------------------------------------------------------------------
+def content_owner(record: Secret | Config, data: bytes | None) -> Json:
+    """``data``: of a config, which is shown; None for a secret, which never is."""
+    spec = builtins(record.spec)
+    if data is not None:
+        spec["Data"] = _base64(data)
+    return {**_meta(record), "Spec": spec}
+
+
+def digest(data: bytes) -> str:
+    """By which people can tell versions apart."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from swarm_agent.control.allocate import allocate_network, allocate_node, allocate_service
-from swarm_agent.control.ledger import Ledger
+from swarm_agent.control.enforce import fit_in
+from swarm_agent.control.ledger import Ledger, takes_tasks
+from swarm_agent.control.moves import drain
 from swarm_agent.control.orchestrate import reconcile_prepared, reconcile_service, reconcile_slot
 from swarm_agent.control.passes import MAX_WRITES, RESCHEDULE, Key, Pass
 from swarm_agent.control.reap import reap_revisions
+from swarm_agent.control.rebalance import SETTLING, rebalance, wish
 from swarm_agent.control.schedule import pend, place
-from swarm_agent.control.tasks import live
+from swarm_agent.control.tasks import STACK, draining, live
+from swarm_agent.control.track import (
+    CONTENTS,
+    TRACK,
+    all_trackers,
+    reap_contents,
+    reconcile_tracking,
+    trackers,
+)
+from swarm_agent.control.update import going
+from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
-from swarm_agent.objects.records import Network, Node, Revision, Service, Task
+from swarm_agent.objects.options import options
+from swarm_agent.objects.records import Config, Network, Node, Revision, Secret, Service, Task
 from swarm_agent.store import Change, Group, Store
 
 MAX_KEYS = 200  # a pass looks at this many keys, the rest waits for the next
@@ -34,17 +49,35 @@ class Controllers:
         self._timers: list[tuple[int, Key]] = []
         self._due: dict[Key, int] = {}
         self._waiting: dict[str, None] = {}  # tasks without a node that are to be looked at again
+        self._for_health: defaultdict[str, set[Key]] = defaultdict(
+            set
+        )  # service id -> what waits for its health
+        self._everywhere: dict[str, None] = {}  # services and jobs of a global mode
+        self._dependents: defaultdict[str, set[str]] = defaultdict(
+            set
+        )  # name of a service -> who waits for it
         self.looks = 0  # rows the last pass looked at
         for service in store.services.all():
+            self._note_service(None, service)
             self._dirty[Key("service", service.id)] = None
             self._dirty[Key("prepared", service.id)] = None
+            if service.rebalancing:
+                self._dirty[Key("rebalance", service.id)] = None
+            elif options(service.spec.labels).rebalance == "continuous":
+                self._look_later(Key("even", service.id), store.now + SETTLING)
         for service_id in store.tasks.keys("service"):
             if store.services.get(service_id) is None:
                 self._dirty[Key("service", service_id)] = None
         for node in store.nodes.all():
             self._dirty[Key("node", node.id)] = None
+            if draining(node):
+                self._dirty[Key("drain", node.id)] = None
         for network in store.networks.all():
             self._dirty[Key("network", network.id)] = None
+        for service_id in all_trackers(store):
+            self._dirty[Key(TRACK, service_id)] = None
+        for owner in (*store.secrets.all(), *store.configs.all()):
+            self._dirty[Key(CONTENTS, owner.id)] = None
         self._dirty[RESCHEDULE] = None
 
     # --- what became dirty -------------------------------------------------------------------------------------
@@ -58,7 +91,14 @@ class Controllers:
                     self.ledger.note_failure(change.old, change.new)
                     self._task_changed(change)
                 case Service() as service:
+                    self._note_service(change.old, change.new)
                     self._dirty[Key("service", service.id)] = None
+                    if service.rebalancing and change.new is not None:
+                        self._dirty[Key("rebalance", service.id)] = None
+                    if _asks_anew(change):
+                        self._dirty[Key("prepared", service.id)] = None
+                    if change.old is None or change.new is None:
+                        self._wake_dependents(service)
                     if _frees_something(change):
                         self._dirty[RESCHEDULE] = None
                 case Node():
@@ -68,6 +108,10 @@ class Controllers:
                     self._dirty[RESCHEDULE] = None
                 case Revision() as revision if change.new is None:
                     forgotten.append(revision.id)
+                    self._dirty.update({Key(CONTENTS, ref.owner): None for ref in revision.contents})
+                case Secret() | Config() as owner:
+                    self._dirty[Key(CONTENTS, owner.id)] = None
+                    self._dirty.update({Key(TRACK, id_): None for id_ in trackers(self.store, owner.id)})
                 case _:
                     pass
         for id_ in forgotten:
@@ -82,18 +126,46 @@ class Controllers:
                 self._dirty[Key("prepared", id_)] = None
         self._dirty[RESCHEDULE] = None
 
+    def _note_service(self, old: Service | None, new: Service | None) -> None:
+        if old is not None:
+            self._everywhere.pop(old.id, None)
+            for wanted in options(old.spec.labels).depends_on:
+                self._dependents[wanted.service.lower()].discard(old.id)
+        if new is not None:
+            if defaults.is_global(new.spec):
+                self._everywhere[new.id] = None
+            for wanted in options(new.spec.labels).depends_on:
+                self._dependents[wanted.service.lower()].add(new.id)
+
+    def _wake_dependents(self, service: Service) -> None:
+        name = (service.spec.name or "").lower()
+        stack = service.spec.labels.get(STACK, "").lower()
+        short = name.removeprefix(f"{stack}_") if stack else name
+        for dependent in self._dependents.get(name, set()) | self._dependents.get(short, set()):
+            self._dirty[Key("prepared", dependent)] = None
+
     def _task_changed(self, change: Change) -> None:
         task: Task = change.row
         service = self.store.services.get(task.service_id)
-        updating = (
-            service is not None
-            and service.update_status is not None
-            and service.update_status.state == "updating"
+        moved_on = (
+            change.old is None or change.new is None or change.old.status.state != change.new.status.state
         )
-        if updating or change.new is None or service is None:
+        if service is None or change.new is None or going(service) or defaults.is_job(service.spec):
             self._dirty[Key("service", task.service_id)] = None
         if service is not None:
             self._dirty[Key("slot", task.service_id, task.place)] = None
+            if moved_on and self._dependents:
+                self._wake_dependents(service)
+            if service.rebalancing and moved_on:
+                self._dirty[Key("rebalance", service.id)] = None
+            elif moved_on and options(service.spec.labels).rebalance == "continuous":
+                self._look_later(Key("even", service.id), self.store.now + SETTLING)
+            for key in self._for_health.pop(task.service_id, ()) if moved_on else ():
+                self._dirty[key] = None
+        if task.replaces:
+            old = self.store.tasks.get(task.replaces)
+            if old is not None and draining(self.store.nodes.get(old.node_id)):
+                self._dirty[Key("drain", old.node_id)] = None
         freed = change.new is None or (
             change.new.status.state.terminal and not (change.old and change.old.status.state.terminal)
         )
@@ -109,8 +181,21 @@ class Controllers:
         if old is not None and new is not None and _same_for_tasks(old, new):
             return
         self._dirty[RESCHEDULE] = None
+        for service_id in self._everywhere:
+            self._dirty[Key("slot", service_id, node_id)] = None
+        if draining(new):
+            self._dirty[Key("drain", node_id)] = None
+        if new is not None and takes_tasks(new) and not (old is not None and takes_tasks(old)):
+            for service in self.store.services.all():
+                if options(service.spec.labels).rebalance in ("on-join", "continuous"):
+                    self._look_later(Key("even", service.id), self.store.now + SETTLING)
         for task in self.store.tasks.by("node", node_id):
             self._dirty[Key("slot", task.service_id, task.place)] = None
+
+    def _look_later(self, key: Key, at: int) -> None:
+        if key not in self._due:
+            self._due[key] = at
+            heapq.heappush(self._timers, (at, key))
 
     # --- one look ------------------------------------------------------------------------------------------------
     def next_wake(self) -> int | None:
@@ -139,6 +224,8 @@ class Controllers:
             groups = p.finish()
         self.looks = p.looks
         self._dirty.update(dict.fromkeys(p.again))
+        for key in p.for_health:
+            self._for_health[key.id].add(key)
         for key, at in p.wakes.items():
             if self._due.get(key) != at:
                 self._due[key] = at
@@ -158,10 +245,17 @@ class Controllers:
                     node = p.view.nodes.get(key.id)
                     if node is not None:
                         allocate_node(p, node)
+                        fit_in(p, node)
+                case "track":
+                    p.view.group(f"{TRACK}/{key.id}")
+                    reconcile_tracking(p, key.id)
+                case "contents":
+                    p.view.group(f"{CONTENTS}/{key.id}")
+                    reap_contents(p, key.id)
                 case _:
                     pass
         for key in keys:
-            if key.kind in ("service", "prepared", "slot") and p.spent:
+            if key.kind in ("service", "prepared", "slot", "drain", "rebalance", "even") and p.spent:
                 p.more(key)
                 continue
             p.view.group(key.id)
@@ -171,6 +265,12 @@ class Controllers:
                 reap_revisions(p, key.id)
             elif key.kind == "prepared":
                 reconcile_prepared(p, key.id)
+            elif key.kind == "drain":
+                drain(p, key.id)
+            elif key.kind == "rebalance":
+                rebalance(p, key.id)
+            elif key.kind == "even":
+                wish(p, key.id)
             elif key.kind == "slot":
                 reconcile_slot(p, key.id, key.place)
             elif key == RESCHEDULE:
@@ -214,6 +314,18 @@ class Controllers:
         return allocate_service(p, service, revision)
 
 
+def _asks_anew(change: Change) -> bool:
+    """Whether what waits in a place of the service may have to go on, or to go."""
+    old, new = change.old, change.new
+    if old is None or new is None:
+        return new is None
+    return bool(
+        old.revision_id != new.revision_id
+        or old.spec.labels != new.spec.labels
+        or old.spec.update_config != new.spec.update_config
+    )
+
+
 def _frees_something(change: Change) -> bool:
     """Whether a waiting task may find what it waits for: a port, an address, another revision of its service."""
     old, new = change.old, change.new
@@ -226,6 +338,7 @@ def _same_for_tasks(old: Node, new: Node) -> bool:
     """Whether nothing a scheduler or an enforcer looks at has changed."""
     return (
         old.status.state == new.status.state
+        and old.status.fenced == new.status.fenced
         and old.spec == new.spec
         and old.role == new.role
         and old.number == new.number

@@ -12,7 +12,7 @@ from swarm_agent.store import Change, Group, Overlay, Store, slot_key
 
 
 class Key(NamedTuple):
-    """What a reconciliation is about: ("service", id), ("prepared", service id), ("slot", service id, place), ("node", id), ("network", id)."""
+    """What a reconciliation is about: ("service", id), ("prepared", service id), ("slot", service id, place), ("node", id), ("drain", node id), ("network", id)."""
 
     kind: str
     id: str
@@ -42,7 +42,9 @@ class Pass:
         self.most = most
         self.looks = 0
         self.unplaced: dict[str, None] = {}  # tasks this pass wrote that wait for a node
-        self._to_place: set[str] = set()  # their revisions
+        self._to_place: set[str] = set()  # their revisions: each is compared with every node
+        self.healthy: dict[str, int] = {}  # service id -> tasks that run, as far as counted in this pass
+        self.for_health: list[Key] = []  # what waits for more of its service's tasks to run
         self._written: set[tuple[type[Record], str]] = set()
         self._journal: list[Change] = []
 
@@ -72,6 +74,10 @@ class Pass:
     def wake(self, key: Key, at: int) -> None:
         """Ask for another look at ``key`` at ``at`` (nanoseconds); the earliest wish counts."""
         self.wakes[key] = min(at, self.wakes.get(key, at))
+
+    def wait_for_health(self, key: Key) -> None:
+        """Look at ``key`` again when another task of its service runs."""
+        self.for_health.append(key)
 
     def more(self, key: Key) -> None:
         """This pass did as much of ``key`` as one entry holds; go on in the next."""

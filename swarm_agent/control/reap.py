@@ -11,18 +11,37 @@ from swarm_agent.objects.records import Service, Task
 KEPT_REVISIONS = 10
 
 
-def reap_slot(p: Pass, service: Service | None, slot: int | str, tasks: list[Task]) -> None:  # noqa: ARG001 - names the place
-    """Delete what is to be removed and has ended, then the oldest history beyond the limit."""
+def reap_place(p: Pass, service: Service | None, tasks: list[Task]) -> None:
+    """Delete what is to be removed and has ended, then the oldest history of the place beyond the limit."""
     if len(tasks) == 1 and live(tasks[0]):
         return
     kept = [t for t in tasks if not forget_removed(p, t)]
     limit = history_limit(p, service)
     if limit < 0 or len(kept) <= limit:
         return
-    history = [t for t in kept if not live(t) and (t.status.state.terminal or not t.node_id)]
+    history = [t for t in kept if _is_history(service, t)]
     history.sort(key=lambda t: (t.status.timestamp, t.created_at))
     for task in history[: len(kept) - limit]:
         p.delete(task)
+
+
+def _is_history(service: Service | None, task: Task) -> bool:
+    """Ended, and nobody counts on it: a job counts those of its run that are complete, an update those that failed in it."""
+    if not (task.status.state.terminal or not task.node_id):
+        return False
+    if service is None:
+        return True
+    if live(task):
+        return service.job is not None and task.iteration != service.job.iteration
+    status = service.update_status
+    return not (
+        status is not None
+        and status.state in ("updating", "rollback_started")
+        and task.revision_id == service.revision_id
+        and task.created_at >= status.started_at
+        and task.status.state in (TaskState.FAILED, TaskState.REJECTED)
+        and task.failures < 2
+    )
 
 
 def forget_removed(p: Pass, task: Task) -> bool:
@@ -55,7 +74,7 @@ def reap_revisions(p: Pass, service_id: str) -> None:
         return
     used = {t.revision_id for t in p.view.tasks.by("service", service_id)}
     if service is not None:
-        used.add(service.revision_id)
+        used |= {service.revision_id, service.previous_revision_id}
     revisions = sorted(found, key=lambda r: (r.version == 0, r.created_at))
     spare = [r for r in revisions if r.id not in used]
     surplus = len(spare) if service is None else max(0, len(spare) - KEPT_REVISIONS)

@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 
 from swarm_agent.objects.options import options
-from swarm_agent.objects.records import ContentRef, Revision
+from swarm_agent.objects.records import ContentRef, Revision, Service
 from swarm_agent.objects.specs import EndpointSpec, ServiceSpec, TaskTemplate
+from swarm_agent.store import View
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 
@@ -50,6 +51,23 @@ def revision_of(
         singleton=wanted.singleton,
     )
     return msgspec.structs.replace(bare, id=f"{service_id}.{_digest(bare, bare.template)}")
+
+
+def previous_of(view: View, service: Service) -> Revision | None:
+    """The revision of a service's previous spec; ``None`` when there is no previous spec. Made anew where it was not kept."""
+    spec = service.previous_spec
+    if spec is None:
+        return None
+    kept = view.revisions.get(service.previous_revision_id)
+    if kept is not None:
+        return kept
+    targets = (n.target or "" for n in spec.task_template.networks or ())
+    return revision_of(service.id, spec, tuple(t for t in targets if view.networks.get(t) is not None))
+
+
+def next_number(view: View, service_id: str) -> int:
+    """The number of a service's next new revision."""
+    return max((r.number for r in view.revisions.by("service", service_id)), default=0) + 1
 
 
 def same_but_placement(one: Revision, other: Revision) -> bool:

@@ -1,7 +1,8 @@
-"""Rolling updates: old-revision slots become new ones, so many at a time, watched for a while.
+"""Rolling updates and rollbacks: places of an older revision get the present one, so many at a time, watched for a while.
 
-The whole state of an update is in the store: which slots still have an old task, when each new task was made and first
-ran, and the service's ``update_status``. So a new leader goes on where the old one stopped.
+The whole state of an update is in the store: which places still have an old task, when each new task was made and first
+ran, how it ended, and the service's ``update_status``. So a new leader goes on where the old one stopped. When the old task of a
+place goes is decided there (``slots``).
 """
 
 from __future__ import annotations
@@ -9,25 +10,56 @@ from __future__ import annotations
 import msgspec
 
 from swarm_agent.control.passes import Key, Pass
+from swarm_agent.control.restarts import ended_at
+from swarm_agent.control.revisions import previous_of
+from swarm_agent.control.slots import newest
 from swarm_agent.control.survey import Survey
-from swarm_agent.control.tasks import aim, live, make
+from swarm_agent.control.tasks import live, make
 from swarm_agent.objects import defaults
+from swarm_agent.objects.durations import duration_text
 from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.options import options
 from swarm_agent.objects.records import Service, Task, UpdateStatus
 
+GOING = ("updating", "rollback_started")
+PAUSED = ("paused", "rollback_paused")
 
-class _Slot:
-    """How far one slot is in the present update."""
 
-    __slots__ = ("failed", "fresh", "kept", "number", "old", "reached_at", "tasks")
+def going(service: Service) -> bool:
+    """Whether an update or a rollback is on its way."""
+    return service.update_status is not None and service.update_status.state in GOING
 
-    def __init__(self, number: int, tasks: list[Task], service: Service, since: int, monitor: int) -> None:
+
+class _Rules:
+    """What an update goes by."""
+
+    __slots__ = ("back", "config", "deadline", "since")
+
+    def __init__(self, service: Service, now: int) -> None:
+        status = service.update_status
+        self.back = status is not None and status.state.startswith("rollback")
+        self.config = defaults.update(
+            service.spec.rollback_config if self.back else service.spec.update_config
+        )
+        self.deadline = options(service.spec.labels).progress_deadline
+        # what the last update of this revision gave up is not begun again
+        self.since = status.started_at if status is not None and status.state not in PAUSED else now
+
+
+class _Place:
+    """How far one place is in the present update."""
+
+    __slots__ = ("failed", "fresh", "kept", "number", "old", "reached_at", "stalled_at", "tasks", "unsteady")
+
+    def __init__(self, number: int | str, tasks: list[Task], seen: Survey, rules: _Rules, now: int) -> None:
         self.number = number
         self.tasks = tasks
-        current = [t for t in tasks if t.revision_id == service.revision_id]
-        self.fresh = [t for t in current if not t.created_at or t.created_at >= since]  # made by this update
+        current = [t for t in tasks if seen.is_current(t)]
+        self.fresh = [
+            t for t in current if not t.created_at or t.created_at >= rules.since
+        ]  # made by this update
         self.kept = [t for t in current if live(t)]  # by whichever update: it need not be made again
-        self.old = [t for t in tasks if live(t) and t.revision_id != service.revision_id]
+        self.old = [t for t in tasks if live(t) and t not in current]
         self.reached_at = min(
             (
                 t.status.started_at or t.status.finished_at
@@ -36,157 +68,201 @@ class _Slot:
             ),
             default=0,
         )
-        self.failed = next((t for t in self.fresh if _failed_early(t, monitor)), None)
+        self.failed = _failed(self.fresh, rules.config.monitor)
+        self.stalled_at = 0  # when its patience ends, or ended
+        if self.fresh and not self.reached_at and rules.deadline:
+            self.stalled_at = min((t.created_at or now) for t in self.fresh) + rules.deadline
+            if self.stalled_at <= now:
+                self.failed = self.failed or self.fresh[0]
+        last = newest(self.fresh) if self.fresh else None
+        # the new task is between two attempts: a crash loop, whatever the time between its crashes
+        self.unsteady = (
+            last is not None and live(last) and last.status.state != TaskState.RUNNING and last.failures > 0
+        )
 
     @property
     def dirty(self) -> bool:
-        """Whether the slot still has to be handed to a worker."""
+        """Whether the place still has to be handed to a worker."""
         if self.fresh or self.kept:
             return False
         newest_done = not any(live(t) for t in self.tasks)
         return bool(self.old) or newest_done
 
 
-def _failed_early(task: Task, monitor: int) -> bool:
-    if task.status.state not in (TaskState.FAILED, TaskState.REJECTED):
-        return False
-    started, finished = task.status.started_at, task.status.finished_at or task.status.timestamp
-    return not started or finished - started < monitor
+def _failed(fresh: list[Task], monitor: int) -> Task | None:
+    """The task that makes a place count as failed: it ended within ``monitor`` of its start, or not for the first time."""
+    ends = sorted(
+        (t for t in fresh if t.status.state in (TaskState.FAILED, TaskState.REJECTED)),
+        key=lambda t: (ended_at(t), t.id),
+    )
+    for n, task in enumerate(ends):
+        if n or not task.status.started_at or ended_at(task) - task.status.started_at < monitor:
+            return task
+    return None
 
 
 class _Touched:
-    """The slots this update has handed to a worker, as far as its next step depends on them."""
+    """The places this update has handed to a worker, as far as its next step depends on them."""
 
-    __slots__ = ("count", "failed", "reached", "unreached")
+    __slots__ = ("count", "failed", "patience", "reached", "unreached", "unsteady")
 
-    def __init__(self, open_: list[_Slot], settled: list[Task]) -> None:
-        touched = [s for s in open_ if s.fresh]
-        at = [s.reached_at for s in touched]
-        at += [
-            t.status.started_at or t.status.finished_at if t.status.state >= TaskState.RUNNING else 0
-            for t in settled
-        ]
-        self.count = len(at)
-        self.reached = [r for r in at if r]  # when each came to run, nanoseconds
-        self.unreached = self.count - len(self.reached)
+    def __init__(self, places: list[_Place], settled: list[Task], rules: _Rules, now: int) -> None:
+        touched = [s for s in places if s.fresh]
         self.failed = [s.failed for s in touched if s.failed is not None]
+        self.unsteady = any(s.unsteady for s in touched)
+        stalls = [s.stalled_at for s in touched if s.stalled_at]
+        at = [s.reached_at or (s.stalled_at if 0 < s.stalled_at <= now else 0) for s in touched]
+        for task in settled:
+            if task.status.state >= TaskState.RUNNING:
+                at.append(task.status.started_at or task.status.finished_at)
+                continue
+            stall = (task.created_at or now) + rules.deadline if rules.deadline else 0
+            if stall:
+                stalls.append(stall)
+            if 0 < stall <= now:
+                self.failed.append(task)
+            at.append(stall if 0 < stall <= now else 0)
+            self.unsteady = self.unsteady or task.failures > 0
+        self.count = len(at)
+        self.reached = [r for r in at if r]  # when each came to run, nanoseconds, or lost our patience
+        self.unreached = self.count - len(self.reached)
+        self.patience = min((s for s in stalls if s > now), default=0)
 
 
-def advance(p: Pass, service: Service, seen: Survey) -> list[int]:
-    """Move the update on by as many slots as its policy lets go now; those that were written."""
+def advance(p: Pass, service: Service, seen: Survey) -> list[int | str]:
+    """Move the update on by as many places as its policy lets go now; those that were written."""
     status = service.update_status
-    if status is not None and status.state == "paused":
+    if status is not None and status.state in PAUSED:
         return []
-    config = defaults.update(service.spec.update_config)
-    updating = status is not None and status.state == "updating"
-    since = status.started_at if status is not None and updating else p.now
+    rules = _Rules(service, p.now)
     open_ = [
-        _Slot(n, tasks, service, since, config.monitor)
+        _Place(n, tasks, seen, rules, p.now)
         for n, tasks in sorted(seen.open.items())
-        if _counts(tasks, service)
+        if _counts(tasks, seen, rules.since) and _open_to_it(p, n)
     ]
-    waiting = [s for s in open_ if not _retire_old(p, s, config.order)]
+    older = {n: t for n, t in seen.older.items() if _open_to_it(p, n)}
     dirty = {s.number: s.old for s in open_ if s.dirty}
-    if not updating:
-        if not dirty and not seen.older and not waiting:
+    if not going(service):
+        if not dirty and not older:
             return []
         status = UpdateStatus(state="updating", message="update in progress", started_at=p.now)
         service = _say(p, service, status)
-    settled = [t for t in seen.present.values() if t.created_at >= since or not t.created_at]
-    touched = _Touched(open_, settled)
-    total = touched.count + len(dirty) + len(seen.older)
-    if _paused(p, service, status, config, touched, total):
+        rules.since, open_ = p.now, []
+    settled = [t for t in seen.present.values() if t.created_at >= rules.since or not t.created_at]
+    touched = _Touched(open_, settled, rules, p.now)
+    if touched.patience:
+        p.wake(Key("service", service.id), touched.patience)
+    if _stopped(p, service, status, rules, touched, touched.count + len(dirty) + len(older)):
         return []
-    if dirty or seen.older:
-        dirty.update((n, [t]) for n, t in seen.older.items())
-        return _hand_out(p, service, config, touched, dirty)
-    if not any(s.old for s in open_):
-        _complete(p, service, status, config, touched)
+    if dirty or older:
+        dirty.update((n, [t]) for n, t in older.items())
+        return _hand_out(p, service, rules, touched, dirty)
+    if not any(s.old and s.kept for s in open_):
+        _complete(p, service, status, rules, touched)
     return []
 
 
-def _counts(tasks: list[Task], service: Service) -> bool:
-    """Slots that take part: live ones, and those whose ended task of an old revision must still be replaced."""
+def _counts(tasks: list[Task], seen: Survey, since: int) -> bool:
+    """Places that take part: live ones, those this update has had, and those whose ended task of an old revision must still
+    be replaced."""
     if any(live(t) for t in tasks):
         return True
-    last = max(tasks, key=lambda t: t.created_at)
-    return last.desired_state == TaskState.SHUTDOWN and last.revision_id != service.revision_id
+    last = newest(tasks)
+    if seen.is_current(last):
+        return last.created_at >= since
+    return last.desired_state == TaskState.SHUTDOWN
 
 
-def _retire_old(p: Pass, slot: _Slot, order: str) -> bool:
-    """Start-first: the old task goes once the new one runs; False while it still waits for that. Stop-first has sent it
-    away already, unless a present one was left by an update that was taken back: then only one of each is to stay, and
-    the old one goes."""
-    best = max(
-        slot.kept, key=lambda t: (t.status.state == TaskState.RUNNING, t.created_at, t.id), default=None
-    )
-    for task in slot.kept:
-        if task is not best:
-            aim(p, task, TaskState.SHUTDOWN)
-    if best is None:
+def _open_to_it(p: Pass, place: int | str) -> bool:
+    """Whether a new task may be put there: in global modes not on a node that takes none now."""
+    if not isinstance(place, str):
         return True
-    if order != "stop-first" and best.status.state != TaskState.RUNNING:
-        return not slot.old
-    for task in slot.old:
-        aim(p, task, TaskState.SHUTDOWN)
+    node = p.view.nodes.get(place)
+    return node is not None and node.spec.availability == "active"
+
+
+def _stopped(
+    p: Pass, service: Service, status: UpdateStatus | None, rules: _Rules, touched: _Touched, total: int
+) -> bool:
+    """Whether too many have failed; then the update pauses, or is taken back."""
+    config = rules.config
+    if config.failure_action == "continue" or status is None or not touched.failed:
+        return False
+    if len(touched.failed) / max(1, total) <= config.max_failure_ratio:
+        return False
+    task = touched.failed[-1]
+    cause = f"due to failure or early termination of task {task.id}"
+    if not task.status.state.terminal:
+        cause = f"because task {task.id} made no progress within {duration_text(rules.deadline)}"
+    if config.failure_action == "rollback" and not rules.back and _roll_back(p, service, cause):
+        return True
+    word = "rollback" if rules.back else "update"
+    state = "rollback_paused" if rules.back else "paused"
+    _say(p, service, msgspec.structs.replace(status, state=state, message=f"{word} paused {cause}"))
     return True
 
 
-def _paused(
-    p: Pass,
-    service: Service,
-    status: UpdateStatus | None,
-    config: defaults.Update,
-    touched: _Touched,
-    total: int,
-) -> bool:
-    if config.failure_action == "continue" or status is None:
+def _roll_back(p: Pass, service: Service, cause: str) -> bool:
+    """Take the update back; False when there is nothing to go back to. There is no way back from here."""
+    before = previous_of(p.view, service)
+    if service.previous_spec is None or before is None:
         return False
-    failed = touched.failed
-    if not failed or len(failed) / max(1, total) <= config.max_failure_ratio:
-        return False
-    message = f"update paused due to failure or early termination of task {failed[-1].id}"
-    _say(p, service, msgspec.structs.replace(status, state="paused", message=message))
+    if p.view.revisions.get(before.id) is None:
+        p.put(before)
+    p.put(
+        msgspec.structs.replace(
+            service,
+            spec=service.previous_spec,
+            revision_id=before.id,
+            previous_spec=None,
+            previous_revision_id="",
+            update_status=UpdateStatus(
+                state="rollback_started", message=f"update rolled back {cause}", started_at=p.now
+            ),
+        )
+    )
+    p.more(Key("service", service.id))
     return True
 
 
 def _hand_out(
-    p: Pass, service: Service, config: defaults.Update, touched: _Touched, dirty: dict[int, list[Task]]
-) -> list[int]:
-    """``dirty``: the old tasks of each slot that still has to be handed to a worker."""
+    p: Pass, service: Service, rules: _Rules, touched: _Touched, dirty: dict[int | str, list[Task]]
+) -> list[int | str]:
+    """``dirty``: the old tasks of each place that still has to be handed to a worker. Stop-first begins with preparing the
+    new task: the old one is stopped when the new one is ready to take its place."""
+    config = rules.config
     key = Key("service", service.id)
     resting = [r + config.delay for r in touched.reached if r + config.delay > p.now]
     if resting:
         p.wake(key, min(resting))
     busy = touched.unreached + len(resting)
     room = len(dirty) if not config.parallelism else max(0, config.parallelism - busy)
-    most = max(1, p.most // 2)  # an old task and a new one each
-    if min(room, len(dirty)) > most:
+    if min(room, len(dirty)) > p.most:
         p.more(key)
-    numbers = sorted(dirty)[: min(room, most)]
+    numbers = sorted(dirty)[: min(room, p.most)]
     for number in numbers:
-        if config.order == "start-first" and dirty[number]:
-            make(p, service, number, desired=TaskState.RUNNING, cause="update")
-            continue
-        for task in dirty[number]:
-            aim(p, task, TaskState.SHUTDOWN)
-        make(p, service, number, desired=TaskState.READY, cause="update")
+        make(p, service, number, ready=config.order != "start-first" or not dirty[number], cause="update")
     return numbers
 
 
 def _complete(
-    p: Pass, service: Service, status: UpdateStatus | None, config: defaults.Update, touched: _Touched
+    p: Pass, service: Service, status: UpdateStatus | None, rules: _Rules, touched: _Touched
 ) -> None:
     if status is None or touched.unreached:
         return
-    watched_until = max(touched.reached, default=p.now - config.monitor) + config.monitor
+    if touched.unsteady:
+        return  # it goes on when the loop ends, or runs into the limit of attempts
+    monitor = rules.config.monitor
+    watched_until = max(touched.reached, default=p.now - monitor) + monitor
     if p.now < watched_until:
         p.wake(Key("service", service.id), watched_until)
         return
+    word = "rollback" if rules.back else "update"
+    state = "rollback_completed" if rules.back else "completed"
     _say(
         p,
         service,
-        msgspec.structs.replace(status, state="completed", message="update completed", completed_at=p.now),
+        msgspec.structs.replace(status, state=state, message=f"{word} completed", completed_at=p.now),
     )
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 from swarm_agent import __version__
-from swarm_agent.node.engine import Engine
+from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable, json_lines
+from swarm_agent.node.resources import reported
 from swarm_agent.objects.errors import FailedPrecondition
-from swarm_agent.objects.records import EnginePlugin, NodeDescription
+from swarm_agent.objects.records import EnginePlugin, Generic, NodeDescription
+
+log = logging.getLogger(__name__)
 
 OLDEST_ENGINE = (20, 10)
+_ANONYMOUS = re.compile(r"[0-9a-f]{64}")
+AGAIN_S = 1.0
 
 
 def check_engine(info: dict[str, Any]) -> None:
@@ -28,8 +37,10 @@ def check_engine(info: dict[str, Any]) -> None:
         )
 
 
-async def describe(engine: Engine, issuer: tuple[bytes, bytes]) -> NodeDescription:
-    """The node's description; raises what the engine raises."""
+async def describe(
+    engine: Engine, issuer: tuple[bytes, bytes], configured: tuple[Generic, ...] = ()
+) -> NodeDescription:
+    """The node's description; raises what the engine raises. ``configured``: the agent's own generic resources."""
     info: dict[str, Any] = await engine.call("GET", "/info")
     plugins = [
         EnginePlugin(type=kind, name=name)
@@ -47,7 +58,30 @@ async def describe(engine: Engine, issuer: tuple[bytes, bytes]) -> NodeDescripti
         engine_version=info.get("ServerVersion", ""),
         engine_labels=labels,
         plugins=tuple(plugins),
+        generic=reported(info, configured),
+        volumes=await _volumes(engine),
         cert_issuer_subject=issuer[0],
         cert_issuer_public_key=issuer[1],
         agent_version=__version__,
     )
+
+
+async def _volumes(engine: Engine) -> tuple[str, ...]:
+    """Names of the volumes that lie on this host and that somebody gave a name."""
+    found = await engine.call("GET", "/volumes", query={"filters": '{"driver":["local"]}'})
+    names = [v["Name"] for v in found.get("Volumes") or () if v.get("Driver") == "local"]
+    return tuple(sorted(name for name in names if not _ANONYMOUS.fullmatch(name)))
+
+
+async def volume_events(engine: Engine) -> AsyncIterator[None]:
+    """Each time the host's volumes may have changed, for ever."""
+    filters = '{"type":["volume"],"event":["create","destroy"]}'
+    while True:
+        try:
+            async with engine.stream("GET", "/events", query={"filters": filters}) as pieces:
+                yield None
+                async for _ in json_lines(pieces):
+                    yield None
+        except (EngineError, EngineUnreachable) as err:
+            log.info("the engine's news of volumes are lost, trying again: %s", err)
+        await asyncio.sleep(AGAIN_S)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
+
+import msgspec
 
 from swarm_agent.network.model import AttachRequest, ContainerNetwork, NodeNetwork
 from swarm_agent.node.container import container_name, create_body
+from swarm_agent.node.contents import Contents
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable, json_lines
 from swarm_agent.node.images import Images
+from swarm_agent.node.prestart import PreStartStep, StepFailed
 from swarm_agent.objects import defaults
 from swarm_agent.objects.errors import FailedPrecondition, SwarmError, Unavailable
 from swarm_agent.objects.records import ContainerStatus, Revision, Task
@@ -37,6 +41,7 @@ class Shared(NamedTuple):
     network: NodeNetwork
     images: Images
     slots: asyncio.Semaphore
+    contents: Contents
 
 
 class Executor:
@@ -47,12 +52,16 @@ class Executor:
         self._network = shared.network
         self._images = shared.images
         self._slots = shared.slots
+        self._contents = shared.contents
         self.task = task
         self.revision = revision
         self.registry_auth = registry_auth
         self._news = asyncio.Event()
         self.container = ContainerStatus()
         self._creating: asyncio.Task[None] | None = None
+        self._step = (
+            PreStartStep(self._engine, task, revision.pre_start, self._news) if revision.pre_start else None
+        )
 
     @property
     def _path(self) -> str:
@@ -68,29 +77,34 @@ class Executor:
             return
         spec = defaults.container(self.revision.template)
         await self._images.ensure(spec.image or "", self.registry_auth)
+        if self.revision.pre_start is not None and self.revision.pre_start.image:
+            await self._images.ensure(self.revision.pre_start.image, self.registry_auth)
+        await self._make(container_name(self.task), lambda body: body)
+        await self._inspect()
+
+    async def _make(self, name: str, shape: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Create a container, connected as the task is. ``shape`` has the last word on the create call."""
         async with self._slots:
             wiring = await self._wiring()
-            body = create_body(self.task, self.revision, wiring)
-            await self._create(body)
+            revision = self._contents.expanded(self.task, self.revision)
+            files = await self._contents.provide(self.task, revision)
+            await self._create(name, shape(create_body(self.task, revision, wiring, files)))
             for network, endpoint in wiring.connect:
                 await self._engine.call(
                     "POST",
                     f"/networks/{network}/connect",
-                    body={"Container": container_name(self.task), "EndpointConfig": endpoint},
+                    body={"Container": name, "EndpointConfig": endpoint},
                 )
-        await self._inspect()
 
-    async def _create(self, body: dict[str, Any]) -> None:
+    async def _create(self, name: str, body: dict[str, Any]) -> None:
         """The engine finishes what it began, whether or not we still want it: so we see it to its end."""
-        self._creating = asyncio.create_task(self._call_create(body), name=f"create {self.task.id}")
+        self._creating = asyncio.create_task(self._call_create(name, body), name=f"create {self.task.id}")
         self._creating.add_done_callback(_seen)
         await asyncio.shield(self._creating)
 
-    async def _call_create(self, body: dict[str, Any]) -> None:
+    async def _call_create(self, name: str, body: dict[str, Any]) -> None:
         try:
-            await self._engine.call(
-                "POST", "/containers/create", query={"name": container_name(self.task)}, body=body
-            )
+            await self._engine.call("POST", "/containers/create", query={"name": name}, body=body)
         except EngineError as err:
             if err.status != 409:  # a conflict: made by an attempt whose answer was lost
                 raise
@@ -104,8 +118,15 @@ class Executor:
         """Start it; with a health check, return once it is healthy. What a started one ended with is for :meth:`wait`."""
         state = await self._state()
         if state.get("Status") == "created":
+            if self._step is not None:
+                await self._run_step(self._step)
             async with self._slots:
+                await self._contents.provide(  # a reboot since it was made has emptied the memory they lie in
+                    self.task, self._contents.expanded(self.task, self.revision)
+                )
                 await self._engine.call("POST", f"{self._path}/start", timeout_s=120)
+        if self._step is not None:
+            await self._step.remove()  # only now: until here it says that it was done
         while True:
             self._news.clear()
             state = await self._state()
@@ -121,12 +142,23 @@ class Executor:
                 raise await self._kill_unhealthy()
             await self._news.wait()
 
+    async def _run_step(self, step: PreStartStep) -> None:
+        try:
+            await step.run(self._make, self._before_start)
+        except StepFailed as err:
+            self.container = msgspec.structs.replace(self.container, exit_code=err.exit_code)
+            raise TaskFailed(str(err), err.exit_code) from err
+
+    async def _before_start(self, container_id: str) -> None:
+        """A container of the task is about to be started."""
+
     async def wait(self) -> None:
         """Return when the container ended by itself with 0; raise TaskFailed otherwise."""
         while True:
             self._news.clear()
             state = await self._state()
             if not state.get("Running"):
+                await self._wipe()
                 failure = _ended(state)
                 if failure.clean:
                     return
@@ -140,19 +172,29 @@ class Executor:
         if self._creating is not None:
             await asyncio.wait([self._creating])  # what is still being made cannot be stopped
         grace = defaults.stop_grace(defaults.container(self.revision.template)) // defaults.SECOND
+        if self._step is not None:
+            await self._step.stop(grace)
         with missing_is_fine():
             await self._engine.call(
                 "POST", f"{self._path}/stop", query={"t": str(grace)}, timeout_s=grace + 60
             )
+        await self._wipe()
         await self._inspect()
 
     async def remove(self) -> None:
         """Stop and delete the container with its anonymous volumes, and give its addresses back."""
         await self.shutdown()
+        if self._step is not None:
+            await self._step.remove()
         with missing_is_fine():
             await self._engine.call("DELETE", self._path, query={"v": "1", "force": "1"}, timeout_s=120)
         if self.task.node_address or self.task.networks:
             await self._network.detach(self.task.id)
+
+    async def _wipe(self) -> None:
+        """A container that has ended needs its secrets no more; it is never started again."""
+        if self.revision.contents:
+            await self._contents.wipe(self.task.id)
 
     # --- looking -------------------------------------------------------------------------------------------------
     async def _inspect(self) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from swarm_agent.objects import defaults
+from swarm_agent.objects import contents, defaults, templates
 from swarm_agent.objects.constraints import parse_constraint
 from swarm_agent.objects.enums import (
     AVAILABILITIES,
@@ -76,6 +76,7 @@ def service(spec: ServiceSpec) -> None:
         raise BadWord("must specify only one service mode")
     dns_name(spec.name)
     task(spec.task_template)
+    templates.check(defaults.container(spec.task_template), spec.name or "", spec.labels)
     for config in (spec.update_config, spec.rollback_config):
         update_config(config)
     endpoint(spec.endpoint_spec)
@@ -134,7 +135,7 @@ def needs(spec: ServiceSpec) -> str:
         ("a generic resource", reservations and reservations.generic_resources),
         ("a secret", ctr.secrets),
         ("a config", ctr.configs),
-        ("a template", _has_template(ctr)),
+        ("a template", templates.has_template(ctr)),
         (f"a label {PREFIX}...", any(k.startswith(PREFIX) for k in spec.labels)),
     )
     return next((what for what, present in wants if present), "")
@@ -223,6 +224,7 @@ def container(spec: ContainerSpec) -> None:
         if mount.target in targets:
             raise InvalidSpec(f"ContainerSpec: duplicate mount point: {mount.target}", f"{path}.Mounts[{i}]")
         targets.add(mount.target or "")
+    contents.check_references(spec)
     if spec.healthcheck is not None:
         healthcheck(spec.healthcheck)
 
@@ -294,8 +296,6 @@ def refuse_unsupported(spec: ServiceSpec) -> None:
     ports = (endpoint_spec and endpoint_spec.ports) or ()
     privileges = ctr.privileges
     refused: tuple[tuple[str, object], ...] = (
-        ("secrets (--secret)", ctr.secrets),
-        ("configs (--config)", ctr.configs),
         ("endpoint mode dnsrr (--endpoint-mode dnsrr)", defaults.endpoint_mode(endpoint_spec) == "dnsrr"),
         ("SCTP ports", any(p.protocol == "sctp" for p in ports)),
         (
@@ -316,7 +316,6 @@ def refuse_unsupported(spec: ServiceSpec) -> None:
             "--dns in a service on an overlay network (it would lose the names of other services)",
             ctr.dns_config and ctr.dns_config.nameservers and _on_overlay(template),
         ),
-        ("templates ({{...}}) in env, hostname and mounts", _has_template(ctr)),
     )
     for what, present in refused:
         if present:
@@ -325,13 +324,6 @@ def refuse_unsupported(spec: ServiceSpec) -> None:
 
 def _on_overlay(template: TaskTemplate) -> bool:
     return any(n.target not in PREDEFINED_NETWORKS for n in template.networks or ())
-
-
-def _has_template(ctr: ContainerSpec) -> bool:
-    texts = [*(ctr.env or ()), ctr.hostname or ""]
-    for mount in ctr.mounts or ():
-        texts += [mount.source or "", mount.target or ""]
-    return any("{{" in t for t in texts)
 
 
 def node(spec: NodeSpec) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from swarm_agent.identity.door import Manager
 from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.network.model import NetworkView
+from swarm_agent.node.contents import Piece
 from swarm_agent.node.worker import Assignment
 from swarm_agent.objects.errors import NotFound, PermissionDenied, SwarmError
 from swarm_agent.objects.records import Node, NodeDescription, TaskStatus
@@ -19,6 +20,7 @@ from swarm_agent.session.rpc import Call, Redirect, Rpc
 from swarm_agent.session.wire import (
     Assignments,
     Beat,
+    Contents,
     Described,
     Down,
     Hello,
@@ -47,6 +49,7 @@ class Orders(Protocol):
     async def assign(
         self, full: bool, assignments: tuple[Assignment, ...], removed: tuple[str, ...]
     ) -> None: ...
+    async def contents(self, pieces: tuple[Piece, ...]) -> None: ...
     async def network(self, view: NetworkView) -> None: ...
     async def node_changed(self, node: Node) -> None: ...
     async def managers_changed(self, managers: tuple[Manager, ...]) -> None: ...
@@ -171,6 +174,8 @@ class SessionAgent:
                         raise SwarmError("an assignment message is missing")
                     expected = sequence + 1
                     await self._orders.assign(full, assignments, removed)
+                case Contents(pieces):
+                    await self._orders.contents(pieces)
                 case Networks(view):
                     await self._orders.network(view)
                 case NodeChanged(node):

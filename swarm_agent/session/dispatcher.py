@@ -14,15 +14,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import msgspec
 
+from swarm_agent.node.contents import Piece, content_ids
+from swarm_agent.node.worker import Assignment
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.errors import NotFound, SwarmError
 from swarm_agent.objects.records import (
+    Cluster,
     Network,
     Node,
     NodeDescription,
     NodeStatus,
-    Revision,
     Service,
     Task,
     TaskStatus,
@@ -32,6 +34,7 @@ from swarm_agent.session import derive
 from swarm_agent.session.wire import (
     Assignments,
     Beat,
+    Contents,
     Described,
     Down,
     Hello,
@@ -54,6 +57,7 @@ SILENCE = 0.7  # of a heartbeat period (five beats long) without a beat: the nod
 NEW_LEADER_GRACE = 0.8  # periods a node has to find a new leader before its silence counts; most need a tenth
 COALESCE_S = 0.02  # changes within this time go out as one message
 STATUS_COALESCE_S = 0.01
+MAX_CONTENTS = 4 << 20  # bytes of secrets and configs in one message, or one of them alone
 MAX_STATUSES = 1000  # in one entry
 CHECK_S = 0.25
 RETRY_S = 0.05
@@ -62,14 +66,17 @@ RETRY_S = 0.05
 class _Session:
     """One node's open stream."""
 
-    def __init__(self, node_id: str, session_id: str, level: int) -> None:
+    def __init__(self, node_id: str, session_id: str, hello: Hello) -> None:
         self.node_id = node_id
-        self.level = level
+        self.level = hello.feature_level
+        self.description = hello.description  # as told last
         self.id = session_id
         self.wake = asyncio.Event()
         self.closed = False
         self.sequence = 0
         self.sent: dict[str, int] = {}  # task id -> desired state as last told
+        self.needs: dict[str, tuple[str, ...]] = {}  # task id -> contents it needs, of those that need any
+        self.contents: set[str] = set()  # ids of contents the node has
         self.tasks: dict[str, None] | None = None  # task ids to look at; None: all
         self.network_dirty = True
         self.managers_dirty = True
@@ -103,6 +110,7 @@ class Dispatcher:
         self._deadline: dict[str, float] = {}  # node id -> loop time after which silence is too long
         self._statuses: dict[str, tuple[str, TaskStatus]] = {}  # task id -> (reporter, status)
         self._status_news = asyncio.Event()
+        self._level_news = asyncio.Event()
         self._picture: derive.NetworkPicture | None = None
         self.on_level: Callable[[], None] = lambda: None  # a node has said its feature level
         self._unwatch = store.watch(self._on_commit)
@@ -115,6 +123,7 @@ class Dispatcher:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch_silence())
                 group.create_task(self._write_statuses())
+                group.create_task(self._write_descriptions())
         finally:
             self.close()
 
@@ -155,7 +164,7 @@ class Dispatcher:
         hello = await anext(requests, None)
         if not isinstance(hello, Hello):
             raise SwarmError("a session starts with Hello")
-        session = _Session(node_id, self._new_id(), hello.feature_level)
+        session = _Session(node_id, self._new_id(), hello)
         self._heard.add(node_id)
         self._beat(node_id)
         await self._register(node_id, hello, peer)
@@ -205,7 +214,8 @@ class Dispatcher:
                             self._statuses[task_id] = (node_id, status)
                     self._status_news.set()
                 case Described(description):
-                    await self._change_node(node_id, functools.partial(_described, description))
+                    session.description = description
+                    await self._change_node(node_id, functools.partial(self._described, description))
                 case Leaving():
                     self._deadline.pop(node_id, None)
                     await self._set_state(node_id, NodeState.DOWN, "the node left the swarm")
@@ -214,11 +224,9 @@ class Dispatcher:
 
     async def _messages(self, session: _Session) -> AsyncIterator[Down]:
         while not session.closed:
+            session.wake.clear()  # first: what changes while a message is on its way is seen in the next round
             for message in self._due(session):
                 yield message
-            session.wake.clear()
-            if session.extra:
-                continue
             await session.wake.wait()
             await asyncio.sleep(COALESCE_S)
 
@@ -256,8 +264,45 @@ class Dispatcher:
                 out.append(Networks(view))
         assignments = self._assignments(session)
         if assignments is not None:
+            out += self._contents(session)
             out.append(assignments)
         return out
+
+    def _contents(self, session: _Session) -> list[Down]:
+        """What the assignments on their way need and the node has not. It forgets by itself what no task needs any more."""
+        wanted = dict.fromkeys(id_ for ids in session.needs.values() for id_ in ids)
+        fresh = [id_ for id_ in wanted if id_ not in session.contents]
+        session.contents = set(wanted)
+        out: list[Down] = []
+        batch: list[Piece] = []
+        for piece in derive.pieces(self._store, fresh):
+            if batch and sum(len(p.data) for p in batch) + len(piece.data) > MAX_CONTENTS:
+                out.append(Contents(tuple(batch)))
+                batch = []
+            batch.append(piece)
+        if batch:
+            out.append(Contents(tuple(batch)))
+        return out
+
+    def _too_old(self, session: _Session, found: Assignment) -> bool:
+        """Whether the node's release does not know what the task needs; the task is then over."""
+        needed = derive.needs_level(found.revision)
+        if session.level >= needed:
+            return False
+        self._statuses[found.task.id] = (
+            session.node_id,
+            msgspec.structs.replace(
+                found.task.status,
+                state=TaskState.REJECTED,
+                message="rejected",
+                err=f"this node's swarm-agent knows feature level {session.level}, secrets, configs and templates came with "
+                f"{needed}: upgrade it",
+                timestamp=self._store.now,
+                finished_at=self._store.now,
+            ),
+        )
+        self._status_news.set()
+        return True
 
     def _assignments(self, session: _Session) -> Assignments | None:
         full = session.tasks is None
@@ -271,15 +316,21 @@ class Dispatcher:
         for task_id in wanted:
             task = self._store.tasks.get(task_id)
             if task is None or task.node_id != session.node_id:
+                session.needs.pop(task_id, None)
                 if session.sent.pop(task_id, None) is not None:
                     removed.append(task_id)
                 continue
             if session.sent.get(task_id) == task.desired_state:
                 continue
             found = derive.assignment(self._store, task)
-            if found is not None:
-                session.sent[task_id] = task.desired_state
-                given.append(found)
+            if found is None or self._too_old(session, found):
+                continue
+            session.sent[task_id] = task.desired_state
+            given.append(found)
+            if found.revision.contents and task.desired_state <= TaskState.RUNNING:
+                session.needs[task_id] = content_ids(found.revision)
+            else:
+                session.needs.pop(task_id, None)
         if not (full or given or removed):
             return None
         session.sequence += 1
@@ -317,8 +368,9 @@ class Dispatcher:
                     if session is not None:
                         session.node_dirty = True
                         session.touch()
-                case Revision():
-                    pass
+                case Cluster():
+                    if change.old is None or change.old.feature_level != change.row.feature_level:
+                        self._level_news.set()
                 case _:
                     pass
         if network:
@@ -385,7 +437,7 @@ class Dispatcher:
             known = self._store.feature_level >= features.NODE_LEVELS
             return msgspec.structs.replace(
                 node,
-                description=hello.description,
+                description=self._writable(hello.description),
                 data_addr=addr,
                 manager_addr=hello.manager_addr or node.manager_addr,
                 rpc_addr=hello.rpc_addr or node.rpc_addr,
@@ -394,6 +446,33 @@ class Dispatcher:
             )
 
         await self._change_node(node_id, change)
+
+    def _writable(self, description: NodeDescription) -> NodeDescription:
+        """As much of it as the cluster's level lets us write."""
+        if self._store.feature_level >= features.ORCHESTRATION:
+            return description
+        return msgspec.structs.replace(description, generic=(), volumes=())
+
+    def _described(self, description: NodeDescription, node: Node) -> Node:
+        return msgspec.structs.replace(node, description=self._writable(description))
+
+    async def _write_descriptions(self) -> None:
+        """Nodes described themselves before their records could hold all of it."""
+        while True:
+            await self._level_news.wait()
+            self._level_news.clear()
+            for session in list(self.sessions.values()):
+                try:
+                    await self._change_node(
+                        session.node_id, functools.partial(self._described, session.description)
+                    )
+                except NotFound:
+                    continue  # removed meanwhile
+                except SwarmError as err:
+                    log.info("descriptions are not written yet: %s", err)
+                    await asyncio.sleep(RETRY_S)
+                    self._level_news.set()
+                    break
 
     async def _set_state(self, node_id: str, state: NodeState, message: str) -> None:
         await self._change_node(node_id, lambda n: _with_state(n, state, message))
@@ -469,10 +548,6 @@ def _with_state(node: Node, state: NodeState, message: str) -> Node:
     return msgspec.structs.replace(
         node, status=msgspec.structs.replace(node.status, state=state, message=message)
     )
-
-
-def _described(description: NodeDescription, node: Node) -> Node:
-    return msgspec.structs.replace(node, description=description)
 
 
 def _network_sees_task(change: Change) -> bool:

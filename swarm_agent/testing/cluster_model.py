@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 import msgspec
 
+from swarm_agent.control import jobs
 from swarm_agent.control.engine import Controllers
 from swarm_agent.control.revisions import revision_of
-from swarm_agent.objects import features
+from swarm_agent.objects import defaults, features
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import NodeState, TaskState
@@ -21,6 +22,7 @@ from swarm_agent.objects.ids import new_id
 from swarm_agent.objects.records import (
     Cluster,
     ContainerStatus,
+    JobStatus,
     JoinTokens,
     Network,
     Node,
@@ -30,6 +32,7 @@ from swarm_agent.objects.records import (
     Service,
     Task,
     TaskStatus,
+    UpdateStatus,
 )
 from swarm_agent.objects.specs import ClusterSpec, NetworkCreate, NodeSpec, ServiceSpec
 from swarm_agent.store import Delete, Entry, Group, Put, Store, encode_entry
@@ -45,6 +48,7 @@ class PaperCluster:
         self.store = Store()
         self.rng = random.Random(seed)
         self.frozen: set[str] = set()  # nodes that report nothing
+        self.prepares: Callable[[Task], bool] = lambda task: True  # noqa: ARG005 - what an image of a task is worth
         self.outcome: Callable[[Task], TaskState] = lambda task: TaskState.RUNNING  # noqa: ARG005
         self._index = 0
         self.write(
@@ -107,7 +111,8 @@ class PaperCluster:
     def create(self, spec: ServiceSpec, networks: tuple[str, ...] = ()) -> str:
         service_id = self.id()
         revision = revision_of(service_id, spec, networks)
-        self.write(revision, Service(id=service_id, spec=spec, revision_id=revision.id))
+        job = JobStatus(last_execution=self.now) if defaults.is_job(spec) else None
+        self.write(revision, Service(id=service_id, spec=spec, revision_id=revision.id, job=job))
         return service_id
 
     def update(self, service_id: str, spec: ServiceSpec, networks: tuple[str, ...] = ()) -> None:
@@ -115,9 +120,38 @@ class PaperCluster:
         revision = revision_of(service_id, spec, networks)
         status = service.update_status if revision.id == service.revision_id else None
         changed = msgspec.structs.replace(
-            service, spec=spec, previous_spec=service.spec, revision_id=revision.id, update_status=status
+            service,
+            spec=spec,
+            previous_spec=service.spec,
+            revision_id=revision.id,
+            previous_revision_id=service.revision_id,
+            update_status=status,
         )
+        if service.job is not None:
+            changed = jobs.again(changed, self.now)
         self.write(*(() if self.store.revisions.get(revision.id) else (revision,)), changed)
+
+    def roll_back(self, service_id: str) -> None:
+        """As a person asks for it."""
+        service = self.service(service_id)
+        assert service.previous_spec is not None
+        status = UpdateStatus(
+            state="rollback_started", message="manually requested rollback", started_at=self.now
+        )
+        self.write(
+            msgspec.structs.replace(
+                service,
+                spec=service.previous_spec,
+                previous_spec=service.spec,
+                revision_id=service.previous_revision_id,
+                previous_revision_id=service.revision_id,
+                update_status=status,
+            )
+        )
+
+    def new_leader(self) -> None:
+        """Another manager leads from here on: it knows what is in the store, and nothing else."""
+        self.controllers = Controllers(self.store, self.id)
 
     def remove(self, service_id: str) -> None:
         service = self.service(service_id)
@@ -138,9 +172,9 @@ class PaperCluster:
         found = [
             t
             for t in self.store.tasks.by("service", service_id)
-            if not live or t.desired_state <= TaskState.RUNNING
+            if not live or t.desired_state <= TaskState.COMPLETE
         ]
-        return sorted(found, key=lambda t: (t.slot, t.created_at, t.id))
+        return sorted(found, key=lambda t: (t.slot, t.preset, t.created_at, t.id))
 
     def running(self, service_id: str) -> list[Task]:
         return [t for t in self.tasks(service_id) if t.status.state == TaskState.RUNNING]
@@ -196,8 +230,8 @@ class PaperCluster:
         if task.desired_state >= TaskState.SHUTDOWN:
             return TaskState.SHUTDOWN
         if state < TaskState.READY:
-            return TaskState.READY
-        if task.desired_state == TaskState.RUNNING and state < TaskState.RUNNING:
+            return TaskState.READY if self.prepares(task) else TaskState.REJECTED
+        if task.desired_state >= TaskState.RUNNING and state < TaskState.RUNNING:
             return self.outcome(task)
         return None
 

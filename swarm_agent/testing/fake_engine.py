@@ -60,6 +60,7 @@ class Container:
         self.exit_code = 0
         self.error = ""
         self.health = ""
+        self.volumes: dict[str, bool] = {}  # name -> whether nobody gave it one
         self.run = 0  # counts starts, so that a late timer knows it is late
         self.lock = asyncio.Lock()
 
@@ -89,9 +90,11 @@ class FakeEngine:
         self.registry: dict[str, Program] = {}
         self.images: dict[str, Program] = {}
         self.containers: dict[str, Container] = {}  # by name
+        self.volumes: dict[str, dict[str, Any]] = {}  # by name, as the engine lists them
+        self.generic: list[dict[str, Any]] = []  # GenericResources of /info
         self.on_call: Callable[[str, str], None] = lambda method, path: None  # noqa: ARG005
         self._serial = 0
-        self._listeners: dict[int, asyncio.Queue[bytes | None]] = {}
+        self._listeners: dict[int, tuple[dict[str, list[str]], asyncio.Queue[bytes | None]]] = {}
         self._context = contextvars.Context()  # its tasks are no daemon's
         self._work: dict[asyncio.Task[Any], None] = {}
 
@@ -102,7 +105,7 @@ class FakeEngine:
     def go_down(self) -> None:
         """The daemon of the engine ends; streams break, containers run on."""
         self.faults.down = True
-        for queue in self._listeners.values():
+        for _, queue in self._listeners.values():
             queue.put_nowait(None)
 
     def come_up(self) -> None:
@@ -163,9 +166,11 @@ class FakeEngine:
         if match := re.fullmatch(r"/images/(.+)/json", path):
             found = _tagged(match[1]) in self.images
             return _json(200, {"Id": match[1]}) if found else _message(404, f"No such image: {match[1]}")
+        if path == "/volumes" or path.startswith("/volumes/"):
+            return self._volume(method, path.removeprefix("/volumes").strip("/"), query, body)
         if re.fullmatch(r"/networks/[^/]+/connect", path):
             return Answer(200, (), b"")
-        match = re.fullmatch(r"/containers/([^/]+)(/json|/start|/stop)?", path)
+        match = re.fullmatch(r"/containers/([^/]+)(/json|/start|/stop|/kill)?", path)
         if match is None:
             return _message(404, "page not found")
         return await self._container(method, match[1], match[2] or "", query)
@@ -183,10 +188,13 @@ class FakeEngine:
                 return _message(404, f"No such container: {wanted}")
             if verb == "/start":
                 return await self._start(container)
+            if verb == "/kill":
+                return self._kill(container)
             if verb == "/stop":
                 return await self._stop(container, float(query.get("t", "10")))
             if method == "DELETE":
-                return self._delete(container, force=query.get("force") in ("1", "true"))
+                yes = ("1", "true")
+                return self._delete(container, force=query.get("force") in yes, too=query.get("v") in yes)
         return _message(404, "page not found")
 
     def _info(self) -> dict[str, Any]:
@@ -200,14 +208,42 @@ class FakeEngine:
             "Swarm": {"LocalNodeState": "inactive"},
             "Plugins": {"Volume": ["local"], "Network": ["bridge", "host"], "Log": ["json-file"]},
             "Labels": [],
+            "GenericResources": self.generic or None,
         }
+
+    def _volume(self, method: str, name: str, query: Mapping[str, str], body: Any) -> Answer:
+        if method == "GET" and not name:
+            drivers = msgspec.json.decode(query.get("filters", "{}")).get("driver", [])
+            found = [v for v in self.volumes.values() if not drivers or v["Driver"] in drivers]
+            return _json(200, {"Volumes": found, "Warnings": None})
+        if method == "POST" and name == "create":
+            made = self._make_volume(body.get("Name") or f"{self._rng.getrandbits(256):064x}")
+            return _json(201, made)
+        if name not in self.volumes:
+            return _message(404, f"get {name}: no such volume")
+        if method == "GET":
+            return _json(200, self.volumes[name])
+        if any(name in c.volumes for c in self.containers.values()):
+            return _message(409, f"remove {name}: volume is in use")
+        self._drop_volume(name)
+        return Answer(204, (), b"")
+
+    def _make_volume(self, name: str) -> dict[str, Any]:
+        if name not in self.volumes:
+            self.volumes[name] = {"Name": name, "Driver": "local", "Scope": "local"}
+            self._tell("volume", "create", name, {"driver": "local"})
+        return self.volumes[name]
+
+    def _drop_volume(self, name: str) -> None:
+        del self.volumes[name]
+        self._tell("volume", "destroy", name, {"driver": "local"})
 
     def _list(self, query: Mapping[str, str]) -> Answer:
         wanted = msgspec.json.decode(query.get("filters", "{}")).get("label", [])
         found = [
             {"Id": c.id, "Names": [f"/{c.name}"], "Labels": c.labels, "State": c.status}
             for c in self.containers.values()
-            if (c.running or query.get("all") in ("1", "true")) and all(_labelled(c, w) for w in wanted)
+            if (c.running or query.get("all") in ("1", "true")) and all(_has(c.labels, w) for w in wanted)
         ]
         return _json(200, found)
 
@@ -224,6 +260,11 @@ class FakeEngine:
         if name in self.containers:
             return _message(409, f'Conflict. The container name "/{name}" is already in use.')
         container = Container(f"{self._serial:08x}{self._rng.getrandbits(224):056x}", name, body)
+        for mount in (body.get("HostConfig") or {}).get("Mounts") or ():
+            if mount["Type"] == "volume":
+                source = mount.get("Source") or f"{self._rng.getrandbits(256):064x}"
+                container.volumes[source] = not mount.get("Source")
+                self._make_volume(source)
         self.containers[name] = container
         self._emit(container, "create")
         return _json(201, {"Id": container.id, "Warnings": []})
@@ -258,13 +299,22 @@ class FakeEngine:
             self._end(container, 0 if stop_s <= grace_s else 137)
         return Answer(204, (), b"")
 
-    def _delete(self, container: Container, *, force: bool) -> Answer:
+    def _kill(self, container: Container) -> Answer:
+        if not container.running:
+            return _message(409, f"cannot kill container: {container.id}: container is not running")
+        self._end(container, 137)
+        return Answer(204, (), b"")
+
+    def _delete(self, container: Container, *, force: bool, too: bool) -> Answer:
         if container.running and not force:
             return _message(409, f"You cannot remove a running container {container.id}.")
         if container.running:
             self._end(container, 137)
         del self.containers[container.name]
         self._emit(container, "destroy")
+        for name, anonymous in container.volumes.items():
+            if too and anonymous and not any(name in c.volumes for c in self.containers.values()):
+                self._drop_volume(name)
         return Answer(204, (), b"")
 
     # --- processes ----------------------------------------------------------------------------------------------------
@@ -288,14 +338,19 @@ class FakeEngine:
 
     # --- streams --------------------------------------------------------------------------------------------------------
     def _emit(self, container: Container, action: str) -> None:
-        event = {
-            "Type": "container",
-            "Action": action,
-            "Actor": {"ID": container.id, "Attributes": container.labels},
-        }
+        self._tell("container", action, container.id, container.labels)
+
+    def _tell(self, kind: str, action: str, id_: str, attributes: dict[str, str]) -> None:
+        event = {"Type": kind, "Action": action, "Actor": {"ID": id_, "Attributes": attributes}}
         line = msgspec.json.encode(event) + b"\n"
-        for queue in self._listeners.values():
-            queue.put_nowait(line)
+        for filters, queue in self._listeners.values():
+            kinds, actions, labels = (filters.get(key, []) for key in ("type", "event", "label"))
+            if (
+                (not kinds or kind in kinds)
+                and (not actions or action.partition(":")[0] in actions)
+                and all(_has(attributes, label) for label in labels)
+            ):
+                queue.put_nowait(line)
 
     @contextlib.asynccontextmanager
     async def stream(
@@ -307,7 +362,7 @@ class FakeEngine:
         if path == "/events":
             self._serial += 1
             number, queue = self._serial, asyncio.Queue[bytes | None]()
-            self._listeners[number] = queue
+            self._listeners[number] = (msgspec.json.decode(query.get("filters", "{}")), queue)
             try:
                 yield _drain(queue)
             finally:
@@ -317,7 +372,7 @@ class FakeEngine:
         elif match := re.fullmatch(r"/containers/([^/]+)/logs", path):
             if match[1] not in self.containers:
                 raise EngineError(404, f"No such container: {match[1]}")
-            yield _pieces(f"log of {match[1]}\n".encode())
+            yield _pieces(_frame(f"log of {match[1]}\n".encode()))
         else:
             raise EngineError(404, "page not found")
 
@@ -394,9 +449,9 @@ def _inspect(container: Container) -> dict[str, Any]:
     return {"Id": container.id, "Name": f"/{container.name}", "State": state, "Config": config}
 
 
-def _labelled(container: Container, wanted: str) -> bool:
+def _has(labels: Mapping[str, str], wanted: str) -> bool:
     key, equals, value = wanted.partition("=")
-    return key in container.labels and (not equals or container.labels[key] == value)
+    return key in labels and (not equals or labels[key] == value)
 
 
 def _tagged(image: str) -> str:
@@ -417,6 +472,10 @@ async def _drain(queue: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes]:
         if piece is None:
             raise EngineUnreachable("the Docker Engine ended an answer early")
         yield piece
+
+
+def _frame(line: bytes) -> bytes:
+    return b"\1\0\0\0" + len(line).to_bytes(4, "big") + line
 
 
 async def _pieces(*pieces: bytes) -> AsyncIterator[bytes]:

@@ -28,6 +28,7 @@ from swarm_agent.seams import Seams
 from swarm_agent.session.wire import ForwardedCall
 from swarm_agent.testing.fake_disk import FakeDisk
 from swarm_agent.testing.fake_engine import FakeEngine
+from swarm_agent.testing.fake_files import FakeFiles
 from swarm_agent.testing.fake_network import FakeNodeNetwork
 from swarm_agent.testing.fake_rpc import FakeLinks, RpcEndpoint, RpcNet
 
@@ -91,6 +92,7 @@ class SimHost:
         self.directory = directory
         self.engine = FakeEngine(name, self._random())
         self.network = FakeNodeNetwork()
+        self.files = FakeFiles()
         self.skew_ns = 0
         self.feature_level: int | None = None  # what agent.toml says at the next start
         self.process: Process | None = None
@@ -126,6 +128,7 @@ class SimHost:
         """The machine is gone, with everything that ran on it."""
         await self.kill()
         self.engine.power_cut()
+        self.files.reboot()
 
     # --- what is asked of it -------------------------------------------------------------------------------------------
     @property
@@ -205,6 +208,7 @@ class Process:
             links=FakeLinks(endpoint),
             home=SameLoop,
             disk=host.open_disk,
+            files=host.files,
             certificates=SimSource(random.Random(host.rng.getrandbits(64)), host.now),
             address=_address,
         )

@@ -11,6 +11,8 @@ import pytest
 
 from swarm_agent.node.describe import check_engine
 from swarm_agent.node.engine import EngineClient, EngineError, json_lines
+from swarm_agent.node.resources import reported
+from swarm_agent.objects.records import Generic
 
 LABEL = "com.docker.swarm.task.id"
 
@@ -148,6 +150,72 @@ async def events_tell_what_happened_in_order(engine: EngineClient, bodies: Bodie
     assert seen == [(word, "c-events") for word in ("create", "start", "die")]
 
 
+async def killing_ends_it_at_once(engine: EngineClient, bodies: Bodies) -> None:
+    async with _removed(engine, "c-kill"):
+        await _create(engine, "c-kill", bodies.deaf)
+        assert await _refused(engine.call("POST", "/containers/c-kill/kill")) == 409, "it does not run yet"
+        await engine.call("POST", "/containers/c-kill/start")
+        await engine.call("POST", "/containers/c-kill/kill")
+
+        async def ended() -> bool:
+            return not (await _state(engine, "c-kill"))["Running"]
+
+        await _until(ended)
+        assert (await _state(engine, "c-kill"))["ExitCode"] == 137
+        assert await _refused(engine.call("POST", "/containers/c-kill/kill")) == 409
+
+
+async def volumes_are_made_and_listed(engine: EngineClient, bodies: Bodies) -> None:
+    """With a container that mounts them too; those without a name go with it."""
+
+    async def names() -> set[str]:
+        found = await engine.call("GET", "/volumes", query={"filters": '{"driver":["local"]}'})
+        return {v["Name"] for v in found["Volumes"] or () if v["Driver"] == "local"}
+
+    before = await names()
+    mounts = [
+        {"Type": "volume", "Source": "c-data", "Target": "/data"},
+        {"Type": "volume", "Source": "", "Target": "/cache"},
+    ]
+    host = {**bodies.deaf.get("HostConfig", {}), "Mounts": mounts}
+    async with _removed(engine, "c-volumes"):
+        await _create(engine, "c-volumes", {**bodies.deaf, "HostConfig": host})
+        made = await names() - before
+        assert "c-data" in made
+        (anonymous,) = made - {"c-data"}
+        assert len(anonymous) == 64
+        assert await _refused(engine.call("DELETE", "/volumes/c-data")) == 409, "it is in use"
+        await engine.call("DELETE", "/containers/c-volumes", query={"force": "1", "v": "1"})
+        assert await names() - before == {"c-data"}
+        await engine.call("DELETE", "/volumes/c-data")
+        assert await names() == before
+        assert await _refused(engine.call("DELETE", "/volumes/c-data")) == 404
+
+
+async def events_tell_of_volumes(engine: EngineClient, bodies: Bodies) -> None:
+    seen: list[tuple[str, str]] = []
+    filters = '{"type":["volume"],"event":["create","destroy"]}'
+    async with engine.stream("GET", "/events", query={"filters": filters}) as pieces:
+        await engine.call("POST", "/volumes/create", body={"Name": "c-news"})
+        await engine.call("DELETE", "/volumes/c-news")
+        async with asyncio.timeout(20):
+            async for event in json_lines(pieces):
+                seen.append((event["Action"], event["Actor"]["ID"]))
+                if event["Action"] == "destroy":
+                    break
+    assert seen == [("create", "c-news"), ("destroy", "c-news")]
+
+
+async def generic_resources_are_told(engine: EngineClient, bodies: Bodies) -> None:
+    """As daemon.json has them: ``node-generic-resources``."""
+    info = await engine.call("GET", "/info")
+    assert reported(info, ()) == (
+        Generic(kind="disk", count=3),
+        Generic(kind="gpu", name="one"),
+        Generic(kind="gpu", name="two"),
+    )
+
+
 CONTRACT = (
     says_who_it_is,
     what_is_not_there_is_404,
@@ -157,4 +225,8 @@ CONTRACT = (
     a_running_one_goes_by_force_only,
     containers_are_found_by_label,
     events_tell_what_happened_in_order,
+    killing_ends_it_at_once,
+    volumes_are_made_and_listed,
+    events_tell_of_volumes,
+    generic_resources_are_told,
 )

@@ -19,6 +19,11 @@ BODIES = Bodies(deaf={"Image": "deaf:1"}, ends={"Image": "ends:1"})
 def engine() -> FakeEngine:
     fake = FakeEngine("host", random.Random(1))
     fake.images["deaf:1"] = Program(stop_s=1000)
+    fake.generic = [
+        {"NamedResourceSpec": {"Kind": "gpu", "Value": "two"}},
+        {"NamedResourceSpec": {"Kind": "gpu", "Value": "one"}},
+        {"DiscreteResourceSpec": {"Kind": "disk", "Value": 3}},
+    ]
     fake.images["ends:1"] = Program(runs_s=0.3, exit_code=3)
     return fake
 

@@ -243,3 +243,25 @@ def test_what_a_later_release_wrote_stops_a_manager_once_and_says_so(
     stops = [r for r in caplog.records if "stops" in r.message or "does not work as a manager" in r.message]
     assert len(stops) == 6, "each member ends once and each host says why once"
     assert not any(r.exc_info for r in caplog.records)
+
+
+def test_what_a_node_has_to_reserve_is_written_from_level_three_on() -> None:
+    async def story(c: SimCluster) -> None:
+        worker = c["w1"]
+        worker.engine.generic = [{"NamedResourceSpec": {"Kind": "gpu", "Value": "one"}}]
+        await worker.engine.client().call("POST", "/volumes/create", body={"Name": "data"})
+
+        def told() -> tuple[int, tuple[str, ...]]:
+            node = c.store.nodes.get(worker.node_id)
+            assert node is not None
+            return len(node.description.generic), node.description.volumes
+
+        await asyncio.sleep(30)
+        assert told() == (0, ()), "nobody writes what is above the level"
+        for name in ("m1", "m2", "m3"):
+            await upgrade(c, name, 3)
+        await c.until("it is written", lambda: "" if told() == (1, ("data",)) else str(told()), 10)
+        await worker.engine.client().call("DELETE", "/volumes/data")
+        await c.until("the volume is gone", lambda: "" if told() == (1, ()) else str(told()), 2)
+
+    play(story, level=2)

@@ -195,7 +195,7 @@ class Host:
 
     def start_engine(self, *, live_restore: bool = True) -> None:
         config = self.folder / "daemon.json"
-        config.write_text("{}")
+        config.write_text(json.dumps({"node-generic-resources": ["gpu=one", "gpu=two", "disk=3"]}))
         if (
             ENGINE_ROOT and not self._rooted
         ):  # an engine of another release, from a root file system of its own

@@ -195,7 +195,11 @@ def test_an_update_of_many_slots_that_wait_is_no_dearer_for_the_waiting_ones() -
             ),
         )
         passes_of(cluster)
-        assert sum(t.desired_state == TaskState.READY for t in cluster.store.tasks.all()) == replicas
+        new = [t for t in cluster.store.tasks.all() if t.desired_state == TaskState.READY]
+        assert len(new) == replicas
+        for some in (new[:200], new[200:]):
+            cluster.write(*(replace(t, status=replace(t.status, state=TaskState.READY)) for t in some))
+            passes_of(cluster)
         cluster.set_node("n0", state=NodeState.READY)
         task = next(t for t in cluster.store.tasks.all() if t.desired_state == TaskState.SHUTDOWN)
         cluster.write(replace(task, status=replace(task.status, state=TaskState.SHUTDOWN)))

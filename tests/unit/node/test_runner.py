@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from swarm_agent.node.contents import Contents
 from swarm_agent.node.engine import EngineError, EngineUnreachable
 from swarm_agent.node.executor import Executor, Shared, TaskFailed
 from swarm_agent.node.images import Images
@@ -16,6 +17,7 @@ from swarm_agent.node.runner import Runner
 from swarm_agent.objects.enums import TaskState as S
 from swarm_agent.objects.records import ContainerStatus, Revision, Task, TaskStatus
 from swarm_agent.objects.specs import ContainerSpec, TaskTemplate
+from swarm_agent.testing.fake_files import FakeFiles
 from swarm_agent.testing.fake_network import FakeNodeNetwork
 from swarm_agent.testing.virtual_loop import run
 
@@ -206,7 +208,9 @@ class ScriptedEngine:
 
 def executor(*states: dict[str, Any]) -> tuple[Executor, ScriptedEngine]:
     engine = ScriptedEngine(*states)
-    shared = Shared(engine, FakeNodeNetwork(), Images(engine), asyncio.Semaphore(1))
+    shared = Shared(
+        engine, FakeNodeNetwork(), Images(engine), asyncio.Semaphore(1), Contents("n", FakeFiles())
+    )
     template = TaskTemplate(container_spec=ContainerSpec(image="a"))
     return Executor(shared, TASK, Revision(id="r", service_id="s", template=template), ""), engine
 

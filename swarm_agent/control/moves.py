@@ -1,0 +1,66 @@
+"""Tasks that are to leave their node while it runs: another is made for the same place, and takes over (``slots``).
+
+A drain moves every replicated task of a node. How many at a time is not counted here: all successors are prepared, and each takes
+over when enough tasks of its service are healthy.
+"""
+
+from __future__ import annotations
+
+from swarm_agent.control.passes import Key, Pass
+from swarm_agent.control.restarts import delay, ended_at
+from swarm_agent.control.slots import moves_start_first
+from swarm_agent.control.tasks import draining, live, make
+from swarm_agent.objects import defaults
+from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.records import Service, Task
+
+
+def drain(p: Pass, node_id: str) -> None:
+    """Make a successor for each task that is still on a draining node."""
+    node = p.view.nodes.get(node_id)
+    if not draining(node):
+        return
+    rows = [t for t in p.view.tasks.by("node", node_id) if live(t) and not t.status.state.terminal]
+    p.looked(len(rows))
+    for task in sorted(rows, key=lambda t: (t.service_id, t.slot)):
+        service = p.view.services.get(task.service_id)
+        if service is None or task.preset or defaults.is_job(service.spec):
+            continue
+        if p.full:
+            p.more(Key("drain", node_id))
+            return
+        p.view.group(service.id)
+        move(p, service, task, "drain", Key("drain", node_id))
+
+
+def move(p: Pass, service: Service, task: Task, cause: str, key: Key) -> bool:
+    """Make the task that takes over from ``task``; False when there is one, or it has to wait after a failure (``key`` is
+    then looked at again)."""
+    tasks = p.at(service.id, task.place)
+    if any(live(t) and t.id != task.id and not t.status.state.terminal for t in tasks):
+        return False
+    failed = [t for t in tasks if t.replaces == task.id and t.status.state.terminal]
+    failures = 0
+    if failed:
+        last = max(failed, key=ended_at)
+        failures = last.failures + 1
+        rested = ended_at(last) + delay(service, task.place, failures)
+        if p.now < rested:
+            p.wake(key, rested)
+            return False
+    make(
+        p,
+        service,
+        task.place,
+        ready=not moves_start_first(service),
+        cause=cause,
+        revision_id=task.revision_id,
+        replaces=task.id,
+        failures=failures,
+    )
+    return True
+
+
+def left_on(tasks: list[Task]) -> list[Task]:
+    """What a draining node still runs, for whoever asks how far it is."""
+    return [t for t in tasks if t.status.state <= TaskState.RUNNING]

@@ -1,0 +1,307 @@
+"""One place of a service - a slot, or in global modes a node - and its tasks, which come one after another.
+
+Decides what happens to a task that ended, lost its node or may not stay where it is; when a task that was made to take over
+(by an update, a drain, a rebalance) does so; and when a prepared one is started. How many places there are is decided elsewhere
+(``replicated``, ``everywhere``, ``jobs``), and so is which of them are updated or moved now (``update``, ``moves``).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from swarm_agent.control import depends
+from swarm_agent.control.passes import Key, Pass
+from swarm_agent.control.restarts import attempt_of, restart
+from swarm_agent.control.revisions import same_but_placement
+from swarm_agent.control.tasks import (
+    MINUTE,
+    aim,
+    draining,
+    goal,
+    live,
+    lost_node,
+    make,
+    misplaced,
+    observe,
+    stopped,
+)
+from swarm_agent.objects import defaults
+from swarm_agent.objects.constraints import node_matches
+from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.options import options
+from swarm_agent.objects.records import Reason, Service, Task
+
+FREED_BY_THE_OLD = frozenset({"resources", "generic", "ports", "max-replicas", "address", "volume"})
+"""Filters that may refuse a new task only because the one it replaces is still there."""
+
+
+def settle(p: Pass, service: Service, place: int | str) -> None:
+    """Bring one place as far as it can come now."""
+    for task in p.at(service.id, place):
+        if live(task):
+            _check(p, service, task)
+    tasks = p.at(service.id, place)
+    if len(tasks) > 1:
+        _hand_over(p, service, tasks)
+        tasks = p.at(service.id, place)
+    for task in tasks:
+        if task.desired_state == TaskState.READY:
+            _start(
+                p, service, task, p.at(service.id, place)
+            )  # one that is started now keeps the others from it
+
+
+def taken(tasks: list[Task]) -> bool:
+    """Whether a slot counts: it has a live task, or its last one ended and the restart policy says to leave it so."""
+    if any(live(t) for t in tasks):
+        return True
+    return newest(tasks).desired_state == TaskState.SHUTDOWN
+
+
+def newest(tasks: list[Task]) -> Task:
+    """The task made last; rows of this pass have no creation time yet and are the newest."""
+    return max(tasks, key=lambda t: (t.version == 0, t.created_at, t.attempt, t.id))
+
+
+def is_current(p: Pass, service: Service, task: Task) -> bool:
+    """Whether a task is as its service declares it now: of its revision, or of one that differs only in where tasks may be
+    while its node will do."""
+    if task.revision_id == service.revision_id:
+        return True
+    present, own = p.view.revisions.get(service.revision_id), p.ledger.revision(task)
+    if present is None or own is None or not task.node_id or not same_but_placement(present, own):
+        return False
+    node = p.view.nodes.get(task.node_id)
+    return node is not None and node_matches(defaults.constraints(present.template), node)
+
+
+# --- a task that cannot go on ----------------------------------------------------------------------------------------
+def _check(p: Pass, service: Service, task: Task) -> None:
+    """End a live task that has ended, lost its node or may not stay there; put another in its place if that is due."""
+    if task.status.state.terminal:
+        if not (task.status.state == TaskState.COMPLETE and defaults.is_job(service.spec)):
+            _ended(p, service, task)
+        return
+    if not task.node_id:
+        if task.preset and lost_node(p.view.nodes.get(task.preset)):
+            aim(p, task, TaskState.SHUTDOWN)
+        return
+    node = p.view.nodes.get(task.node_id)
+    why = lost_node(node)
+    if why:
+        _lost(p, service, task, why)
+    elif draining(node):
+        if defaults.is_job(service.spec) or task.preset:
+            _lost(p, service, task, "drain")  # others are moved, so many at a time
+    elif misplaced(p.view, task, p.ledger.revision(task)):
+        reject(p, task)
+        gone = p.view.tasks.get(task.id)
+        if gone is not None:
+            _ended(p, service, gone)
+
+
+def reject(p: Pass, task: Task) -> None:
+    """What the constraint enforcer does to a task whose node changed under it."""
+    observe(
+        p,
+        task,
+        TaskState.REJECTED,
+        "task rejected by constraint enforcer",
+        "assigned node no longer meets constraints",
+    )
+
+
+def _lost(p: Pass, service: Service, task: Task, cause: str) -> None:
+    """Its node has gone: another follows at once, elsewhere. In global modes the place has gone with the node."""
+    aim(p, task, TaskState.SHUTDOWN)
+    if task.preset or _stood_in_for(p, service, task):
+        return
+    make(
+        p,
+        service,
+        task.place,
+        ready=True,
+        cause=cause,
+        attempt=attempt_of(service, task, 0),
+        failures=task.failures,
+    )
+
+
+def _ended(p: Pass, service: Service, task: Task) -> None:
+    if (
+        p.now < task.start_after
+    ):  # it failed while it was prepared for later: the next is not prepared any sooner
+        p.wake(Key("slot", task.service_id, task.place), task.start_after)
+        return
+    aim(p, task, TaskState.SHUTDOWN)
+    if _stood_in_for(p, service, task):
+        return
+    if task.preset and lost_node(p.view.nodes.get(task.preset)):
+        return
+    following = restart(p, service, task, p.at(service.id, task.place))
+    if following is not None:
+        make(
+            p,
+            service,
+            task.place,
+            ready=True,
+            cause="restart",
+            start_after=following.at,
+            attempt=following.attempt,
+            failures=following.failures,
+        )
+
+
+def _stood_in_for(p: Pass, service: Service, ended: Task) -> bool:
+    """Whether another live task makes one more needless. The old one beside a failed new one does not."""
+    return any(
+        live(t) and t.id != ended.id and (is_current(p, service, t) or not is_current(p, service, ended))
+        for t in p.at(service.id, ended.place)
+    )
+
+
+# --- from one task to the next ---------------------------------------------------------------------------------------
+def _hand_over(p: Pass, service: Service, tasks: list[Task]) -> None:
+    """Of several live tasks only one is to stay: the one of the present revision, the one that was made to take over."""
+    alive = [t for t in tasks if live(t) and not t.status.state.terminal]
+    if len(alive) < 2:
+        return
+    present = [t for t in alive if is_current(p, service, t)]
+    stale = [t for t in alive if t not in present]
+    if present and stale:
+        best = _best(present)
+        over = _may_take_over(p, service, best)
+        for task in stale:
+            if over or not task.node_id or task.desired_state == TaskState.READY:  # the last two never ran
+                aim(p, task, TaskState.SHUTDOWN)
+    group = present or stale
+    by_id = {t.id: t for t in group}
+    pairs = [(t, by_id[t.replaces]) for t in group if t.replaces in by_id]
+    for mover, old in pairs:
+        _move(p, service, mover, old)
+    paired = {t.id for pair in pairs for t in pair}
+    rest = [t for t in group if t.id not in paired]
+    if len(rest) > 1 or (rest and pairs):
+        keep = _best(rest) if not pairs else None
+        for task in rest:
+            if task is not keep:
+                aim(p, task, TaskState.SHUTDOWN)
+
+
+def _best(tasks: list[Task]) -> Task:
+    return max(tasks, key=lambda t: (t.status.state == TaskState.RUNNING, t.version == 0, t.created_at, t.id))
+
+
+def _may_take_over(p: Pass, service: Service, new: Task) -> bool:
+    """Start-first: once it runs. Stop-first: once it is prepared, so that what cannot be had costs no running task; or when it
+    finds no place because the old one is still there."""
+    if new.status.state >= TaskState.RUNNING:
+        return True
+    if new.desired_state != TaskState.READY or starts_first(service, new) or depends.unmet(p.view, service):
+        return False
+    return p.now >= new.start_after and (new.status.state >= TaskState.READY or _blocked(new))
+
+
+def _blocked(new: Task) -> bool:
+    return new.status.state == TaskState.PENDING and any(r.code in FREED_BY_THE_OLD for r in new.reasons)
+
+
+def starts_first(service: Service, task: Task) -> bool:
+    """Whether ``task`` is to run before the one it takes over from is stopped."""
+    if task.replaces:
+        return moves_start_first(service)
+    status = service.update_status
+    back = status is not None and status.state.startswith("rollback")
+    config = service.spec.rollback_config if back else service.spec.update_config
+    return defaults.update(config).order == "start-first"
+
+
+def moves_start_first(service: Service) -> bool:
+    """Whether a moved task is started before the old one stops: as updates do it; where nothing is said, when there are
+    several replicas anyway and none of them mounts a volume, which one more could harm."""
+    spec = service.spec
+    if options(spec.labels).singleton:
+        return False
+    if spec.update_config is not None and spec.update_config.order:
+        return spec.update_config.order == "start-first"
+    mounts = defaults.container(spec.task_template).mounts or ()
+    return defaults.replicas(spec) > 1 and all(m.read_only or m.type == "tmpfs" for m in mounts)
+
+
+def _move(p: Pass, service: Service, mover: Task, old: Task) -> None:
+    """A task that leaves its node for ``mover``. Never more at a time than the declared count of healthy tasks allows."""
+    node = p.view.nodes.get(old.node_id)
+    wanted = mover.cause != "drain" or draining(node)
+    if not wanted and mover.status.state < TaskState.RUNNING:
+        aim(p, mover, TaskState.REMOVE)  # the node is active again
+        return
+    stuck = mover.status.state == TaskState.PENDING
+    if stuck and mover.cause != "drain":
+        aim(p, mover, TaskState.REMOVE)
+        return
+    if mover.status.state >= TaskState.RUNNING:
+        aim(p, old, TaskState.SHUTDOWN)
+        return
+    floor = options(service.spec.labels).min_healthy
+    ready = _may_take_over(p, service, mover) or (stuck and floor is None)
+    if not ready and not (stuck and floor is not None):
+        return
+    replicas = defaults.replicas(service.spec)
+    least = floor.of(replicas) if floor is not None else replicas - 1
+    if stuck and floor is None:
+        least = 0  # there is no place: Docker's drain stops it all the same
+    if old.status.state != TaskState.RUNNING or healthy(p, service) - 1 >= least:
+        aim(p, old, TaskState.SHUTDOWN)
+        p.healthy[service.id] = healthy(p, service) - 1
+    else:
+        p.wait_for_health(Key("slot", service.id, mover.place))
+
+
+def healthy(p: Pass, service: Service) -> int:
+    """How many tasks of a service run and are to go on; counted once a pass."""
+    count = p.healthy.get(service.id)
+    if count is None:
+        rows = list(p.view.tasks.by("service", service.id))
+        p.looked(len(rows))
+        count = sum(1 for t in rows if t.status.state == TaskState.RUNNING and live(t))
+        p.healthy[service.id] = count
+    return count
+
+
+# --- the start -------------------------------------------------------------------------------------------------------
+def _start(p: Pass, service: Service, task: Task, tasks: list[Task]) -> None:
+    """Let a prepared task run: after its delay, when what it waits for is there, and once what it replaces has stopped - a
+    minute at most, but for strict singletons, which wait until it is certain."""
+    key = Key("slot", task.service_id, task.place)
+    if p.now < task.start_after:
+        p.wake(key, task.start_after)
+        return
+    others = [t for t in tasks if t.id != task.id]
+    first = starts_first(service, task)
+    if not first and any(
+        live(t) and t.desired_state != TaskState.READY and not t.status.state.terminal for t in others
+    ):
+        return
+    waits = depends.unmet(p.view, service)
+    _say_waiting(p, task, waits)
+    if waits:
+        return
+    leaving = [t for t in others if not live(t) and not stopped(p.view, t)]
+    if leaving and not first:
+        patience = max(task.created_at or p.now, task.start_after) + MINUTE
+        if options(service.spec.labels).singleton:
+            return
+        if p.now < patience:
+            p.wake(key, patience)
+            return
+    current = p.view.tasks.get(task.id)
+    if current is not None:
+        aim(p, current, goal(service))
+
+
+def _say_waiting(p: Pass, task: Task, waits: str) -> None:
+    """Keep the reason with the task; the placement's own reasons are gone once it has a node."""
+    reasons = (Reason(code="depends-on", nodes=0, text=waits),) if waits else ()
+    if task.node_id and [r for r in task.reasons if r.code == "depends-on"] != list(reasons):
+        kept = tuple(r for r in task.reasons if r.code != "depends-on")
+        p.put(msgspec.structs.replace(task, reasons=kept + reasons))

@@ -27,7 +27,7 @@ from swarm_agent.control.filters import (
     wish_refusal,
 )
 from swarm_agent.control.spread import Path, Tree, path_of
-from swarm_agent.objects.records import Node, Revision
+from swarm_agent.objects.records import Node, Revision, Task
 from swarm_agent.store import View
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Boards:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.looks = 0  # nodes compared with a demand, and heaps copied, since the beginning
+        self.awaited: set[str] = set()  # ids of services beside which tasks would go that wait
         self._demands: dict[str, Demand] = {}
         self._pools: OrderedDict[tuple[Demand, str], Pool] = OrderedDict()
         self._groups: OrderedDict[Wish, Group] = OrderedDict()
@@ -102,6 +103,13 @@ class Boards:
             rank = (ledger.failures(node_id, wish.revision_id, now), mine, rank_there)
             best = rank if best is None or rank < best else best
         return "" if best is None else str(best[-1][-1])
+
+    def is_awaited(self, task: Task) -> bool:
+        """Whether a task on a node may be what others waited for that go beside its service."""
+        if task.node_id and task.service_id in self.awaited:
+            self.awaited.discard(task.service_id)
+            return True
+        return False
 
     def forget(self, revision_id: str = "") -> None:
         """Forget a revision that is gone; without one, everything."""

@@ -22,9 +22,7 @@ class Key(NamedTuple):
 RESCHEDULE = Key("pending", "")
 MAX_WRITES = 750  # rows in one pass, about: an entry of the log is bounded
 MAX_LOOKS = 10_000  # rows looked at in one pass, about: a call may not hold up the loop for more than some milliseconds
-PLACING = (
-    20  # looks that placing the tasks of another revision costs, about; where it is more, ``schedule`` stops
-)
+PLACING = 40  # looks that placing the tasks of one revision costs besides, about
 
 
 class Pass:
@@ -42,7 +40,7 @@ class Pass:
         self.most = most
         self.looks = 0
         self.unplaced: dict[str, None] = {}  # tasks this pass wrote that wait for a node
-        self._to_place: set[str] = set()  # their revisions: each is compared with every node
+        self._to_place: set[str] = set()  # their revisions
         self.healthy: dict[str, int] = {}  # service id -> tasks that run, as far as counted in this pass
         self.for_health: list[Key] = []  # what waits for more of its service's tasks to run
         self._written: set[tuple[type[Record], str]] = set()

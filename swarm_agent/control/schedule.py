@@ -161,6 +161,7 @@ def pend(p: Pass, task: Task, refused: Mapping[str, int], trouble: str = "") -> 
 
 def _pend_refused(p: Pass, task: Task, demand: Demand, wish: Wish, refused: Mapping[str, int]) -> None:
     """Say which filters refused how many nodes. The nearest misses are found only when something is to be written."""
+    p.ledger.boards.awaited.update(wish.with_hard)
     brief = texts(p.ledger, wish, refused)
     if _is_told(task, brief):
         return

@@ -38,6 +38,7 @@ class Pass:
         self.wakes: dict[Key, int] = {}
         self.again: list[Key] = []
         self.most = most
+        self.most_looks = MAX_LOOKS * max(1, most // MAX_WRITES)  # a pass without bounds has none here either
         self.looks = 0
         self.unplaced: dict[str, None] = {}  # tasks this pass wrote that wait for a node
         self._to_place: set[str] = set()  # their revisions
@@ -92,7 +93,7 @@ class Pass:
     @property
     def spent(self) -> bool:
         """Whether nothing new should be begun in this pass, but what was begun be finished."""
-        return self.full or self.looks + len(self._to_place) * PLACING >= MAX_LOOKS
+        return self.full or self.looks + len(self._to_place) * PLACING >= self.most_looks
 
     @property
     def full(self) -> bool:

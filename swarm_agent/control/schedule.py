@@ -13,7 +13,7 @@ import msgspec
 
 from swarm_agent.control.allocate import Exhausted, allocate_task
 from swarm_agent.control.filters import Demand, Wish, options_of, pick_generic, wish_of
-from swarm_agent.control.passes import MAX_LOOKS, PLACING, Pass
+from swarm_agent.control.passes import PLACING, Pass
 from swarm_agent.control.reasons import count_refusals, reasons, refusal_of, texts, where
 from swarm_agent.objects import features
 from swarm_agent.objects.enums import TaskState
@@ -36,7 +36,9 @@ def place(p: Pass, tasks: list[Task]) -> list[Task]:
         revision = p.view.revisions.get(revision_id)
         if revision is None:
             continue
-        if p.looks >= 2 * MAX_LOOKS or (p.looks >= MAX_LOOKS and not any(t.id in p.unplaced for t in group)):
+        if p.looks >= 2 * p.most_looks or (
+            p.looks >= p.most_looks and not any(t.id in p.unplaced for t in group)
+        ):
             left += group
             continue
         p.view.group(group[0].service_id)

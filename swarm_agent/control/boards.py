@@ -137,6 +137,9 @@ class Pool:
         self.demand = demand
         self.packs = strategy == "binpack"
         self._undemanding = demand == ANY
+        self._lasting = not (
+            demand.cpu or demand.memory or demand.generic
+        )  # nothing is asked before the node's row
         self.refused: dict[str, str] = {}  # node id -> code, for nodes that came to the top
         self.counts: Counter[str] = Counter()  # of those codes
         self._good: set[str] = set()  # nodes that came to the top and may stay there
@@ -192,7 +195,7 @@ class Pool:
         self._seen = self._judged
         for node_id in changed:
             rank = self.rank(node_id)
-            if rank is not None and self._entries.get(node_id) != rank:
+            if rank is not None and node_id not in self.refused and self._entries.get(node_id) != rank:
                 self._entries[node_id] = rank
                 heapq.heappush(self.heap, rank)
         if len(self.heap) > 2 * len(self.ledger.up) + 64:
@@ -209,10 +212,17 @@ class Pool:
         if self._undemanding:
             return
         for node_id in changed:
+            if self._lasting and self._is_refused_for_good(node_id):
+                continue
             self._good.discard(node_id)
             code = self.refused.pop(node_id, None)
             if code is not None:
                 self.counts[code] -= 1
+
+    def _is_refused_for_good(self, node_id: str) -> bool:
+        """Whether what refuses a node is in its row, which is as it was."""
+        static = self._static.get(node_id)
+        return static is not None and static[1] != "" and static[0] is self.ledger.rows.get(node_id)
 
     def verdict(self, node_id: str) -> str:
         """The code of the filter that refuses a ready node, "" when it may have such a task."""
@@ -412,7 +422,7 @@ class Group:
         if self._part is not None:
             path = self._part.path(node_id) if known else ()
             self._count(node_id, path)
-        if not known:
+        if not known or node_id in self.pool.refused:
             return
         special = self._special(node_id)
         rank = self.rank(node_id) if special else None if self._restricted else self.pool.rank(node_id)

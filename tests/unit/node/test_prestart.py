@@ -8,8 +8,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from swarm_agent.node.engine import Engine
 from swarm_agent.node.executor import Executor, Shared, container_events
 from swarm_agent.node.images import Images
+from swarm_agent.node.lease import Lease
 from swarm_agent.node.prestart import text
 from swarm_agent.node.runner import Runner
 from swarm_agent.objects.enums import TaskState as S
@@ -17,11 +19,17 @@ from swarm_agent.objects.options import PreStart
 from swarm_agent.objects.records import Generic, Revision, Task, TaskStatus
 from swarm_agent.objects.specs import ContainerSpec, Healthcheck, Mount, TaskTemplate
 from swarm_agent.testing.fake_engine import FakeEngine, Program
+from swarm_agent.testing.fake_guard import FakeGuard
 from swarm_agent.testing.fake_network import FakeNodeNetwork
 from swarm_agent.testing.virtual_loop import run
 
 SECOND = 1_000_000_000
 MAIN, STEP = "web.1.t", "web.1.t.pre-start"
+
+
+def no_lease(engine: Engine) -> Lease:
+    """For tasks that need none."""
+    return Lease(engine, FakeGuard(FakeEngine("other", random.Random(1)), lambda: 0.0), lambda: 0.0)
 
 
 class World:
@@ -76,7 +84,7 @@ class World:
     def daemon(self) -> tuple[Runner, asyncio.Task[None]]:
         """A runner as a daemon has it; it begins where the task stood."""
         engine = self.engine.client()
-        shared = Shared(engine, FakeNodeNetwork(), Images(engine), asyncio.Semaphore(2))
+        shared = Shared(engine, FakeNodeNetwork(), Images(engine), asyncio.Semaphore(2), no_lease(engine))
 
         def report(_: str, status: TaskStatus) -> None:
             self.seen.append((status.state.word, status.err))

@@ -27,6 +27,7 @@ from swarm_agent.manager.manager import Manager, ManagerSettings, ServeForwarded
 from swarm_agent.membership import Membership, forget_membership, save_membership
 from swarm_agent.network.model import NetworkView, NodeNetwork
 from swarm_agent.node.container import container_name
+from swarm_agent.node.contents import Piece
 from swarm_agent.node.describe import describe, volume_events
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable
 from swarm_agent.node.lease import Lease
@@ -96,6 +97,7 @@ class Member:
             engine,
             network,
             self.session.report,
+            seams.files,
             seams.now,
             Lease(engine, seams.guard(config.engine_socket), seams.boottime),
         )
@@ -465,6 +467,9 @@ class Member:
         await self._view_ready()
         await self.worker.assign(full, assignments, removed)
 
+    async def contents(self, pieces: tuple[Piece, ...]) -> None:
+        self.worker.take(pieces)
+
     async def network(self, view: NetworkView) -> None:
         """The latest view counts; one that is overtaken is never applied."""
         self._view = view
@@ -509,6 +514,7 @@ class Member:
 
     async def node_changed(self, node: Node) -> None:
         self.node = node
+        self.worker.node_changed(node)
         if not self._role_fits(node):
             self._spawn(self._follow_role(), "role change")
 

@@ -14,6 +14,7 @@ from swarm_agent.addresses import own_address
 from swarm_agent.guard import boottime
 from swarm_agent.identity import ca
 from swarm_agent.identity.door import Doors, Https
+from swarm_agent.node.files import Files, TmpfsFiles
 from swarm_agent.node.lease import Guard, LeaseFolder
 from swarm_agent.raft import Disk, Home, OwnThread, RealDisk
 from swarm_agent.session.links import Links, Tls
@@ -43,6 +44,9 @@ class Seams:
 
     disk: Callable[[Path], Disk] = RealDisk
     """Raft's, for a directory."""
+
+    files: Files = field(default_factory=TmpfsFiles)
+    """Where secrets and configs of this host's tasks lie."""
 
     certificates: ca.Source = ca.SYSTEM
     address: Callable[[str, str], Awaitable[str]] = own_address

@@ -10,8 +10,22 @@ from urllib.parse import quote, unquote
 
 import h11
 
-from swarm_agent.api import backup, events, info, logs, networks, nodes, services, swarm, tasks, views
+from swarm_agent.api import (
+    backup,
+    events,
+    info,
+    logs,
+    networks,
+    nodes,
+    plan,
+    revisions,
+    services,
+    swarm,
+    tasks,
+    views,
+)
 from swarm_agent.api.backend import Backend
+from swarm_agent.api.contents import CONFIGS, SECRETS, Contents
 from swarm_agent.api.filters import parse_filters
 from swarm_agent.api.http import (
     HttpError,
@@ -24,7 +38,7 @@ from swarm_agent.api.http import (
 from swarm_agent.api.passthrough import pass_through
 from swarm_agent.api.resolve import resolve
 from swarm_agent.node.engine import EngineError, EngineUnreachable, parse_version
-from swarm_agent.objects.errors import NotLeading, SwarmError, Unimplemented
+from swarm_agent.objects.errors import NotLeading, SwarmError
 from swarm_agent.objects.normalise import parse_json
 from swarm_agent.objects.records import Network
 from swarm_agent.objects.validate import PREDEFINED_NETWORKS
@@ -60,13 +74,16 @@ def _route(method: str, path: str, serve: Callable[..., Awaitable[Any]], *, loca
     return Route(method, re.compile(path.replace("{id}", "(?P<wanted>[^/]+)")), serve, local)
 
 
-async def _no_secrets(backend: Backend, request: Request, wanted: str = "") -> Response:  # noqa: ARG001
-    if request.method == "GET" and not wanted:
-        return json_response([])
-    word = "secrets" if "/secrets" in request.path else "configs"
-    if request.method in ("GET", "DELETE"):
-        raise HttpError(404, f"{word[:-1]} {wanted} not found")
-    raise Unimplemented(f"{word} are not supported by this version of swarm-agent")
+def _content_routes(word: str, own: Contents) -> tuple[Route, ...]:
+    return (
+        _route("GET", f"/{word}", own.list_),
+        _route("POST", f"/{word}/create", own.create),
+        _route("GET", f"/{word}/{{id}}", own.inspect),
+        _route("DELETE", f"/{word}/{{id}}", own.remove),
+        _route("POST", f"/{word}/{{id}}/update", own.update),
+        _route("GET", f"/swarm-agent/{word}/{{id}}/versions", own.versions),
+        _route("POST", f"/swarm-agent/{word}/{{id}}/versions", own.add_version),
+    )
 
 
 ROUTES: tuple[Route, ...] = (
@@ -91,17 +108,25 @@ ROUTES: tuple[Route, ...] = (
     _route("GET", "/tasks", tasks.list_),
     _route("GET", "/tasks/{id}", tasks.inspect),
     _route("GET", "/tasks/{id}/logs", logs.task_logs),
-    _route("GET", "/(?:secrets|configs)", _no_secrets),
-    _route("GET", "/(?:secrets|configs)/{id}", _no_secrets),
-    _route("DELETE", "/(?:secrets|configs)/{id}", _no_secrets),
-    _route("POST", "/(?:secrets|configs)/create", _no_secrets),
-    _route("POST", "/(?:secrets|configs)/{id}/update", _no_secrets),
+    *_content_routes("secrets", SECRETS),
+    *_content_routes("configs", CONFIGS),
 )
 # what the docker CLI has no verb for
 OWN_ROUTES: tuple[Route, ...] = (
     _route("POST", "/swarm-agent/log-level", info.log_level, local=True),
     _route("POST", "/swarm-agent/backup", backup.backup, local=True),
     _route("POST", "/swarm-agent/recover", backup.recover, local=True),
+)
+# the same, about the cluster: the leader answers
+EXTRA_ROUTES: tuple[Route, ...] = (
+    _route("POST", "/swarm-agent/plan", plan.plan),
+    _route("POST", "/swarm-agent/rebalance", revisions.rebalance),
+    _route("GET", "/swarm-agent/services/{id}/revisions", revisions.list_),
+    _route("POST", "/swarm-agent/services/{id}/rollback", revisions.roll_back_to),
+    _route("POST", "/swarm-agent/services/{id}/run", revisions.run),
+    _route("GET", "/swarm-agent/services/{id}/why", plan.why),
+    _route("GET", "/swarm-agent/nodes/{id}/drain", plan.why_node),
+    _route("GET", "/swarm-agent/tasks/{id}/story", plan.tell),
 )
 # cluster networks share their paths with the engine's: which is meant shows only in the call
 CLUSTER_NETWORK_ROUTES: tuple[Route, ...] = (
@@ -172,7 +197,7 @@ class Api:
                 await self._barrier(request.method)
                 return await route.serve(self._backend, request, **arguments)
         body = await request.body()
-        if route.serve in (services.create, services.update):
+        if route.serve in (services.create, services.update, plan.plan):
             body = await services.localised(self._backend, body)
         return await self._forward(request, path, body)
 
@@ -214,7 +239,7 @@ class Api:
         was done."""
         request = ForwardedRequest(call)
         try:
-            found = find_route(call.method, call.path, ROUTES + CLUSTER_NETWORK_ROUTES)
+            found = find_route(call.method, call.path, ROUTES + EXTRA_ROUTES + CLUSTER_NETWORK_ROUTES)
             if found is None or found[0].local:
                 raise HttpError(404, "page not found")
             self._cluster_events()
@@ -335,7 +360,7 @@ class Api:
 
 
 def find_route(
-    method: str, path: str, routes: tuple[Route, ...] = ROUTES + OWN_ROUTES
+    method: str, path: str, routes: tuple[Route, ...] = ROUTES + OWN_ROUTES + EXTRA_ROUTES
 ) -> tuple[Route, dict[str, str]] | None:
     for route in routes:
         if route.method == method:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 from typing import Any
 
 import msgspec
@@ -12,7 +13,18 @@ from swarm_agent.control.allocate import NODE_NETWORK
 from swarm_agent.identity.ca import issuer_of
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
-from swarm_agent.objects.records import Cluster, Generic, Network, Node, Revision, Service, Task
+from swarm_agent.objects.records import (
+    Cluster,
+    Config,
+    Generic,
+    Network,
+    Node,
+    Reason,
+    Revision,
+    Secret,
+    Service,
+    Task,
+)
 from swarm_agent.objects.specs import EndpointSpec, ServiceSpec
 from swarm_agent.store import Store
 
@@ -227,7 +239,7 @@ def task(record: Task, store: Store) -> Json:
     out["Status"] = _task_status(record, revision)
     out["DesiredState"] = record.desired_state.word
     if record.reasons:  # ours: Docker's clients pass over it
-        out["Reasons"] = [{"Code": r.code, "Nodes": r.nodes, "Text": r.text} for r in record.reasons]
+        out["Reasons"] = reasons(record.reasons)
     out.update(_generic(record.generic))
     attachments = [_attachment(a.network_id, a.address, store) for a in record.networks]
     if attachments:
@@ -235,6 +247,19 @@ def task(record: Task, store: Store) -> Json:
     if revision is not None and revision.endpoint.ports and record.node_address:
         out.setdefault("NetworksAttachments", []).insert(0, _ingress_attachment(record.node_address))
     return out
+
+
+def reasons(found: tuple[Reason, ...]) -> list[Json]:
+    return [
+        {"Code": r.code, "Nodes": r.nodes, "Text": r.text, **({"Best": r.best} if r.best else {})}
+        for r in found
+    ]
+
+
+def host_name(store: Store, node_id: str) -> str:
+    """How people call a node; its id while it has no name, or is gone."""
+    found = store.nodes.get(node_id)
+    return node_id if found is None else found.description.hostname or node_id
 
 
 def _task_status(record: Task, revision: Revision | None) -> Json:
@@ -326,3 +351,17 @@ def network(record: Network) -> Json:
         "Options": {VNI_OPTION: str(record.vni), **(spec.options or {})},
         "Labels": spec.labels or {},
     }
+
+
+# --- secrets and configs ---------------------------------------------------------------------------------------------
+def content_owner(record: Secret | Config, data: bytes | None) -> Json:
+    """``data``: of a config, which is shown; None for a secret, which never is."""
+    spec = builtins(record.spec)
+    if data is not None:
+        spec["Data"] = _base64(data)
+    return {**_meta(record), "Spec": spec}
+
+
+def digest(data: bytes) -> str:
+    """By which people can tell versions apart."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"

@@ -6,56 +6,19 @@ import argparse
 import http.client
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from swarm_agent import __version__
+from swarm_agent.cli import contents
+from swarm_agent.cli.client import Connection, Failed, call
 from swarm_agent.config import AgentConfig
 from swarm_agent.manager.archive import new_backup_key, shown
 from swarm_agent.observe.logs import LOG_LEVELS
 
 EXIT_FAILED = 2
-
-
-class _Failed(Exception):
-    """A sentence for the user."""
-
-
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("agent", timeout=30)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
-def call(path: str, method: str, target: str, body: Any = None) -> Any:
-    """One request; the decoded answer.
-
-    Raises:
-        _Failed: no agent, or its refusal.
-    """
-    connection = _Connection(path)
-    try:
-        connection.request(method, target, json.dumps(body) if body is not None else None)
-        answer = connection.getresponse()
-        data = answer.read()
-    except OSError as err:
-        raise _Failed(
-            f"cannot reach swarm-agent at {path}: {err}. Is it running (systemctl status swarm-agent)?"
-        ) from err
-    finally:
-        connection.close()
-    decoded = json.loads(data) if data.strip() else None
-    if answer.status >= 400:
-        raise _Failed(decoded["message"] if isinstance(decoded, dict) else str(data))
-    return decoded
 
 
 def status(path: str, arguments: argparse.Namespace) -> None:  # noqa: ARG001
@@ -85,21 +48,30 @@ def why(path: str, arguments: argparse.Namespace) -> None:
         print(
             f".{task.get('Slot', task.get('NodeID'))}  {task['Status']['State']}  {task['Status'].get('Err', '')}".rstrip()
         )
-        for reason in task.get("Reasons", ()):
-            print(f"    {reason['Code']}: {reason['Text']}")
+        _print_reasons(task)
+    for task in tasks:
+        if task["Status"]["State"] == "running" and task.get("Reasons"):
+            print(f".{task.get('Slot', task.get('NodeID'))}  running, but")
+            _print_reasons(task)
+
+
+def _print_reasons(task: dict[str, Any]) -> None:
+    for reason in task.get("Reasons", ()):
+        nearest = f" (nearest: {reason['Best']})" if reason.get("Best") else ""
+        print(f"    {reason['Code']}: {reason['Text']}{nearest}")
 
 
 def backup(path: str, arguments: argparse.Namespace) -> None:
     """Write the swarm's whole state, sealed, to a file that is complete or not there."""
     key = _backup_key(arguments.key_file, make=True)
     target = Path(arguments.file)
-    connection = _Connection(path)
+    connection = Connection(path)
     partial = target.with_name(target.name + ".partial")
     try:
         connection.request("POST", "/swarm-agent/backup", json.dumps({"Key": key}))
         answer = connection.getresponse()
         if answer.status >= 400:
-            raise _Failed(json.loads(answer.read())["message"])
+            raise Failed(json.loads(answer.read())["message"])
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             while piece := answer.read(1 << 20):
                 file.write(piece)
@@ -107,7 +79,7 @@ def backup(path: str, arguments: argparse.Namespace) -> None:
             os.fsync(file.fileno())
         partial.replace(target)
     except (OSError, http.client.HTTPException) as err:
-        raise _Failed(f"no backup was made: {err}") from err
+        raise Failed(f"no backup was made: {err}") from err
     finally:
         connection.close()
         partial.unlink(missing_ok=True)
@@ -126,7 +98,7 @@ def recover(path: str, arguments: argparse.Namespace) -> None:
             "DataPathAddr": arguments.data_path_addr,
         }
     )
-    connection = _Connection(path)
+    connection = Connection(path)
     connection.timeout = 120
     try:
         data = Path(arguments.file).read_bytes()
@@ -134,11 +106,11 @@ def recover(path: str, arguments: argparse.Namespace) -> None:
         answer = connection.getresponse()
         told = json.loads(answer.read())
     except (OSError, http.client.HTTPException) as err:
-        raise _Failed(f"cannot recover {arguments.file}: {err}") from err
+        raise Failed(f"cannot recover {arguments.file}: {err}") from err
     finally:
         connection.close()
     if answer.status >= 400:
-        raise _Failed(told["message"])
+        raise Failed(told["message"])
     print(f"recovered: this is node {told}, the only manager.")
     print(
         'Former nodes are shown as down: remove them with "docker node rm", and join hosts with "docker swarm join-token".'
@@ -151,9 +123,9 @@ def _backup_key(path: str, *, make: bool) -> str:
         return Path(path).read_text().strip()
     except FileNotFoundError as err:
         if not make:
-            raise _Failed(f"{path}: no such file. It was made together with the backup") from err
+            raise Failed(f"{path}: no such file. It was made together with the backup") from err
     except OSError as err:
-        raise _Failed(str(err)) from err
+        raise Failed(str(err)) from err
     key = shown(new_backup_key(os.urandom))
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -166,7 +138,7 @@ def _backup_key(path: str, *, make: bool) -> str:
         finally:
             os.close(directory)
     except OSError as err:
-        raise _Failed(str(err)) from err
+        raise Failed(str(err)) from err
     print(f"made a new key in {path}")
     return key
 
@@ -201,12 +173,13 @@ def main(argv: list[str] | None = None) -> None:
     word.add_argument("--advertise-addr", default="", help="as of docker swarm init")
     word.add_argument("--listen-addr", default="", help="as of docker swarm init")
     word.add_argument("--data-path-addr", default="", help="as of docker swarm init")
+    contents.register(words)
     word = words.add_parser("log-level", help="change the agent's log level until it restarts")
     word.add_argument("level", choices=LOG_LEVELS)
     word.set_defaults(run=log_level)
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments.socket, arguments)
-    except _Failed as err:
+    except Failed as err:
         print(f"swarmctl: {err}", file=sys.stderr)
         sys.exit(EXIT_FAILED)

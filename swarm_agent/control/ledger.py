@@ -1,34 +1,48 @@
 """What is taken: node resources, host ports, addresses, published ports, numbers.
 
 Derived from the stored rows and kept up to date change by change, so that a decision about one service costs what that
-service costs. A pass books its tentative writes here and takes them back at its end; commits book them for good.
+service costs. A pass books its tentative writes here and takes them back at its end; commits book them for good. What
+changed about nodes stands in a journal, from which the scheduler repairs what it remembers (``boards``).
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import Any
+from typing import Any, NamedTuple
 
+from swarm_agent.control.boards import Boards
+from swarm_agent.control.filters import host_ports
 from swarm_agent.objects import defaults
-from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Network, Node, Revision, Service, Task
 from swarm_agent.store import Change, Store
 
 FAILURE_MEMORY = 300 * defaults.SECOND  # a node's failures of a revision count this long against it
+FAILURES_THAT_COUNT = 5  # fewer are bad luck
+_RUNNING, _COMPLETE = int(TaskState.RUNNING), int(TaskState.COMPLETE)
+MAX_JOURNAL = 20_000  # entries; whoever read none of the last so many looks at every node again
 
 
 class NodeUse:
     """What the tasks of one node take."""
 
-    __slots__ = ("active", "by_service", "cpu", "failures", "memory", "ports")
+    __slots__ = ("active", "by_service", "cpu", "failures", "generic", "memory", "names", "ports")
 
     def __init__(self) -> None:
         self.active = 0
         self.cpu = 0  # nano CPUs reserved
         self.memory = 0  # bytes reserved
-        self.by_service: Counter[str] = Counter()
+        self.by_service: defaultdict[str, int] = defaultdict(int)
         self.ports: Counter[tuple[str, int]] = Counter()  # host-mode published ports
+        self.generic: Counter[str] = Counter()  # kind -> how many are given, of those that are counted
+        self.names: Counter[tuple[str, str]] = Counter()  # (kind, name), of those that have names
         self.failures: defaultdict[str, list[int]] = defaultdict(list)  # revision id -> times, nanoseconds
+
+
+class _Taken(NamedTuple):
+    cpu: int
+    memory: int
+    ports: tuple[tuple[str, int], ...]
 
 
 class Ledger:
@@ -48,7 +62,16 @@ class Ledger:
         self.vnis: dict[int, str] = {}
         self.numbers: dict[int, str] = {}  # node number -> node id
         self.cursors: dict[str, int] = {}  # where the last serial allocation stopped, per pool
+        self.rows: dict[str, Node] = {}  # nodes as the books know them, tentative writes among them
+        self.up: set[str] = set()  # those that take new tasks
+        self.hosting: dict[str, dict[str, None]] = {}  # service id -> nodes that have active tasks of it
+        self.failed: dict[str, dict[str, None]] = {}  # revision id -> nodes it failed on, however long ago
+        self.volumes: dict[str, dict[str, None]] = {}  # volume -> nodes that hold it
+        self.journal: list[str] = []  # ids of nodes whose row or use changed, in order, the newest part of it
+        self.forgotten = 0  # how many entries came before those
+        self.boards = Boards(self)
         self._revisions: dict[str, Revision] = {}
+        self._taken: dict[str, _Taken] = {}  # revision id -> what each of its tasks takes
         for table in (store.revisions, store.nodes, store.networks, store.services):
             for row in table.all():
                 self.apply(Change(None, row))
@@ -72,6 +95,8 @@ class Ledger:
             case Task():
                 if self._unbooked:
                     self._task(self._unbooked.pop(change.row.id, None), +1)
+                if _takes_the_same(change.old, change.new):
+                    return
                 self._task(change.old, -1)
                 self._task(change.new, +1)
             case Service():
@@ -92,12 +117,32 @@ class Ledger:
     def forget_revision(self, id_: str) -> None:
         """After the last task that pointed at it was booked out."""
         self._revisions.pop(id_, None)
-        for use in self.nodes.values():
-            use.failures.pop(id_, None)
+        self._taken.pop(id_, None)
+        self.boards.forget(id_)
+        for node_id in self.failed.pop(id_, ()):
+            if node_id in self.nodes:
+                self.nodes[node_id].failures.pop(id_, None)
+
+    def failures(self, node_id: str, revision_id: str, now: int) -> int:
+        """How often a revision failed on a node lately, if often enough to count against the node."""
+        use = self.nodes.get(node_id)
+        times = use.failures.get(revision_id, ()) if use is not None and use.failures else ()
+        recent = sum(1 for at in times if at > now - FAILURE_MEMORY)
+        return recent if recent >= FAILURES_THAT_COUNT else 0
+
+    def forgiven_at(self, revision_id: str, now: int) -> int:
+        """When the first failure of a revision that is remembered now will not count any more; far away when there is none."""
+        times = [
+            at
+            for node_id in self.failed.get(revision_id, ())
+            for at in self.nodes[node_id].failures.get(revision_id, ())
+            if at > now - FAILURE_MEMORY
+        ]
+        return min(times, default=1 << 62) + FAILURE_MEMORY
 
     # --- tasks -------------------------------------------------------------------------------------------------
     def _task(self, task: Task | None, sign: int) -> None:
-        if task is None or task.status.state.terminal:
+        if task is None or task.status.state > _RUNNING:
             return
         for part in task.networks:
             _count(self.addresses[part.network_id], bare(part.address), sign)
@@ -106,17 +151,35 @@ class Ledger:
         if task.node_address:
             _count(self.node_addresses[task.node_id], task.node_address, sign)
         use = self.nodes[task.node_id]
-        if task.desired_state <= TaskState.COMPLETE:
+        self._touch(task.node_id)
+        if task.desired_state <= _COMPLETE:
             use.active += sign
-            _count(use.by_service, task.service_id, sign)
+            mine = use.by_service[task.service_id] + sign
+            if mine:
+                use.by_service[task.service_id] = mine
+            else:
+                del use.by_service[task.service_id]
+            if mine == sign == 1:
+                self.hosting.setdefault(task.service_id, {})[task.node_id] = None
+            elif mine == 0:
+                _leave(self.hosting, task.service_id, task.node_id)
+        for given in task.generic:
+            if given.name:
+                _count(use.names, (given.kind, given.name), sign)
+            else:
+                _count(use.generic, given.kind, sign * given.count)
+        taken = self._taken.get(task.revision_id) or self._takes(task)
+        use.cpu += sign * taken.cpu
+        use.memory += sign * taken.memory
+        for port in taken.ports:
+            _count(use.ports, port, sign)
+
+    def _takes(self, task: Task) -> _Taken:
         revision = self.revision(task)
         if revision is None:
-            return
-        cpu, memory = reserved(revision)
-        use.cpu += sign * cpu
-        use.memory += sign * memory
-        for port in host_ports(revision):
-            _count(use.ports, port, sign)
+            return _Taken(0, 0, ())
+        taken = self._taken[revision.id] = _Taken(*reserved(revision), tuple(host_ports(revision)))
+        return taken
 
     def note_failure(self, old: Task | None, new: Task | None) -> None:
         """Remember where a task of a revision failed (committed changes only: this has no inverse)."""
@@ -126,6 +189,15 @@ class Ledger:
             times = self.nodes[new.node_id].failures[new.revision_id]
             times.append(new.status.finished_at or new.status.timestamp)
             del times[:-10]
+            self.failed.setdefault(new.revision_id, {})[new.node_id] = None
+            self._touch(new.node_id)
+
+    def _touch(self, node_id: str) -> None:
+        self.journal.append(node_id)
+        if len(self.journal) > MAX_JOURNAL and len(self.journal) > 4 * len(self.rows):
+            half = len(self.journal) // 2
+            del self.journal[:half]
+            self.forgotten += half
 
     # --- the rest ----------------------------------------------------------------------------------------------
     def _service(self, old: Service | None, new: Service | None) -> None:
@@ -157,8 +229,50 @@ class Ledger:
             del self.numbers[old.number]
         if new is not None and new.number:
             self.numbers[new.number] = new.id
+        row = new or old
         if new is None and old is not None:
-            self.nodes.pop(old.id, None)
+            use = self.nodes.pop(old.id, NodeUse())
+            for index, keys in ((self.hosting, use.by_service), (self.failed, use.failures)):
+                for key in keys:
+                    _leave(index, key, old.id)
+        if row is not None:
+            self._node_row(row.id, new)
+
+    def _node_row(self, id_: str, new: Node | None) -> None:
+        known = self.rows.pop(id_, None)
+        if known is not None:
+            self.up.discard(id_)
+            for name in known.description.volumes:
+                _leave(self.volumes, name, id_)
+        if new is not None:
+            self.rows[id_] = new
+            if takes_tasks(new):
+                self.up.add(id_)
+            for name in new.description.volumes:
+                self.volumes.setdefault(name, {})[id_] = None
+        self._touch(id_)
+
+
+def takes_tasks(node: Node) -> bool:
+    """Whether it is there and active, which is the first of the scheduler's filters."""
+    return node.status.state == NodeState.READY and node.spec.availability == "active"
+
+
+def _takes_the_same(old: Task | None, new: Task | None) -> bool:
+    """Whether a change of a task, such as most reports of its node, takes and frees nothing."""
+    return (
+        old is not None
+        and new is not None
+        and old.node_id == new.node_id
+        and not old.status.state.terminal
+        and not new.status.state.terminal
+        and (old.desired_state <= TaskState.COMPLETE) == (new.desired_state <= TaskState.COMPLETE)
+        and old.revision_id == new.revision_id
+        and old.service_id == new.service_id
+        and old.node_address == new.node_address
+        and old.networks == new.networks
+        and old.generic == new.generic
+    )
 
 
 def bare(address: str) -> str:
@@ -174,16 +288,15 @@ def reserved(revision: Revision) -> tuple[int, int]:
     return (resources.reservations.nano_cpus or 0, resources.reservations.memory_bytes or 0)
 
 
-def host_ports(revision: Revision) -> list[tuple[str, int]]:
-    """(protocol, published port) of the fixed host-mode ports."""
-    return [
-        (defaults.protocol(p), p.published_port)
-        for p in revision.endpoint.ports or ()
-        if defaults.publish_mode(p) == "host" and p.published_port
-    ]
+def _leave(index: dict[str, dict[str, None]], key: str, id_: str) -> None:
+    members = index.get(key)
+    if members is not None:
+        members.pop(id_, None)
+        if not members:
+            del index[key]
 
 
-def _count(counter: Counter[Any], key: Any, sign: int) -> None:
-    counter[key] += sign
+def _count(counter: Counter[Any], key: Any, change: int) -> None:
+    counter[key] += change
     if not counter[key]:
         del counter[key]

@@ -22,6 +22,9 @@ class Key(NamedTuple):
 RESCHEDULE = Key("pending", "")
 MAX_WRITES = 750  # rows in one pass, about: an entry of the log is bounded
 MAX_LOOKS = 10_000  # rows looked at in one pass, about: a call may not hold up the loop for more than some milliseconds
+PLACING = (
+    20  # looks that placing the tasks of another revision costs, about; where it is more, ``schedule`` stops
+)
 
 
 class Pass:
@@ -38,7 +41,6 @@ class Pass:
         self.again: list[Key] = []
         self.most = most
         self.looks = 0
-        self._nodes = len(store.nodes)
         self.unplaced: dict[str, None] = {}  # tasks this pass wrote that wait for a node
         self._to_place: set[str] = set()  # their revisions: each is compared with every node
         self.healthy: dict[str, int] = {}  # service id -> tasks that run, as far as counted in this pass
@@ -92,7 +94,7 @@ class Pass:
     @property
     def spent(self) -> bool:
         """Whether nothing new should be begun in this pass, but what was begun be finished."""
-        return self.full or self.looks + len(self._to_place) * self._nodes >= MAX_LOOKS
+        return self.full or self.looks + len(self._to_place) * PLACING >= MAX_LOOKS
 
     @property
     def full(self) -> bool:

@@ -46,7 +46,9 @@ def settle(p: Pass, service: Service, place: int | str) -> None:
         tasks = p.at(service.id, place)
     for task in tasks:
         if task.desired_state == TaskState.READY:
-            _start(p, service, task, tasks)
+            _start(
+                p, service, task, p.at(service.id, place)
+            )  # one that is started now keeps the others from it
 
 
 def taken(tasks: list[Task]) -> bool:
@@ -170,7 +172,7 @@ def _hand_over(p: Pass, service: Service, tasks: list[Task]) -> None:
         best = _best(present)
         over = _may_take_over(p, service, best)
         for task in stale:
-            if over or not task.node_id:
+            if over or not task.node_id or task.desired_state == TaskState.READY:  # the last two never ran
                 aim(p, task, TaskState.SHUTDOWN)
     group = present or stale
     by_id = {t.id: t for t in group}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from swarm_agent.network.model import ContainerNetwork
+from swarm_agent.node.contents import FileMount
 from swarm_agent.node.resources import devices, environment
 from swarm_agent.objects import defaults
 from swarm_agent.objects.errors import SwarmError
@@ -23,8 +24,10 @@ def container_name(task: Task) -> str:
     return task.name
 
 
-def create_body(task: Task, revision: Revision, network: ContainerNetwork) -> dict[str, Any]:
-    """The create call of a task's container: Docker's names and labels, engine restarts off.
+def create_body(
+    task: Task, revision: Revision, network: ContainerNetwork, files: tuple[FileMount, ...] = ()
+) -> dict[str, Any]:
+    """The create call of a task's container: Docker's names and labels, engine restarts off. ``files``: its secrets and configs.
 
     Raises:
         BadMount: a mount that cannot be.
@@ -48,6 +51,9 @@ def create_body(task: Task, revision: Revision, network: ContainerNetwork) -> di
         "Healthcheck": _healthcheck(spec.healthcheck),
     }
     body.update({key: value for key, value in optional.items() if value})
+    body["HostConfig"]["Mounts"] += [
+        {"Type": "bind", "Source": f.source, "Target": f.target, "ReadOnly": True} for f in files
+    ]
     _give(body, task)
     if network.first is not None:
         body["NetworkingConfig"] = {"EndpointsConfig": network.first}

@@ -12,6 +12,7 @@ import msgspec
 
 from swarm_agent.network.model import AttachRequest, ContainerNetwork, NodeNetwork
 from swarm_agent.node.container import container_name, create_body
+from swarm_agent.node.contents import Contents
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable, json_lines
 from swarm_agent.node.images import Images
 from swarm_agent.node.lease import ENDED, Lease
@@ -41,6 +42,7 @@ class Shared(NamedTuple):
     network: NodeNetwork
     images: Images
     slots: asyncio.Semaphore
+    contents: Contents
     lease: Lease
 
 
@@ -52,6 +54,7 @@ class Executor:
         self._network = shared.network
         self._images = shared.images
         self._slots = shared.slots
+        self._contents = shared.contents
         self.task = task
         self.revision = revision
         self.registry_auth = registry_auth
@@ -87,7 +90,9 @@ class Executor:
         """Create a container, connected as the task is. ``shape`` has the last word on the create call."""
         async with self._slots:
             wiring = await self._wiring()
-            await self._create(name, shape(create_body(self.task, self.revision, wiring)))
+            revision = self._contents.expanded(self.task, self.revision)
+            files = await self._contents.provide(self.task, revision)
+            await self._create(name, shape(create_body(self.task, revision, wiring, files)))
             for network, endpoint in wiring.connect:
                 await self._engine.call(
                     "POST",
@@ -155,6 +160,8 @@ class Executor:
 
     async def _start(self, name: str, container_id: str) -> None:
         """Have the engine start a container of the task; under the lease if it needs one. A start that was begun is seen to its end."""
+        # a reboot since it was made has emptied the memory they lie in
+        await self._contents.provide(self.task, self._contents.expanded(self.task, self.revision))
         if self._lease is not None:
             self._lease.cover(container_id)
         await self._begin(self._call_start(name, container_id))
@@ -173,6 +180,7 @@ class Executor:
             self._news.clear()
             state = await self._state()
             if not state.get("Running"):
+                await self._wipe()
                 failure = self._end_of(state)
                 if failure.clean:
                     return
@@ -194,6 +202,7 @@ class Executor:
             await self._engine.call(
                 "POST", f"{self._path}/stop", query={"t": str(grace)}, timeout_s=grace + 60
             )
+        await self._wipe()
         await self._inspect()
 
     async def remove(self) -> None:
@@ -207,6 +216,11 @@ class Executor:
             self._lease.ended(self.container.container_id)
         if self.task.node_address or self.task.networks:
             await self._network.detach(self.task.id)
+
+    async def _wipe(self) -> None:
+        """A container that has ended needs its secrets no more; it is never started again."""
+        if self.revision.contents:
+            await self._contents.wipe(self.task.id)
 
     # --- looking -------------------------------------------------------------------------------------------------
     async def _inspect(self) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterable
 
@@ -11,14 +12,16 @@ import msgspec
 
 from swarm_agent.network.model import NodeNetwork
 from swarm_agent.node.container import LABEL_NODE, LABEL_TASK
+from swarm_agent.node.contents import Contents, Piece
 from swarm_agent.node.engine import Engine
 from swarm_agent.node.executor import MAX_PARALLEL, Executor, Shared, container_events, missing_is_fine
+from swarm_agent.node.files import Files
 from swarm_agent.node.images import Images
 from swarm_agent.node.lease import Lease
 from swarm_agent.node.runner import RETRY_S, Report, Runner
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.errors import SwarmError
-from swarm_agent.objects.records import Revision, Task, TaskStatus
+from swarm_agent.objects.records import Node, Revision, Task, TaskStatus
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ class Worker:
         engine: Engine,
         network: NodeNetwork,
         report: Report,
+        files: Files,
         now: Callable[[], int],
         lease: Lease,
     ) -> None:
@@ -49,7 +53,10 @@ class Worker:
         self._engine = engine
         self._report = report
         self._now = now
-        self._shared = Shared(engine, network, Images(engine), asyncio.Semaphore(MAX_PARALLEL), lease)
+        self._contents = Contents(node_id, files)
+        self._shared = Shared(
+            engine, network, Images(engine), asyncio.Semaphore(MAX_PARALLEL), self._contents, lease
+        )
         self.lease = lease
         self.runners: dict[str, Runner] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}
@@ -87,8 +94,18 @@ class Worker:
             gone |= dict.fromkeys(i for i in (*self.runners, *self._again) if i not in given)
         for task_id in gone:
             self._unassign(task_id)
+        waiting = (a.revision for a in self._again.values())
+        self._contents.keep(itertools.chain((r.executor.revision for r in self.runners.values()), waiting))
         if full:
             self._start_sweep()
+
+    def take(self, pieces: Iterable[Piece]) -> None:
+        """Contents that the next assignments need."""
+        self._contents.take(pieces)
+
+    def node_changed(self, node: Node) -> None:
+        """This node's own record, which templates see."""
+        self._contents.node = node
 
     def _assign(self, assignment: Assignment) -> None:
         task = assignment.task
@@ -146,7 +163,22 @@ class Worker:
         except SwarmError as err:
             log.warning("cannot look for strays: %s", err)
             return False
-        return all([await self._remove_stray(c["Id"], c["Labels"].get(LABEL_TASK, "")) for c in found or ()])
+        gone = [await self._remove_stray(c["Id"], c["Labels"].get(LABEL_TASK, "")) for c in found or ()]
+        return all([*gone, await self._wipe_strays()])
+
+    async def _wipe_strays(self) -> bool:
+        """Secrets of tasks that were removed while we were away."""
+        try:
+            for task_id in await self._contents.tasks():
+                if not self._owns(task_id):
+                    await self._contents.wipe(task_id)
+        except (SwarmError, OSError) as err:
+            log.warning("%s", err)
+            return False
+        return True
+
+    def _owns(self, task_id: str) -> bool:
+        return task_id in self.runners or task_id in self._closing or task_id in self._again
 
     async def _remove_stray(self, container: str, task_id: str) -> bool:
         if task_id in self.runners or task_id in self._closing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from swarm_agent.objects.errors import SwarmError
@@ -48,28 +49,36 @@ def node_matches(constraints: tuple[str, ...], node: Node) -> bool:
     return all(parse_constraint(c).matches(node) for c in constraints)
 
 
+def value_of(constraint: Constraint, node: Node) -> str | None:
+    """What the node has for the constraint's key, "" for a label it lacks, ``None`` for a key that means nothing."""
+    key = constraint.key
+    lower = key.lower()
+    if lower.startswith("node.labels."):
+        return node.spec.labels.get(key[len("node.labels.") :], "")
+    if lower.startswith("engine.labels."):
+        return node.description.engine_labels.get(key[len("engine.labels.") :], "")
+    read = _SIMPLE.get(lower)
+    return None if read is None else read(node)
+
+
+_SIMPLE: dict[str, Callable[[Node], str]] = {
+    "node.id": lambda node: node.id,
+    "node.hostname": lambda node: node.description.hostname,
+    "node.ip": lambda node: node.status.addr,
+    "node.role": lambda node: node.role,
+    "node.platform.os": lambda node: node.description.os,
+    "node.platform.arch": lambda node: node.description.architecture,
+}
+
+
 def _look_up(constraint: Constraint, node: Node) -> bool | None:
     """Whether the node's value equals the wanted one; ``None`` when the key is unknown (never matches)."""
-    key, value = constraint.key, constraint.value
-    lower = key.lower()
-    simple = {
-        "node.id": node.id,
-        "node.hostname": node.description.hostname,
-        "node.role": node.role,
-        "node.platform.os": node.description.os,
-        "node.platform.arch": node.description.architecture,
-    }
-    if lower in simple:
-        return simple[lower].lower() == value.lower()
-    if lower == "node.ip":
-        return _ip_matches(node.status.addr, value)
-    for prefix, labels in (
-        ("node.labels.", node.spec.labels),
-        ("engine.labels.", node.description.engine_labels),
-    ):
-        if lower.startswith(prefix):
-            return labels.get(key[len(prefix) :], "").lower() == value.lower()
-    return None
+    found = value_of(constraint, node)
+    if found is None:
+        return None
+    if constraint.key.lower() == "node.ip":
+        return _ip_matches(found, constraint.value)
+    return found.lower() == constraint.value.lower()
 
 
 def _ip_matches(address: str, value: str) -> bool | None:

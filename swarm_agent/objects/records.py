@@ -181,6 +181,10 @@ class Service(Record, frozen=True, kw_only=True, tag="service"):
     endpoint: ServiceEndpoint | None = None
     update_status: UpdateStatus | None = None
     registry_auth: str = ""  # X-Registry-Auth of the last create or update
+    rebalancing: int = 0  # so many of its tasks may move at a time to even it out; 0: none do
+    tracked: tuple[
+        ContentRef, ...
+    ] = ()  # of each secret and config it tracks, the newest version it has dealt with
 
 
 # --- tasks -------------------------------------------------------------------------------------------------------
@@ -202,11 +206,15 @@ class TaskStatus(Part, frozen=True, kw_only=True):
 
 
 class Reason(Part, frozen=True, kw_only=True):
-    """Why a task is not placed: a filter, how many nodes it refused, and the nearest miss."""
+    """Why a task is not placed: a filter, how many nodes it refused, and the nearest miss.
+
+    Of a placed task: "volume-moved", when it went where its volume is not.
+    """
 
     code: str
     nodes: int
     text: str
+    best: str = ""  # the nearest miss when the other three last changed; level 3
 
 
 class NetworkAddress(Part, frozen=True, kw_only=True):

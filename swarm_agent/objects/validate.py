@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from swarm_agent.objects import defaults
+from swarm_agent.objects import contents, defaults, templates
 from swarm_agent.objects.constraints import parse_constraint
 from swarm_agent.objects.enums import (
     AVAILABILITIES,
@@ -29,6 +29,7 @@ from swarm_agent.objects.specs import (
     ClusterSpec,
     ContainerSpec,
     EndpointSpec,
+    GenericResource,
     Healthcheck,
     NetworkCreate,
     NodeSpec,
@@ -40,6 +41,7 @@ from swarm_agent.objects.specs import (
 from swarm_agent.objects.timetable import Timetable
 
 _NAME = re.compile(r"[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*")
+_SPREAD = re.compile(r"(?i:(node|engine)\.labels\.).+|(?i:node\.(id|hostname|platform\.os|platform\.arch))")
 _MIN_MEMORY = 4 * 1024 * 1024
 _MIN_NANO_CPUS = 1_000_000
 _MILLISECOND = 1_000_000
@@ -74,6 +76,7 @@ def service(spec: ServiceSpec) -> None:
         raise BadWord("must specify only one service mode")
     dns_name(spec.name)
     task(spec.task_template)
+    templates.check(defaults.container(spec.task_template), spec.name or "", spec.labels)
     for config in (spec.update_config, spec.rollback_config):
         update_config(config)
     endpoint(spec.endpoint_spec)
@@ -132,7 +135,7 @@ def needs(spec: ServiceSpec) -> str:
         ("a generic resource", reservations and reservations.generic_resources),
         ("a secret", ctr.secrets),
         ("a config", ctr.configs),
-        ("a template", _has_template(ctr)),
+        ("a template", templates.has_template(ctr)),
         (f"a label {PREFIX}...", any(k.startswith(PREFIX) for k in spec.labels)),
     )
     return next((what for what, present in wants if present), "")
@@ -152,6 +155,26 @@ def task(template: TaskTemplate) -> None:
     container(template.container_spec)
     for text in defaults.constraints(template):
         parse_constraint(text)
+    placement(template)
+
+
+def placement(template: TaskTemplate) -> None:
+    wanted = template.placement
+    if wanted is None:
+        return
+    for i, preference in enumerate(wanted.preferences or ()):
+        over = (preference.spread and preference.spread.spread_descriptor) or ""
+        if not _SPREAD.fullmatch(over):
+            raise InvalidSpec(
+                f"TaskTemplate.Placement.Preferences[{i}]: cannot spread over {over!r}: name node.labels.KEY, engine.labels.KEY, "
+                "node.id, node.hostname, node.platform.os or node.platform.arch",
+                f"TaskTemplate.Placement.Preferences[{i}]",
+            )
+    if (wanted.max_replicas or 0) < 0:
+        raise InvalidSpec(
+            "TaskTemplate.Placement.MaxReplicas cannot be negative: leave it out, or 0, for no limit",
+            "TaskTemplate.Placement.MaxReplicas",
+        )
 
 
 def resources(template: TaskTemplate) -> None:
@@ -170,6 +193,22 @@ def resources(template: TaskTemplate) -> None:
             raise InvalidSpec(
                 f"invalid memory value {part.memory_bytes}: Must be at least 4MiB", "TaskTemplate.Resources"
             )
+    for i, asked_for in enumerate((wanted.reservations and wanted.reservations.generic_resources) or ()):
+        _generic(asked_for, f"TaskTemplate.Resources.Reservations.GenericResources[{i}]")
+
+
+def _generic(resource: GenericResource, path: str) -> None:
+    """A request says how many of a kind; which ones a task gets is the scheduler's choice (BEHAVIOUR 29)."""
+    if resource.named_resource_spec:
+        raise InvalidSpec(
+            f"{path}.NamedResourceSpec: a service asks for a number of a kind (kind=2), not for one by its name",
+            path,
+        )
+    wanted = resource.discrete_resource_spec
+    if wanted is None or not wanted.kind:
+        raise InvalidSpec(f"{path}.DiscreteResourceSpec: a generic resource needs a Kind", path)
+    if (wanted.value or 0) < 1:
+        raise InvalidSpec(f"{path}.DiscreteResourceSpec.Value: ask for 1 {wanted.kind} or more", path)
 
 
 def container(spec: ContainerSpec) -> None:
@@ -185,6 +224,7 @@ def container(spec: ContainerSpec) -> None:
         if mount.target in targets:
             raise InvalidSpec(f"ContainerSpec: duplicate mount point: {mount.target}", f"{path}.Mounts[{i}]")
         targets.add(mount.target or "")
+    contents.check_references(spec)
     if spec.healthcheck is not None:
         healthcheck(spec.healthcheck)
 
@@ -252,16 +292,10 @@ def refuse_unsupported(spec: ServiceSpec) -> None:
     """Refuse by name what Docker knows and this version would otherwise ignore."""
     template = spec.task_template
     ctr = defaults.container(template)
-    placement = template.placement
-    reservations = template.resources and template.resources.reservations
     endpoint_spec = spec.endpoint_spec
     ports = (endpoint_spec and endpoint_spec.ports) or ()
     privileges = ctr.privileges
     refused: tuple[tuple[str, object], ...] = (
-        ("placement preferences (--placement-pref)", placement and placement.preferences),
-        ("generic resources (--generic-resource)", reservations and reservations.generic_resources),
-        ("secrets (--secret)", ctr.secrets),
-        ("configs (--config)", ctr.configs),
         ("endpoint mode dnsrr (--endpoint-mode dnsrr)", defaults.endpoint_mode(endpoint_spec) == "dnsrr"),
         ("SCTP ports", any(p.protocol == "sctp" for p in ports)),
         (
@@ -282,7 +316,6 @@ def refuse_unsupported(spec: ServiceSpec) -> None:
             "--dns in a service on an overlay network (it would lose the names of other services)",
             ctr.dns_config and ctr.dns_config.nameservers and _on_overlay(template),
         ),
-        ("templates ({{...}}) in env, hostname and mounts", _has_template(ctr)),
     )
     for what, present in refused:
         if present:
@@ -291,13 +324,6 @@ def refuse_unsupported(spec: ServiceSpec) -> None:
 
 def _on_overlay(template: TaskTemplate) -> bool:
     return any(n.target not in PREDEFINED_NETWORKS for n in template.networks or ())
-
-
-def _has_template(ctr: ContainerSpec) -> bool:
-    texts = [*(ctr.env or ()), ctr.hostname or ""]
-    for mount in ctr.mounts or ():
-        texts += [mount.source or "", mount.target or ""]
-    return any("{{" in t for t in texts)
 
 
 def node(spec: NodeSpec) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from swarm_agent.identity.door import Manager
 from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.network.model import NetworkView
+from swarm_agent.node.contents import Piece
 from swarm_agent.node.worker import Assignment
 from swarm_agent.objects.errors import NotFound, PermissionDenied, SwarmError
 from swarm_agent.objects.leases import RENEW_S
@@ -20,6 +21,7 @@ from swarm_agent.session.rpc import Call, Redirect, Rpc
 from swarm_agent.session.wire import (
     Assignments,
     Beat,
+    Contents,
     Described,
     Down,
     Hello,
@@ -51,6 +53,7 @@ class Orders(Protocol):
     async def assign(
         self, full: bool, assignments: tuple[Assignment, ...], removed: tuple[str, ...]
     ) -> None: ...
+    async def contents(self, pieces: tuple[Piece, ...]) -> None: ...
     async def network(self, view: NetworkView) -> None: ...
     async def node_changed(self, node: Node) -> None: ...
     async def managers_changed(self, managers: tuple[Manager, ...]) -> None: ...
@@ -202,6 +205,8 @@ class SessionAgent:
                     self._assigned = self._assigned or full
                     self._beat_now = self._orders.lease_wanted()
                     self._news.set()
+                case Contents(pieces):
+                    await self._orders.contents(pieces)
                 case Networks(view):
                     await self._orders.network(view)
                 case NodeChanged(node):

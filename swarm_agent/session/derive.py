@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+import msgspec
 
 from swarm_agent.control.ledger import bare
 from swarm_agent.identity.door import Manager
@@ -15,10 +18,11 @@ from swarm_agent.network.model import (
     TaskAddress,
     VirtualIP,
 )
+from swarm_agent.node.contents import Piece
 from swarm_agent.node.worker import Assignment
-from swarm_agent.objects import defaults
+from swarm_agent.objects import defaults, features, templates
 from swarm_agent.objects.enums import TaskState
-from swarm_agent.objects.records import Network, Node, Service, Task
+from swarm_agent.objects.records import Network, Node, Revision, Service, Task
 from swarm_agent.store import Store
 
 MTU = 1450
@@ -40,7 +44,29 @@ def assignment(store: Store, task: Task) -> Assignment | None:
     if revision is None:
         return None
     service = store.services.get(task.service_id)
+    cluster = store.cluster
+    log_driver = cluster.spec.task_defaults.log_driver if cluster is not None else None
+    if log_driver is not None and revision.template.log_driver is None:
+        template = msgspec.structs.replace(revision.template, log_driver=log_driver)
+        revision = msgspec.structs.replace(revision, template=template)
     return Assignment(task, revision, service.registry_auth if service is not None else "")
+
+
+def needs_level(revision: Revision) -> int:
+    """The feature level a node must know to run its tasks."""
+    ctr = defaults.container(revision.template)
+    return features.ORCHESTRATION if revision.contents or templates.has_template(ctr) else features.FIRST
+
+
+def pieces(store: Store, ids: Iterable[str]) -> Iterator[Piece]:
+    """The contents of these ids, as far as they are kept."""
+    for id_ in ids:
+        content = store.contents.get(id_)
+        if content is None:
+            continue
+        owner = store.secrets.get(content.owner) or store.configs.get(content.owner)
+        if owner is not None:
+            yield Piece(id_, content.data, owner.spec.templating is not None)
 
 
 def managers(store: Store) -> tuple[Manager, ...]:

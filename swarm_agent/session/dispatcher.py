@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import msgspec
 
+from swarm_agent.node.contents import Piece, content_ids
+from swarm_agent.node.worker import Assignment
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.errors import NotFound, SwarmError
@@ -33,6 +35,7 @@ from swarm_agent.session import derive
 from swarm_agent.session.wire import (
     Assignments,
     Beat,
+    Contents,
     Described,
     Down,
     Hello,
@@ -56,6 +59,7 @@ SILENCE = 0.7  # of a heartbeat period (five beats long) without a beat: the nod
 NEW_LEADER_GRACE = 0.8  # periods a node has to find a new leader before its silence counts; most need a tenth
 COALESCE_S = 0.02  # changes within this time go out as one message
 STATUS_COALESCE_S = 0.01
+MAX_CONTENTS = 4 << 20  # bytes of secrets and configs in one message, or one of them alone
 MAX_STATUSES = 1000  # in one entry
 CHECK_S = 0.25
 RETRY_S = 0.05
@@ -74,6 +78,8 @@ class _Session:
         self.closed = False
         self.sequence = 0
         self.sent: dict[str, int] = {}  # task id -> desired state as last told
+        self.needs: dict[str, tuple[str, ...]] = {}  # task id -> contents it needs, of those that need any
+        self.contents: set[str] = set()  # ids of contents the node has
         self.tasks: dict[str, None] | None = None  # task ids to look at; None: all
         self.network_dirty = True
         self.managers_dirty = True
@@ -238,11 +244,9 @@ class Dispatcher:
 
     async def _messages(self, session: _Session) -> AsyncIterator[Down]:
         while not session.closed:
+            session.wake.clear()  # first: what changes while a message is on its way is seen in the next round
             for message in self._due(session):
                 yield message
-            session.wake.clear()
-            if session.extra:
-                continue
             await session.wake.wait()
             await asyncio.sleep(COALESCE_S)
 
@@ -280,8 +284,45 @@ class Dispatcher:
                 out.append(Networks(view))
         assignments = self._assignments(session)
         if assignments is not None:
+            out += self._contents(session)
             out.append(assignments)
         return out
+
+    def _contents(self, session: _Session) -> list[Down]:
+        """What the assignments on their way need and the node has not. It forgets by itself what no task needs any more."""
+        wanted = dict.fromkeys(id_ for ids in session.needs.values() for id_ in ids)
+        fresh = [id_ for id_ in wanted if id_ not in session.contents]
+        session.contents = set(wanted)
+        out: list[Down] = []
+        batch: list[Piece] = []
+        for piece in derive.pieces(self._store, fresh):
+            if batch and sum(len(p.data) for p in batch) + len(piece.data) > MAX_CONTENTS:
+                out.append(Contents(tuple(batch)))
+                batch = []
+            batch.append(piece)
+        if batch:
+            out.append(Contents(tuple(batch)))
+        return out
+
+    def _too_old(self, session: _Session, found: Assignment) -> bool:
+        """Whether the node's release does not know what the task needs; the task is then over."""
+        needed = derive.needs_level(found.revision)
+        if session.level >= needed:
+            return False
+        self._statuses[found.task.id] = (
+            session.node_id,
+            msgspec.structs.replace(
+                found.task.status,
+                state=TaskState.REJECTED,
+                message="rejected",
+                err=f"this node's swarm-agent knows feature level {session.level}, secrets, configs and templates came with "
+                f"{needed}: upgrade it",
+                timestamp=self._store.now,
+                finished_at=self._store.now,
+            ),
+        )
+        self._status_news.set()
+        return True
 
     def _assignments(self, session: _Session) -> Assignments | None:
         full = session.tasks is None
@@ -295,15 +336,21 @@ class Dispatcher:
         for task_id in wanted:
             task = self._store.tasks.get(task_id)
             if task is None or task.node_id != session.node_id:
+                session.needs.pop(task_id, None)
                 if session.sent.pop(task_id, None) is not None:
                     removed.append(task_id)
                 continue
             if session.sent.get(task_id) == task.desired_state:
                 continue
             found = derive.assignment(self._store, task)
-            if found is not None:
-                session.sent[task_id] = task.desired_state
-                given.append(found)
+            if found is None or self._too_old(session, found):
+                continue
+            session.sent[task_id] = task.desired_state
+            given.append(found)
+            if found.revision.contents and task.desired_state <= TaskState.RUNNING:
+                session.needs[task_id] = content_ids(found.revision)
+            else:
+                session.needs.pop(task_id, None)
         if not (full or given or removed):
             return None
         session.sequence += 1

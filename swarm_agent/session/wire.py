@@ -8,6 +8,7 @@ import msgspec
 
 from swarm_agent.identity.door import Issued, IssueRequest, Manager
 from swarm_agent.network.model import NetworkView
+from swarm_agent.node.contents import Piece
 from swarm_agent.node.worker import Assignment
 from swarm_agent.objects import features
 from swarm_agent.objects.records import Node, NodeDescription, TaskStatus
@@ -64,6 +65,12 @@ class Assignments(msgspec.Struct, frozen=True, tag="assignments"):
     removed: tuple[str, ...] = ()
 
 
+class Contents(msgspec.Struct, frozen=True, tag="contents"):
+    """Secrets and configs the next assignments need, each once while any task of the node needs it. Nodes of level 3 and above."""
+
+    pieces: tuple[Piece, ...]
+
+
 class Networks(msgspec.Struct, frozen=True, tag="networks"):
     view: NetworkView
 
@@ -92,7 +99,7 @@ class Leased(msgspec.Struct, frozen=True, tag="leased"):
     number: int
 
 
-Down = Welcome | Assignments | Networks | NodeChanged | Managers | LogsWanted | Leased
+Down = Welcome | Assignments | Contents | Networks | NodeChanged | Managers | LogsWanted | Leased
 
 
 # --- logs --------------------------------------------------------------------------------------------------------------

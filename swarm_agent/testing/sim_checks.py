@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from swarm_agent.control.ledger import Ledger, bare, host_ports, reserved
+from swarm_agent.control import everywhere, jobs
+from swarm_agent.control.filters import host_ports
+from swarm_agent.control.ledger import Ledger, bare, reserved
+from swarm_agent.control.slots import moves_start_first
+from swarm_agent.control.update import PAUSED, going
 from swarm_agent.manager.manager import Manager
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import NodeState, TaskState
@@ -104,6 +108,8 @@ class ClusterChecks:
         ports: Counter[tuple[str, str, int]] = Counter()
         cpu: Counter[str] = Counter()
         memory: Counter[str] = Counter()
+        generic: Counter[tuple[str, str]] = Counter()
+        names: Counter[tuple[str, str, str]] = Counter()
         for task in tasks:
             revision = revisions.get(task.revision_id)
             if revision is None:
@@ -115,11 +121,22 @@ class ClusterChecks:
             wanted = reserved(revision)
             cpu[task.node_id] += wanted[0]
             memory[task.node_id] += wanted[1]
+            for given in task.generic:
+                if given.name:
+                    names[task.node_id, given.kind, given.name] += 1
+                else:
+                    generic[task.node_id, given.kind] += given.count
         for where, count in ports.items():
             if count > 1:
                 self._fail(f"host port {where} is given {count} times")
+        for thing, count in names.items():
+            if count > 1:
+                self._fail(f"generic resource {thing} is given {count} times")
         for node in store.nodes.all():
             total = node.description
+            for kind in {g.kind for g in total.generic if not g.name}:
+                if generic[node.id, kind] > sum(g.count for g in total.generic if g.kind == kind):
+                    self._fail(f"more {kind} is reserved on {total.hostname} than it has")
             if cpu[node.id] > total.nano_cpus or memory[node.id] > total.memory_bytes:
                 self._fail(f"more is reserved on {total.hostname} than it has")
 
@@ -141,7 +158,7 @@ class ClusterChecks:
     def _slots(self, store: Store, tasks: list[Task]) -> None:
         """Stop-first: nobody runs beside the one he replaces, but where the node cannot be reached."""
         reachable = {n.id for n in store.nodes.all() if n.status.state == NodeState.READY}
-        busy: dict[tuple[str, int], list[Task]] = {}
+        busy: dict[tuple[str, int | str], list[Task]] = {}
         for task in tasks:
             if task.node_id and task.node_id not in reachable:
                 self._excused[task.id] = None
@@ -149,12 +166,14 @@ class ClusterChecks:
                 task.status.state in (TaskState.STARTING, TaskState.RUNNING)
                 and task.desired_state != TaskState.REMOVE
             ):
-                busy.setdefault((task.service_id, task.slot), []).append(task)
+                busy.setdefault((task.service_id, task.place), []).append(task)
         for (service_id, slot), together in busy.items():
             service = store.services.get(service_id)
             if len(together) < 2 or service is None or _starts_first(service):
                 continue
             counted = [t for t in together if t.id not in self._excused]
+            moved = {t.replaces for t in counted} if moves_start_first(service) else set()
+            counted = [t for t in counted if t.id not in moved]
             newest = max(t.created_at for t in together)
             now = max(t.updated_at for t in together)
             if len(counted) > 1 and now - newest < PATIENCE_NS:
@@ -163,7 +182,8 @@ class ClusterChecks:
 
 
 def _starts_first(service: Service) -> bool:
-    return defaults.update(service.spec.update_config).order == "start-first"
+    spec = service.spec
+    return "start-first" in (defaults.update(c).order for c in (spec.update_config, spec.rollback_config))
 
 
 # --- after the storm -------------------------------------------------------------------------------------------------------
@@ -202,29 +222,60 @@ def _same_state(one: Store, other: Store) -> bool:
 
 
 def _service(cluster: SimCluster, service: Service) -> str:
-    wanted = defaults.replicas(service.spec)
     update = service.update_status
-    if update is not None and update.state == "updating":
+    if going(service):
         return f"{service.spec.name} is updating"
+    if defaults.is_job(service.spec):
+        return _job(cluster, service)
+    wanted = defaults.replicas(service.spec)
+    if defaults.is_global(service.spec):
+        wanted = len(list(everywhere.places(cluster.store, service)))
     live = [t for t in cluster.store.tasks.by("service", service.id) if t.desired_state <= TaskState.RUNNING]
     running = [t for t in live if t.status.state == TaskState.RUNNING]
     if len(running) != wanted or len(live) != wanted:
         return (
             f"{service.spec.name} has {len(running)} running and {len(live)} live tasks, is to have {wanted}"
         )
-    if len({t.slot for t in running}) != wanted:
+    if len({t.place for t in running}) != wanted:
         return f"{service.spec.name} has two tasks in one slot"
     old = [t for t in running if t.revision_id != service.revision_id]
-    if old and (update is None or update.state != "paused"):
+    if old and (update is None or update.state not in PAUSED):
         return f"{service.spec.name} has {len(old)} tasks of an old revision"
     return ""
+
+
+def _job(cluster: SimCluster, service: Service) -> str:
+    """A job ends, or as many of its tasks run as may at once."""
+    tasks = list(cluster.store.tasks.by("service", service.id))
+    if jobs.finished(service, tasks) or jobs.waits_for_its_time(service):
+        return ""
+    iteration = service.job.iteration if service.job is not None else 0
+    mine = [t for t in tasks if t.iteration == iteration]
+    running = [
+        t for t in mine if t.status.state == TaskState.RUNNING and t.desired_state == TaskState.COMPLETE
+    ]
+    done = sum(1 for t in mine if t.status.state == TaskState.COMPLETE)
+    if defaults.is_global(service.spec):
+        wanted = len(list(everywhere.places(cluster.store, service)))
+        return (
+            ""
+            if len({t.place for t in mine}) >= wanted and running
+            else f"{service.spec.name} is not everywhere"
+        )
+    job = defaults.job(service.spec)
+    wanted = min(job.max_concurrent, job.total - done)
+    return (
+        ""
+        if len(running) == wanted
+        else f"{service.spec.name} runs {len(running)} tasks of its run, is to run {wanted}"
+    )
 
 
 def _task(cluster: SimCluster, task: Task) -> str:
     node = cluster.store.nodes.get(task.node_id)
     if node is not None and node.status.state == NodeState.DOWN:
         return ""  # of a node that left: nobody will ever say more of it
-    if task.node_id and task.desired_state > TaskState.RUNNING and not task.status.state.terminal:
+    if task.node_id and task.desired_state > TaskState.COMPLETE and not task.status.state.terminal:
         return f"{task.name} is {task.status.state.word}, is to be {task.desired_state.word}"
     if cluster.store.services.get(task.service_id) is None:
         return f"{task.name} is of a service that is gone"
@@ -271,7 +322,7 @@ def _books(cluster: SimCluster) -> str:
             raise Violation(f"seed {cluster.seed}: the ledger's {what} are not what the rows say")
     for node in manager.store.nodes.all():
         one, other = kept.nodes[node.id], fresh.nodes[node.id]
-        for what in ("active", "cpu", "memory", "by_service", "ports"):
+        for what in ("active", "cpu", "memory", "by_service", "ports", "generic", "names"):
             if getattr(one, what) != getattr(other, what):
                 raise Violation(
                     f"seed {cluster.seed}: the ledger's {what} of {node.description.hostname} are not what the rows say: "

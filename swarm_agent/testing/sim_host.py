@@ -28,6 +28,7 @@ from swarm_agent.seams import Seams
 from swarm_agent.session.wire import ForwardedCall
 from swarm_agent.testing.fake_disk import FakeDisk
 from swarm_agent.testing.fake_engine import FakeEngine
+from swarm_agent.testing.fake_files import FakeFiles
 from swarm_agent.testing.fake_guard import FakeGuard
 from swarm_agent.testing.fake_network import FakeNodeNetwork
 from swarm_agent.testing.fake_rpc import FakeLinks, RpcEndpoint, RpcNet
@@ -92,6 +93,7 @@ class SimHost:
         self.directory = directory
         self.engine = FakeEngine(name, self._random())
         self.network = FakeNodeNetwork()
+        self.files = FakeFiles()
         self.skew_ns = 0
         self.pace = 1.0  # of the clock nobody sets, against the others'
         self.guard = FakeGuard(self.engine, self.boottime)
@@ -134,6 +136,7 @@ class SimHost:
         await self.kill()
         self.engine.power_cut()
         self.guard.power_cut()
+        self.files.reboot()
 
     # --- what is asked of it -------------------------------------------------------------------------------------------
     @property
@@ -215,6 +218,7 @@ class Process:
             links=FakeLinks(endpoint),
             home=SameLoop,
             disk=host.open_disk,
+            files=host.files,
             certificates=SimSource(random.Random(host.rng.getrandbits(64)), host.now),
             address=_address,
         )

@@ -490,8 +490,6 @@ def test_the_swarms_settings_and_tokens(lab: Lab, cli: Any) -> None:
         ((*CREATE, "--mode", "replicated-job", SHELL), "jobs"),
         ((*CREATE, "--mode", "global-job", SHELL), "jobs"),
         ((*CREATE, "--update-failure-action", "rollback", SHELL), "rollback"),
-        ((*CREATE, "--placement-pref", "spread=node.labels.x", SHELL), "placement preferences"),
-        ((*CREATE, "--generic-resource", "gpu=1", SHELL), "generic resources"),
         ((*CREATE, "--endpoint-mode", "dnsrr", SHELL), "endpoint mode dnsrr"),
         ((*CREATE, "--credential-spec", "file://x.json", SHELL), "credential specs"),
         ((*CREATE, "--isolation", "hyperv", SHELL), "isolation"),

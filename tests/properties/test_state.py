@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from swarm_agent.control.ledger import Ledger
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import (
+    Generic,
     Network,
     NetworkAddress,
     Node,
@@ -56,6 +57,7 @@ TASKS = st.builds(
         id=f"t{i}", service_id=f"s{s}", service_name=f"s{s}", revision_id=f"r{s}", slot=slot, node_id=f"n{n}" if n else "",
         status=TaskStatus(state=state), node_address=f"10.240.4.{address}" if n and address else "",
         networks=(NetworkAddress(network_id="net", address=f"10.0.0.{address}/24"),) if address else (),
+        generic=((), (Generic(kind="gpu", name="a"),), (Generic(kind="fpga", count=2),))[address] if n else (),
     ),
     st.integers(0, 5), SMALL, SMALL, st.sampled_from((TaskState.PENDING, TaskState.RUNNING, TaskState.FAILED)), st.integers(1, 2), SMALL,
 )  # fmt: skip
@@ -163,7 +165,15 @@ def books(ledger: Ledger) -> Any:
         return {key: n for key, n in counter.items() if n}
 
     nodes = {
-        i: (use.active, use.cpu, use.memory, some(use.by_service), some(use.ports))
+        i: (
+            use.active,
+            use.cpu,
+            use.memory,
+            some(use.by_service),
+            some(use.ports),
+            some(use.generic),
+            some(use.names),
+        )
         for i, use in ledger.nodes.items()
     }
     return (
@@ -174,6 +184,7 @@ def books(ledger: Ledger) -> Any:
         dict(ledger.subnets),
         dict(ledger.vnis),
         dict(ledger.numbers),
+        {s: sorted(nodes) for s, nodes in ledger.hosting.items()},
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from swarm_agent.control import allocate, orchestrate, schedule
+from swarm_agent.control import allocate, schedule, slots
 from swarm_agent.control.ledger import Ledger
 from swarm_agent.manager.manager import Manager
 from swarm_agent.member import Member
@@ -131,8 +131,14 @@ async def leader_and_worker_are_lost_together(c: SimCluster) -> None:
 async def an_engine_errs(c: SimCluster) -> None:
     await c.create("web", 15, UpdateConfig={"Parallelism": 0, "FailureAction": "continue"})
     await c.until_running("web", 15)
-    c["w1"].engine.faults.error = 0.9
     await c.set_image("web", "web:2")
+
+    def prepared() -> str:
+        here = c.store.tasks.by("node", c["w1"].node_id)
+        return "" if any(t.status.state == TaskState.READY for t in here) else "none is prepared"
+
+    await c.until("w1 has tasks to start", prepared)
+    c["w1"].engine.faults.error = 0.9
     await asyncio.sleep(8)
     c["w1"].engine.faults.error = 0.0
 
@@ -173,7 +179,7 @@ def lower_states_count(m: pytest.MonkeyPatch) -> None:
 
 
 def nobody_waits_for_the_old_task(m: pytest.MonkeyPatch) -> None:
-    m.setattr(orchestrate, "stopped", lambda view, task: True)
+    m.setattr(slots, "stopped", lambda view, task: True)
 
 
 def ports_are_never_given_back(m: pytest.MonkeyPatch) -> None:

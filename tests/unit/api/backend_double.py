@@ -123,8 +123,10 @@ class BackendDouble:
     def reserve(self, *names: str) -> Iterator[None]:
         assert not self._reserved & set(names)
         self._reserved.update(names)
-        yield
-        self._reserved.difference_update(names)
+        try:
+            yield
+        finally:
+            self._reserved.difference_update(names)
 
     def forward(self, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:
         assert self.leader is not None

@@ -921,16 +921,3 @@ def test_present_events_come_as_they_happen_and_end_with_their_reader(tmp_path: 
         await asyncio.wait_for(home.engine.ended.wait(), 5)
 
     play(tmp_path, story)
-
-
-def test_secrets_and_configs_are_refused_by_name(tmp_path: Path) -> None:
-    async def story(home: House) -> None:
-        for kind in ("secrets", "configs"):
-            assert await home.get(f"/{kind}") == []
-            status, text = await home.refusal("POST", f"/{kind}/create", {"Name": "x"})
-            assert (status, text) == (
-                501,
-                f"rpc error: code = Unimplemented desc = {kind} are not supported by this version of swarm-agent",
-            )
-
-    play(tmp_path, story)  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from swarm_agent.node.contents import Contents
 from swarm_agent.node.engine import Engine
 from swarm_agent.node.executor import Executor, Shared, container_events
 from swarm_agent.node.images import Images
@@ -19,6 +20,7 @@ from swarm_agent.objects.options import PreStart
 from swarm_agent.objects.records import Generic, Revision, Task, TaskStatus
 from swarm_agent.objects.specs import ContainerSpec, Healthcheck, Mount, TaskTemplate
 from swarm_agent.testing.fake_engine import FakeEngine, Program
+from swarm_agent.testing.fake_files import FakeFiles
 from swarm_agent.testing.fake_guard import FakeGuard
 from swarm_agent.testing.fake_network import FakeNodeNetwork
 from swarm_agent.testing.virtual_loop import run
@@ -84,7 +86,14 @@ class World:
     def daemon(self) -> tuple[Runner, asyncio.Task[None]]:
         """A runner as a daemon has it; it begins where the task stood."""
         engine = self.engine.client()
-        shared = Shared(engine, FakeNodeNetwork(), Images(engine), asyncio.Semaphore(2), no_lease(engine))
+        shared = Shared(
+            engine,
+            FakeNodeNetwork(),
+            Images(engine),
+            asyncio.Semaphore(2),
+            Contents("n", FakeFiles()),
+            no_lease(engine),
+        )
 
         def report(_: str, status: TaskStatus) -> None:
             self.seen.append((status.state.word, status.err))

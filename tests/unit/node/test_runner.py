@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from swarm_agent.node.contents import Contents
 from swarm_agent.node.engine import EngineError, EngineUnreachable
 from swarm_agent.node.executor import Executor, Shared, TaskFailed
 from swarm_agent.node.images import Images
@@ -19,6 +20,7 @@ from swarm_agent.objects.enums import TaskState as S
 from swarm_agent.objects.records import ContainerStatus, Revision, Task, TaskStatus
 from swarm_agent.objects.specs import ContainerSpec, TaskTemplate
 from swarm_agent.testing.fake_engine import FakeEngine
+from swarm_agent.testing.fake_files import FakeFiles
 from swarm_agent.testing.fake_guard import FakeGuard
 from swarm_agent.testing.fake_network import FakeNodeNetwork
 from swarm_agent.testing.virtual_loop import run
@@ -212,7 +214,8 @@ def executor(*states: dict[str, Any]) -> tuple[Executor, ScriptedEngine]:
     engine = ScriptedEngine(*states)
     guard = FakeGuard(FakeEngine("other", random.Random(1)), lambda: 0.0)
     lease = Lease(engine, guard, lambda: 0.0)  # for tasks that need none
-    shared = Shared(engine, FakeNodeNetwork(), Images(engine), asyncio.Semaphore(1), lease)
+    contents = Contents("n", FakeFiles())
+    shared = Shared(engine, FakeNodeNetwork(), Images(engine), asyncio.Semaphore(1), contents, lease)
     template = TaskTemplate(container_spec=ContainerSpec(image="a"))
     return Executor(shared, TASK, Revision(id="r", service_id="s", template=template), ""), engine
 

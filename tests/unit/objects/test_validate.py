@@ -103,6 +103,28 @@ def test_words_docker_does_not_know(path: str, value: Any, text: str) -> None:
     assert (str(err), err.http_status, err.code) == (text, 400, "")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "text"),
+    [
+        ({"NamedResourceSpec": {"Kind": "gpu", "Value": "a"}}, "asks for a number of a kind"),
+        ({"DiscreteResourceSpec": {"Value": 1}}, "needs a Kind"),
+        ({"DiscreteResourceSpec": {"Kind": "gpu", "Value": 0}}, "ask for 1 gpu or more"),
+        ({}, "needs a Kind"),
+    ],
+)
+def test_generic_resources_are_asked_for_by_number(wanted: Any, text: str) -> None:
+    err = refusal(changed(f"{TASK}.Resources.Reservations", {"GenericResources": [wanted]}, SERVICE))
+    assert text in str(err)
+    assert "Reservations.GenericResources[0]" in str(err)
+
+
+def test_a_spread_over_nothing_a_node_has_is_refused() -> None:
+    over = {"Preferences": [{"Spread": {"SpreadDescriptor": "node.zone"}}]}
+    err = refusal(changed(f"{TASK}.Placement", over, SERVICE))
+    assert "Placement.Preferences[0]" in str(err)
+    assert "node.labels.KEY" in str(err)
+
+
 def test_a_bad_constraint_is_dockers_500() -> None:
     err = refusal(changed(f"{TASK}.Placement", {"Constraints": ["node.role"]}, SERVICE))
     assert str(err) == "constraint expected one operator from ==, !="
@@ -112,20 +134,13 @@ def test_a_bad_constraint_is_dockers_500() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "what"),
     [
-        (f"{TASK}.Placement", {"Preferences": [{"Spread": {"SpreadDescriptor": "node.id"}}]}, "placement preferences"),
-        (f"{TASK}.Resources.Reservations", {"GenericResources": [{}]}, "generic resources"),
         (f"{TASK}.Resources", {"SwapBytes": 5}, "swap limits"),
         (f"{TASK}.PluginSpec", {"Name": "p"}, "plugin services"),
         (f"{TASK}.NetworkAttachmentSpec", {"ContainerID": "c"}, "network attachment tasks"),
-        (f"{CONTAINER}.Secrets", [{"SecretID": "s"}], "secrets"),
-        (f"{CONTAINER}.Configs", [{"ConfigID": "s"}], "configs"),
         (f"{CONTAINER}.Privileges", {"CredentialSpec": {"File": "f"}}, "credential specs"),
         (f"{CONTAINER}.Isolation", "hyperv", "isolation"),
         (f"{CONTAINER}.Mounts", [{"Type": "npipe", "Target": "/a"}], "named pipe mounts"),
         (f"{CONTAINER}.Mounts", [{"Type": "cluster", "Target": "/a"}], "cluster volumes"),
-        (f"{CONTAINER}.Env", ["A={{.Node.ID}}"], "templates"),
-        (f"{CONTAINER}.Hostname", "{{.Task.Slot}}", "templates"),
-        (f"{CONTAINER}.Mounts", [{"Type": "volume", "Source": "{{.Task.Slot}}", "Target": "/a"}], "templates"),
         ("EndpointSpec", {"Mode": "dnsrr"}, "endpoint mode dnsrr"),
         ("EndpointSpec", {"Ports": [{"Protocol": "sctp", "TargetPort": 1}]}, "SCTP ports"),
         ("EndpointSpec", {"Ports": [{"PublishMode": "host", "TargetPort": 1}]}, "host-mode ports without a published port"),

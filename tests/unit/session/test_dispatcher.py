@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
+from swarm_agent.node.contents import Piece
 from swarm_agent.objects.enums import TaskState
-from swarm_agent.objects.records import Node, NodeDescription, Task, TaskStatus
-from swarm_agent.objects.specs import NodeSpec
+from swarm_agent.objects.records import (
+    Cluster,
+    Content,
+    ContentRef,
+    JoinTokens,
+    Node,
+    NodeDescription,
+    Revision,
+    RootCA,
+    Secret,
+    Task,
+    TaskStatus,
+)
+from swarm_agent.objects.specs import (
+    ClusterSpec,
+    ContainerSpec,
+    DriverSpec,
+    FileTarget,
+    NodeSpec,
+    SecretReference,
+    SecretSpec,
+    TaskDefaults,
+    TaskTemplate,
+)
 from swarm_agent.raft import EntryTooLarge
+from swarm_agent.session import derive
 from swarm_agent.session.dispatcher import Dispatcher
-from swarm_agent.session.wire import Hello, Statuses, Up
-from swarm_agent.store import ApplyResult, Entry, Group, Put, Store, encode_entry
+from swarm_agent.session.wire import Assignments, Contents, Down, Hello, Statuses, Up
+from swarm_agent.store import ApplyResult, Delete, Entry, Group, Put, Store, encode_entry
 
 
 class Log:
@@ -116,3 +140,133 @@ def test_a_report_that_fits_no_entry_holds_up_no_other() -> None:
         assert [log.store.tasks.get(f"t{i}").status.state for i in (1, 2)] == [TaskState.RUNNING] * 2  # type: ignore[union-attr]
 
     asyncio.run(main())
+
+
+# --- secrets and configs -----------------------------------------------------------------------------------------------
+KEY_USER = TaskTemplate(
+    container_spec=ContainerSpec(
+        image="a", secrets=(SecretReference(secret_id="k", secret_name="k", file=FileTarget(name="k")),)
+    )
+)
+
+
+async def with_contents(log: Log, *sizes: int) -> None:
+    """Two tasks on n1 that share all of them, one on n2 that needs none."""
+    await cluster(log, 2)
+    refs = tuple(ContentRef(owner=f"k{i}", number=1) for i in range(len(sizes)))
+    revisions = (
+        Revision(id="s.1", service_id="s", template=KEY_USER, contents=refs),
+        Revision(id="s.2", service_id="s", template=TaskTemplate()),
+    )
+    secrets = [Secret(id=r.owner, spec=SecretSpec(name=r.owner)) for r in refs]
+    contents = [
+        Content(id=f"{r.owner}.1", owner=r.owner, number=1, data=b"x" * n)
+        for r, n in zip(refs, sizes, strict=True)
+    ]
+    other = Task(id="u", service_id="s", service_name="web", revision_id="s.2", node_id="n2")
+    for row in (*revisions, *secrets, *contents, other):
+        await log.propose((Group("x", (Put(row, 0),)),))
+
+
+async def told(
+    log: Log, node_id: str, level: int, *between: Callable[[], Awaitable[object]]
+) -> tuple[list[Down], Dispatcher]:
+    """What a node is told from its hello on, with what happens after each assignment."""
+    dispatcher = Dispatcher(log.store, log.propose, ids, log.confirm)
+    over = asyncio.Event()
+
+    async def up() -> AsyncIterator[Up]:
+        yield Hello(NodeDescription(), "10.0.0.9", feature_level=level)
+        await over.wait()
+
+    out: list[Down] = []
+    left = list(between)
+    async for message in dispatcher.session(node_id, up(), ""):
+        if isinstance(message, Assignments | Contents):
+            out.append(message)
+        if isinstance(message, Assignments):
+            if not left:
+                over.set()
+                break
+            await left.pop(0)()
+    return out, dispatcher
+
+
+def test_a_node_is_told_each_content_once_and_only_what_its_tasks_need() -> None:
+    async def main() -> None:
+        log = Log(1 << 24)
+        await with_contents(log, 10)
+        extra = Task(id="t9", service_id="s", service_name="web", revision_id="s.1", node_id="n1")
+        messages, _ = await told(log, "n1", 3, lambda: log.propose((Group("x", (Put(extra, 0),)),)))
+        assert [type(m) for m in messages] == [Contents, Assignments, Assignments]
+        assert messages[0] == Contents((Piece("k0.1", b"x" * 10),))
+        others, _ = await told(log, "n2", 3)
+        assert [type(m) for m in others] == [Assignments]
+
+    asyncio.run(main())
+
+
+def test_what_was_forgotten_is_told_again() -> None:
+    async def main() -> None:
+        log = Log(1 << 24)
+        await with_contents(log, 10)
+
+        def gone() -> Awaitable[object]:
+            rows = [log.store.tasks.get(f"t{i}") for i in range(2)]
+            return log.propose(
+                tuple(Group("x", (Delete("task", r.id, r.version),)) for r in rows if r is not None)
+            )
+
+        back = Task(id="t9", service_id="s", service_name="web", revision_id="s.1", node_id="n1")
+        messages, _ = await told(log, "n1", 3, gone, lambda: log.propose((Group("x", (Put(back, 0),)),)))
+        assert [type(m) for m in messages] == [Contents, Assignments, Assignments, Contents, Assignments]
+
+    asyncio.run(main())
+
+
+def test_large_contents_come_in_several_messages() -> None:
+    async def main() -> None:
+        log = Log(1 << 24)
+        await with_contents(log, 1_000_000, 1_000_000, 1_000_000, 1_000_000, 1_000_000)
+        messages, _ = await told(log, "n1", 3)
+        sizes = [[len(p.data) for p in m.pieces] for m in messages if isinstance(m, Contents)]
+        assert sizes == [[1_000_000] * 4, [1_000_000]]
+
+    asyncio.run(main())
+
+
+def test_a_node_of_an_older_release_is_not_given_what_it_would_leave_out() -> None:
+    async def main() -> None:
+        log = Log(1 << 24)
+        await with_contents(log, 10)
+        (assignments,), dispatcher = await told(log, "n1", 2)
+        assert isinstance(assignments, Assignments)
+        assert assignments.assignments == ()
+        statuses = dispatcher._statuses
+        assert {s.state for _, s in statuses.values()} == {TaskState.REJECTED}
+        assert "knows feature level 2" in statuses["t0"][1].err
+
+    asyncio.run(main())
+
+
+def test_the_clusters_log_driver_is_for_tasks_without_one() -> None:
+    own = DriverSpec(name="syslog")
+    store = Store()
+    cluster_ = Cluster(
+        id="c",
+        spec=ClusterSpec(task_defaults=TaskDefaults(log_driver=DriverSpec(name="none"))),
+        root_ca=RootCA(cert=b"", key=b"", digest=""),
+        join_tokens=JoinTokens(worker="", manager=""),
+    )
+    rows = (
+        cluster_,
+        Revision(id="plain", service_id="s", template=TaskTemplate()),
+        Revision(id="own", service_id="s", template=TaskTemplate(log_driver=own)),
+    )
+    store.apply(1, 1, encode_entry(Entry(1, tuple(Group("x", (Put(r, 0),)) for r in rows))))
+    seen = {}
+    for id_ in ("plain", "own"):
+        found = derive.assignment(store, Task(id="t", service_id="s", service_name="w", revision_id=id_))
+        assert found is not None
+        seen[id_] = found.revision.template.log_driver
+    assert seen == {"plain": DriverSpec(name="none"), "own": own}

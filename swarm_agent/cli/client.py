@@ -1,0 +1,46 @@
+"""One request to the local agent."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from typing import Any
+
+
+class Failed(Exception):
+    """A sentence for the user."""
+
+
+class Connection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("agent", timeout=30)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def call(path: str, method: str, target: str, body: Any = None) -> Any:
+    """One request; the decoded answer.
+
+    Raises:
+        Failed: no agent, or its refusal.
+    """
+    connection = Connection(path)
+    try:
+        connection.request(method, target, json.dumps(body) if body is not None else None)
+        answer = connection.getresponse()
+        data = answer.read()
+    except OSError as err:
+        raise Failed(
+            f"cannot reach swarm-agent at {path}: {err}. Is it running (systemctl status swarm-agent)?"
+        ) from err
+    finally:
+        connection.close()
+    decoded = json.loads(data) if data.strip() else None
+    if answer.status >= 400:
+        raise Failed(decoded["message"] if isinstance(decoded, dict) else str(data))
+    return decoded

@@ -1,0 +1,129 @@
+"""New versions of what services track: who rolls, who does not, and what is forgotten."""
+
+from __future__ import annotations
+
+import msgspec
+
+from swarm_agent.control.contents import resolve_contents, versions
+from swarm_agent.control.engine import Controllers
+from swarm_agent.control.revisions import revision_of
+from swarm_agent.objects.normalise import normalise
+from swarm_agent.objects.records import Content, Secret, Service
+from swarm_agent.objects.specs import SecretSpec, ServiceSpec
+from swarm_agent.store import Delete, Group
+from swarm_agent.testing.cluster_model import PaperCluster
+
+
+def cluster() -> PaperCluster:
+    paper = PaperCluster()
+    paper.add_node("n1")
+    paper.write(
+        Secret(id="s", spec=SecretSpec(name="key")),
+        Content(id="s.1", owner="s", number=1, data=b"1"),
+    )
+    return paper
+
+
+def web(paper: PaperCluster, how: str = "track", name: str = "web") -> str:
+    raw = {
+        "Name": name,
+        "Labels": {"swarm-agent.secret.key": how},
+        "TaskTemplate": {
+            "ContainerSpec": {
+                "Image": "web:1",
+                "Secrets": [{"SecretID": "s", "SecretName": "key", "File": {"Name": "key"}}],
+            }
+        },
+    }
+    spec = normalise(raw, ServiceSpec)
+    resolved = resolve_contents(paper.store, spec)
+    id_ = paper.id()
+    revision = revision_of(id_, spec, (), resolved.contents, 1)
+    paper.write(revision, Service(id=id_, spec=spec, revision_id=revision.id, tracked=resolved.tracked))
+    paper.settle()
+    return id_
+
+
+def publish(paper: PaperCluster, number: int) -> None:
+    secret = paper.store.secrets.get("s")
+    assert secret is not None
+    paper.write(
+        msgspec.structs.replace(secret, number=number),
+        Content(id=f"s.{number}", owner="s", number=number, data=b"%d" % number),
+    )
+
+
+def number(paper: PaperCluster, service_id: str) -> int:
+    revision = paper.store.revisions.get(paper.service(service_id).revision_id)
+    assert revision is not None
+    return revision.contents[0].number
+
+
+def test_those_that_track_roll_and_those_that_pin_do_not() -> None:
+    paper = cluster()
+    tracking, pinned = web(paper), web(paper, "pin", "old")
+    before = [t.id for t in paper.running(pinned)]
+    (old,) = paper.running(tracking)
+    publish(paper, 2)
+    paper.advance(10)
+    assert (number(paper, tracking), number(paper, pinned)) == (2, 1)
+    assert [t.id for t in paper.running(pinned)] == before
+    (new,) = paper.running(tracking)
+    assert new.id != old.id
+    assert new.revision_id == paper.service(tracking).revision_id
+    assert paper.service(tracking).previous_revision_id == old.revision_id
+
+
+def test_a_rollback_stays_until_the_next_version() -> None:
+    paper = cluster()
+    id_ = web(paper)
+    first = paper.service(id_).revision_id
+    publish(paper, 2)
+    paper.advance(10)
+    paper.write(msgspec.structs.replace(paper.service(id_), revision_id=first, update_status=None))
+    paper.advance(10)
+    secret = paper.store.secrets.get("s")
+    assert secret is not None
+    labelled = msgspec.structs.replace(secret.spec, labels={"a": "b"})
+    paper.write(msgspec.structs.replace(secret, spec=labelled))
+    paper.controllers = Controllers(paper.store, paper.id)  # a new leader
+    paper.advance(10)
+    assert number(paper, id_) == 1
+    publish(paper, 3)
+    paper.advance(10)
+    assert number(paper, id_) == 3
+
+
+def test_a_new_leader_does_what_the_old_one_had_not_done() -> None:
+    paper = cluster()
+    id_ = web(paper)
+    paper.controllers = Controllers(paper.store, paper.id)
+    unheard = paper.controllers.changed
+    paper.controllers.changed = lambda changes: None  # type: ignore[method-assign]
+    publish(paper, 2)
+    paper.controllers.changed = unheard  # type: ignore[method-assign]
+    paper.controllers = Controllers(paper.store, paper.id)
+    paper.advance(10)
+    assert number(paper, id_) == 2
+
+
+def test_versions_nobody_points_at_go_after_ten() -> None:
+    paper = cluster()
+    id_ = web(paper, "pin")
+    for count in range(2, 15):
+        publish(paper, count)
+        paper.settle()
+    assert [c.number for c in versions(paper.store, "s")] == [1, *range(5, 15)]
+    paper.remove(id_)
+    paper.advance(30)
+    assert [c.number for c in versions(paper.store, "s")] == list(range(5, 15))
+
+
+def test_contents_whose_owner_is_gone_go() -> None:
+    paper = cluster()
+    paper.write(Content(id="x.1", owner="x", number=1, data=b"1"), Secret(id="x", spec=SecretSpec(name="x")))
+    secret = paper.store.secrets.get("x")
+    assert secret is not None
+    assert paper.commit((Group("t", (Delete("secret", "x", secret.version),)),)) == (True,)
+    paper.settle()
+    assert versions(paper.store, "x") == []

@@ -91,7 +91,15 @@ class Member:
         self.session = SessionAgent(
             self, lambda: self.identity, self._known_managers, self._hello, rng, seams.rpc
         )
-        self.worker = Worker(membership.node_id, engine, network, self.session.report, seams.files, seams.now)
+        self.worker = Worker(
+            membership.node_id,
+            engine,
+            network,
+            self.session.report,
+            seams.files,
+            seams.now,
+            seams.port_is_free,
+        )
         self._tasks: dict[asyncio.Task[None], None] = {}  # in order, so that they end in order
         self._role_lock = asyncio.Lock()
         self.node: Node | None = None

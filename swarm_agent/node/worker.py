@@ -18,6 +18,7 @@ from swarm_agent.node.engine import Engine
 from swarm_agent.node.executor import MAX_PARALLEL, Executor, Shared, container_events, missing_is_fine
 from swarm_agent.node.files import Files
 from swarm_agent.node.images import Images
+from swarm_agent.node.ports import HostPorts, IsFree, nobody_listens
 from swarm_agent.node.runner import RETRY_S, Report, Runner
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.errors import SwarmError
@@ -47,6 +48,7 @@ class Worker:
         report: Report,
         files: Files,
         now: Callable[[], int] = time.time_ns,
+        port_is_free: IsFree = nobody_listens,
     ) -> None:
         self.node_id = node_id
         self._engine = engine
@@ -54,7 +56,12 @@ class Worker:
         self._now = now
         self._contents = Contents(node_id, files)
         self._shared = Shared(
-            engine, network, Images(engine), asyncio.Semaphore(MAX_PARALLEL), self._contents
+            engine,
+            network,
+            Images(engine),
+            asyncio.Semaphore(MAX_PARALLEL),
+            self._contents,
+            HostPorts(port_is_free),
         )
         self.runners: dict[str, Runner] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}

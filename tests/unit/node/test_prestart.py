@@ -11,6 +11,7 @@ import pytest
 from swarm_agent.node.contents import Contents
 from swarm_agent.node.executor import Executor, Shared, container_events
 from swarm_agent.node.images import Images
+from swarm_agent.node.ports import HostPorts
 from swarm_agent.node.prestart import text
 from swarm_agent.node.runner import Runner
 from swarm_agent.objects.enums import TaskState as S
@@ -79,7 +80,12 @@ class World:
         """A runner as a daemon has it; it begins where the task stood."""
         engine = self.engine.client()
         shared = Shared(
-            engine, FakeNodeNetwork(), Images(engine), asyncio.Semaphore(2), Contents("n", FakeFiles())
+            engine,
+            FakeNodeNetwork(),
+            Images(engine),
+            asyncio.Semaphore(2),
+            Contents("n", FakeFiles()),
+            HostPorts(lambda protocol, port: True),
         )
 
         def report(_: str, status: TaskStatus) -> None:

@@ -13,6 +13,7 @@ from swarm_agent.node.contents import Contents
 from swarm_agent.node.engine import EngineError, EngineUnreachable
 from swarm_agent.node.executor import Executor, Shared, TaskFailed
 from swarm_agent.node.images import Images
+from swarm_agent.node.ports import HostPorts
 from swarm_agent.node.runner import Runner
 from swarm_agent.objects.enums import TaskState as S
 from swarm_agent.objects.records import ContainerStatus, Revision, Task, TaskStatus
@@ -38,6 +39,7 @@ class Script:
     def __init__(self, **cues: list[Any]) -> None:
         self.task = TASK
         self.container = ContainerStatus(container_id="c")
+        self.ports = ()
         self.cues = cues
         self.done: list[str] = []
 
@@ -209,7 +211,12 @@ class ScriptedEngine:
 def executor(*states: dict[str, Any]) -> tuple[Executor, ScriptedEngine]:
     engine = ScriptedEngine(*states)
     shared = Shared(
-        engine, FakeNodeNetwork(), Images(engine), asyncio.Semaphore(1), Contents("n", FakeFiles())
+        engine,
+        FakeNodeNetwork(),
+        Images(engine),
+        asyncio.Semaphore(1),
+        Contents("n", FakeFiles()),
+        HostPorts(lambda protocol, port: True),
     )
     template = TaskTemplate(container_spec=ContainerSpec(image="a"))
     return Executor(shared, TASK, Revision(id="r", service_id="s", template=template), ""), engine

@@ -27,6 +27,7 @@ from swarm_agent.api.http import HttpError, HttpServer
 from swarm_agent.api.server import LOCKED, Api
 from swarm_agent.api.swarm import NOT_LOCKED
 from swarm_agent.config import DEFAULT_PATH, AgentConfig, check_devices, load_config
+from swarm_agent.control.engine import Controllers
 from swarm_agent.founding import Place, found, refound
 from swarm_agent.identity import ca
 from swarm_agent.identity.door import Issued, IssueRequest, JoinRefused, ask_for_certificate, fetch_root
@@ -47,7 +48,14 @@ from swarm_agent.network.model import NodeNetwork
 from swarm_agent.node.describe import check_engine
 from swarm_agent.node.engine import EngineClient, EngineError, EngineUnreachable
 from swarm_agent.objects import features
-from swarm_agent.objects.errors import AlreadyExists, InvalidSpec, NoLeader, SwarmError, Unavailable
+from swarm_agent.objects.errors import (
+    AlreadyExists,
+    InvalidSpec,
+    NoLeader,
+    NotLeading,
+    SwarmError,
+    Unavailable,
+)
 from swarm_agent.objects.ids import new_id
 from swarm_agent.objects.records import Cluster, Node, Task, UnlockKey
 from swarm_agent.objects.specs import InitRequest, JoinRequest, RecoverOptions
@@ -571,6 +579,13 @@ class Daemon:
         if self.member is None or self.member.manager is None:
             raise NoLeader
         return self.member.manager
+
+    @property
+    def controllers(self) -> Controllers:
+        duties = self._manager().duties
+        if duties is None:
+            raise NotLeading
+        return duties.control.controllers
 
     async def propose(self, groups: tuple[Group, ...]) -> ApplyResult:
         return await self._manager().propose(groups)

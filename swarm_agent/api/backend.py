@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
+from swarm_agent.control.engine import Controllers
 from swarm_agent.node.engine import EngineClient
 from swarm_agent.objects.records import Task
 from swarm_agent.objects.specs import InitRequest, JoinRequest, RecoverOptions
@@ -75,6 +76,10 @@ class Backend(Protocol):
     # --- the cluster's state -----------------------------------------------------------------------------------------
     @property
     def store(self) -> Store: ...
+    @property
+    def controllers(self) -> Controllers:
+        """The leader's; NotLeading elsewhere."""
+
     async def propose(self, groups: tuple[Group, ...]) -> ApplyResult: ...
     async def read_barrier(self) -> None: ...
     def reserve(self, *names: str) -> AbstractContextManager[None]:

@@ -10,7 +10,20 @@ from urllib.parse import quote, unquote
 
 import h11
 
-from swarm_agent.api import backup, events, info, logs, networks, nodes, services, swarm, tasks, views
+from swarm_agent.api import (
+    backup,
+    events,
+    info,
+    logs,
+    networks,
+    nodes,
+    plan,
+    revisions,
+    services,
+    swarm,
+    tasks,
+    views,
+)
 from swarm_agent.api.backend import Backend
 from swarm_agent.api.contents import CONFIGS, SECRETS, Contents
 from swarm_agent.api.filters import parse_filters
@@ -104,6 +117,17 @@ OWN_ROUTES: tuple[Route, ...] = (
     _route("POST", "/swarm-agent/backup", backup.backup, local=True),
     _route("POST", "/swarm-agent/recover", backup.recover, local=True),
 )
+# the same, about the cluster: the leader answers
+EXTRA_ROUTES: tuple[Route, ...] = (
+    _route("POST", "/swarm-agent/plan", plan.plan),
+    _route("POST", "/swarm-agent/rebalance", revisions.rebalance),
+    _route("GET", "/swarm-agent/services/{id}/revisions", revisions.list_),
+    _route("POST", "/swarm-agent/services/{id}/rollback", revisions.roll_back_to),
+    _route("POST", "/swarm-agent/services/{id}/run", revisions.run),
+    _route("GET", "/swarm-agent/services/{id}/why", plan.why),
+    _route("GET", "/swarm-agent/nodes/{id}/drain", plan.why_node),
+    _route("GET", "/swarm-agent/tasks/{id}/story", plan.tell),
+)
 # cluster networks share their paths with the engine's: which is meant shows only in the call
 CLUSTER_NETWORK_ROUTES: tuple[Route, ...] = (
     _route("GET", "/cluster-networks", networks.list_),
@@ -173,7 +197,7 @@ class Api:
                 await self._barrier(request.method)
                 return await route.serve(self._backend, request, **arguments)
         body = await request.body()
-        if route.serve in (services.create, services.update):
+        if route.serve in (services.create, services.update, plan.plan):
             body = await services.localised(self._backend, body)
         return await self._forward(request, path, body)
 
@@ -215,7 +239,7 @@ class Api:
         was done."""
         request = ForwardedRequest(call)
         try:
-            found = find_route(call.method, call.path, ROUTES + CLUSTER_NETWORK_ROUTES)
+            found = find_route(call.method, call.path, ROUTES + EXTRA_ROUTES + CLUSTER_NETWORK_ROUTES)
             if found is None or found[0].local:
                 raise HttpError(404, "page not found")
             self._cluster_events()
@@ -336,7 +360,7 @@ class Api:
 
 
 def find_route(
-    method: str, path: str, routes: tuple[Route, ...] = ROUTES + OWN_ROUTES
+    method: str, path: str, routes: tuple[Route, ...] = ROUTES + OWN_ROUTES + EXTRA_ROUTES
 ) -> tuple[Route, dict[str, str]] | None:
     for route in routes:
         if route.method == method:

@@ -32,7 +32,7 @@ from swarm_agent.objects.options import PREFIX, options
 from swarm_agent.objects.records import JobStatus, Network, Revision, Service, UpdateStatus
 from swarm_agent.objects.specs import NetworkAttachmentConfig, ServiceSpec
 from swarm_agent.objects.validate import PREDEFINED_NETWORKS
-from swarm_agent.store import Delete, Put
+from swarm_agent.store import Delete, Put, Store
 
 _ENGINE_ID = re.compile(r"[0-9a-f]{64}")
 _TESTS = {
@@ -63,33 +63,16 @@ async def inspect(backend: Backend, request: Request, wanted: str) -> Response:
 
 
 async def create(backend: Backend, request: Request) -> Response:
-    spec = await _resolved(backend, _named(backend, normalise(parse_json(await request.body()), ServiceSpec)))
-    _acceptable(backend, spec)
+    spec = await resolved(backend, _named(backend, normalise(parse_json(await request.body()), ServiceSpec)))
+    acceptable(backend, spec)
     name = (spec.name or "").lower()
     with backend.reserve(f"service/{name}", *_port_names(spec)):
         if any(backend.store.services.by("name", name)):
             raise AlreadyExists(f"name conflicts with an existing object: service {spec.name} already exists")
         _ports_are_free(backend, spec, "")
-        service_id = backend.new_id()
-        resolved = resolve_contents(backend.store, spec)
-        revision = revision_of(
-            service_id,
-            spec,
-            network_ids(backend, spec),
-            resolved.contents,
-            _number(backend, service_id),
-        )
-        service = Service(
-            id=service_id,
-            spec=spec,
-            revision_id=revision.id,
-            job=JobStatus(last_execution=backend.now()) if defaults.is_job(spec) else None,
-            registry_auth=request.header("x-registry-auth"),
-            tracked=resolved.tracked,
-        )
-        _no_circle(backend, service)
-        await write(backend, service_id, Put(revision, 0), Put(service, 0))
-    return json_response({"ID": service_id}, 201)
+        service, revision = created(backend, spec, request.header("x-registry-auth"))
+        await write(backend, service.id, Put(revision, 0), Put(service, 0))
+    return json_response({"ID": service.id}, 201)
 
 
 async def update(backend: Backend, request: Request, wanted: str) -> Response:
@@ -104,39 +87,71 @@ async def update(backend: Backend, request: Request, wanted: str) -> Response:
         await roll_back(backend, service.id, version)
         return json_response({"Warnings": None})
     auth = _registry_auth(request, service)
-    spec = await _resolved(backend, normalise(raw, ServiceSpec))
-    _acceptable(backend, spec)
-    if spec.name != service.spec.name:
-        raise Unimplemented("renaming services is not supported")
-    if defaults.mode(spec) != defaults.mode(service.spec):
-        raise Unimplemented("service mode change is not allowed")
-    _no_circle(backend, msgspec.structs.replace(service, spec=spec))
+    spec = await resolved(backend, normalise(raw, ServiceSpec))
+    acceptable(backend, spec)
     with backend.reserve(*_port_names(spec)):
-        _ports_are_free(backend, spec, service.id)
-        networks = network_ids(backend, spec)
-        resolve_contents(backend.store, spec, service)
+        updated(backend, service, spec, auth)  # raises what is wrong with it
 
         def change(now: Service) -> list[Put | Delete]:
-            resolved = resolve_contents(backend.store, spec, now)  # tracking may have moved it meanwhile
-            revision = revision_of(now.id, spec, networks, resolved.contents, _number(backend, now.id))
+            changed, revision = updated(backend, now, spec, auth)  # tracking may have moved it meanwhile
             known = backend.store.revisions.get(revision.id) is not None
-            same = revision.id == now.revision_id and going(now)
-            changed = msgspec.structs.replace(
-                now,
-                spec=spec,
-                previous_spec=now.spec,
-                revision_id=revision.id,
-                previous_revision_id=now.revision_id if _leveled(backend) else "",
-                registry_auth=auth,
-                update_status=now.update_status if same or _done(now, revision.id) else None,
-                tracked=resolved.tracked,
-            )
-            if _runs_again(now, spec):
-                changed = jobs.again(changed, backend.now())
             return [*(() if known else (Put(revision, 0),)), Put(changed, now.version)]
 
         await write_spec(backend, Service, service.id, version, service.id, change)
     return json_response({"Warnings": None})
+
+
+def size(store: Store, spec: ServiceSpec) -> int:
+    """How many tasks a service of this spec has at once."""
+    if defaults.is_global(spec):
+        return len(store.nodes)
+    return defaults.job(spec).max_concurrent if defaults.is_job(spec) else defaults.replicas(spec)
+
+
+def created(backend: Backend, spec: ServiceSpec, auth: str) -> tuple[Service, Revision]:
+    """A new service of an acceptable spec, as it would be stored, and its revision; raises what the cluster has against it."""
+    _ports_are_free(backend, spec, "")
+    service_id = backend.new_id()
+    contents = resolve_contents(backend.store, spec)
+    number = _number(backend, service_id)
+    revision = revision_of(service_id, spec, network_ids(backend, spec), contents.contents, number)
+    service = Service(
+        id=service_id,
+        spec=spec,
+        revision_id=revision.id,
+        job=JobStatus(last_execution=backend.now()) if defaults.is_job(spec) else None,
+        registry_auth=auth,
+        tracked=contents.tracked,
+    )
+    _no_circle(backend, service)
+    return service, revision
+
+
+def updated(backend: Backend, now: Service, spec: ServiceSpec, auth: str) -> tuple[Service, Revision]:
+    """A service after an update with an acceptable spec, as it would be stored, and its revision."""
+    if spec.name != now.spec.name:
+        raise Unimplemented("renaming services is not supported")
+    if defaults.mode(spec) != defaults.mode(now.spec):
+        raise Unimplemented("service mode change is not allowed")
+    _ports_are_free(backend, spec, now.id)
+    contents = resolve_contents(backend.store, spec, now)
+    number = _number(backend, now.id)
+    revision = revision_of(now.id, spec, network_ids(backend, spec), contents.contents, number)
+    same = revision.id == now.revision_id and going(now)
+    changed = msgspec.structs.replace(
+        now,
+        spec=spec,
+        previous_spec=now.spec,
+        revision_id=revision.id,
+        previous_revision_id=now.revision_id if _leveled(backend) else "",
+        registry_auth=auth,
+        update_status=now.update_status if same or _done(now, revision.id) else None,
+        tracked=contents.tracked,
+    )
+    if _runs_again(now, spec):
+        changed = jobs.again(changed, backend.now())
+    _no_circle(backend, changed)
+    return changed, revision
 
 
 async def roll_back(backend: Backend, service_id: str, version: int) -> None:
@@ -146,7 +161,7 @@ async def roll_back(backend: Backend, service_id: str, version: int) -> None:
         FailedPrecondition: there is no previous one.
         OutOfSequence: somebody changed the spec meanwhile.
     """
-    _level_for_rollback(backend)
+    must_know_rollback(backend)
 
     def change(now: Service) -> list[Put | Delete]:
         before = previous_of(backend.store, now)
@@ -177,7 +192,7 @@ def back_to(
     return [*(() if known else (Put(revision, 0),)), Put(changed, now.version)]
 
 
-def _level_for_rollback(backend: Backend) -> None:
+def must_know_rollback(backend: Backend) -> None:
     if not _leveled(backend):
         raise Unimplemented(
             f"rollback needs feature level {features.ORCHESTRATION}, and this swarm is at level {backend.store.feature_level}: "
@@ -228,7 +243,7 @@ async def remove(backend: Backend, request: Request, wanted: str) -> Response:  
         return Response()
 
 
-def _acceptable(backend: Backend, spec: ServiceSpec) -> None:
+def acceptable(backend: Backend, spec: ServiceSpec) -> None:
     """Raises what is wrong with it, or what this cluster cannot hold yet."""
     validate.service(spec)
     level, what = backend.store.feature_level, validate.needs(spec)
@@ -247,7 +262,7 @@ def _named(backend: Backend, spec: ServiceSpec) -> ServiceSpec:
     return msgspec.structs.replace(spec, name=f"service-{backend.new_id()[:8]}")
 
 
-async def _resolved(backend: Backend, spec: ServiceSpec) -> ServiceSpec:
+async def resolved(backend: Backend, spec: ServiceSpec) -> ServiceSpec:
     """Networks by id; Docker's old place for them is read when the new one is empty."""
     template = spec.task_template
     wanted = template.networks or spec.networks or ()

@@ -19,6 +19,7 @@ from swarm_agent.objects.records import (
     Generic,
     Network,
     Node,
+    Reason,
     Revision,
     Secret,
     Service,
@@ -238,10 +239,7 @@ def task(record: Task, store: Store) -> Json:
     out["Status"] = _task_status(record, revision)
     out["DesiredState"] = record.desired_state.word
     if record.reasons:  # ours: Docker's clients pass over it
-        out["Reasons"] = [
-            {"Code": r.code, "Nodes": r.nodes, "Text": r.text, **({"Best": r.best} if r.best else {})}
-            for r in record.reasons
-        ]
+        out["Reasons"] = reasons(record.reasons)
     out.update(_generic(record.generic))
     attachments = [_attachment(a.network_id, a.address, store) for a in record.networks]
     if attachments:
@@ -249,6 +247,19 @@ def task(record: Task, store: Store) -> Json:
     if revision is not None and revision.endpoint.ports and record.node_address:
         out.setdefault("NetworksAttachments", []).insert(0, _ingress_attachment(record.node_address))
     return out
+
+
+def reasons(found: tuple[Reason, ...]) -> list[Json]:
+    return [
+        {"Code": r.code, "Nodes": r.nodes, "Text": r.text, **({"Best": r.best} if r.best else {})}
+        for r in found
+    ]
+
+
+def host_name(store: Store, node_id: str) -> str:
+    """How people call a node; its id while it has no name, or is gone."""
+    found = store.nodes.get(node_id)
+    return node_id if found is None else found.description.hostname or node_id
 
 
 def _task_status(record: Task, revision: Revision | None) -> Json:

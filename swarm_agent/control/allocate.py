@@ -194,7 +194,9 @@ def allocate_task(p: Pass, task: Task, revision: Revision) -> Task:
         node_address = _free(
             p.ledger, f"node/{node.id}", pool, p.ledger.node_addresses[node.id], str(pool[1]), ()
         )
-    placed = msgspec.structs.replace(task, networks=tuple(networks), node_address=node_address)
+    placed = task
+    if networks or node_address:
+        placed = msgspec.structs.replace(task, networks=tuple(networks), node_address=node_address)
     p.put(placed)
     return placed
 

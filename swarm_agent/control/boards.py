@@ -26,8 +26,7 @@ from swarm_agent.control.filters import (
     unmet,
     wish_refusal,
 )
-from swarm_agent.control.spread import Tree, path_of
-from swarm_agent.objects.enums import NodeState
+from swarm_agent.control.spread import Path, Tree, path_of
 from swarm_agent.objects.records import Node, Revision
 from swarm_agent.store import View
 
@@ -37,8 +36,11 @@ if TYPE_CHECKING:
 Rank = tuple[Any, ...]  # numbers, then the node's id
 MAX_ENTRIES = 1_000_000  # of all remembered heaps, about
 MAX_REMEMBERED = 1000  # pools, and groups
+COPIED = 256  # entries copied are as dear as one look, about
+FEW = 8  # special nodes that are looked at one by one rather than kept in order
+NEVER = 1 << 62
 ANY = Demand()
-_READY = NodeState.READY
+_NO: dict[str, None] = {}
 
 
 class Boards:
@@ -58,7 +60,7 @@ class Boards:
         return found
 
     def pool(self, demand: Demand, strategy: str) -> Pool:
-        """The nodes that can meet a demand, up to date."""
+        """The nodes that can meet a demand."""
         key = (demand, strategy)
         pool = self._pools.get(key)
         if pool is None:
@@ -66,7 +68,6 @@ class Boards:
             pool = self._pools[key] = Pool(self, demand, strategy, like)
             self._make_room(self._pools)
         self._pools.move_to_end(key)
-        pool.refresh()
         return pool
 
     def group(self, wish: Wish, pool: Pool, now: int) -> Group:
@@ -78,6 +79,29 @@ class Boards:
         self._groups.move_to_end(wish)
         group.refresh()
         return group
+
+    def single(self, wish: Wish, pool: Pool, now: int) -> str | None:
+        """The best node for one task of a service that is special to few, "" when there is none; ``None``: ask a group."""
+        ledger = self.ledger
+        special = {**ledger.hosting.get(wish.service_id, _NO), **ledger.failed.get(wish.revision_id, _NO)}
+        if not is_simple(wish) or wish.spread or wish in self._groups or len(special) > FEW:
+            return None
+        plain = pool.best()
+        passed = []
+        while plain is not None and plain[-1] in special:
+            passed.append(heapq.heappop(pool.heap))
+            plain = pool.best()
+        for rank in passed:
+            heapq.heappush(pool.heap, rank)
+        best: Rank | None = None if plain is None else (0, 0, plain)
+        for node_id in special:
+            use, rank_there = ledger.nodes[node_id], pool.rank(node_id)
+            mine = 0 if pool.packs else use.by_service.get(wish.service_id, 0)
+            if rank_there is None or pool.verdict(node_id) or wish_refusal(wish, node_id, use, ledger):
+                continue
+            rank = (ledger.failures(node_id, wish.revision_id, now), mine, rank_there)
+            best = rank if best is None or rank < best else best
+        return "" if best is None else str(best[-1][-1])
 
     def forget(self, revision_id: str = "") -> None:
         """Forget a revision that is gone; without one, everything."""
@@ -104,11 +128,13 @@ class Pool:
         self.ledger = boards.ledger
         self.demand = demand
         self.packs = strategy == "binpack"
+        self._undemanding = demand == ANY
         self.refused: dict[str, str] = {}  # node id -> code, for nodes that came to the top
         self.counts: Counter[str] = Counter()  # of those codes
         self._good: set[str] = set()  # nodes that came to the top and may stay there
         self._static: dict[str, tuple[Node, str]] = {}
         self._like = like
+        self._parts: dict[tuple[str, ...], Partition] = {}
         self._fill()
 
     def _fill(self) -> None:
@@ -117,32 +143,33 @@ class Pool:
         self.counts.clear()
         self._good.clear()
         if self._like is not None:
-            self._like.refresh()
+            self._like.best()  # passes over what is out of date at its top
             self.heap: list[Rank] = self._like.heap.copy()
-            self.boards.looks += 1 + len(self.heap) // 64
+            self.boards.looks += 1 + len(self.heap) // COPIED
         else:
             ranks = (self.rank(id_) for id_ in ledger.rows)
             self.heap = [r for r in ranks if r is not None]
             heapq.heapify(self.heap)
             self.boards.looks += len(ledger.rows)
-        self._seen = ledger.forgotten + len(ledger.journal)
+        self._seen = self._judged = ledger.forgotten + len(ledger.journal)
 
     def rank(self, node_id: str) -> Rank | None:
         """Where a node stands; ``None`` when it takes no tasks."""
-        node = self.ledger.rows.get(node_id)
-        if node is None or node.status.state != _READY or node.spec.availability != "active":
+        ledger = self.ledger
+        if node_id not in ledger.up:
             return None
-        use = self.ledger.nodes.get(node_id)
-        active = 0 if use is None else use.active
+        use = ledger.nodes.get(node_id)
         if not self.packs:
-            return (active, node_id)
-        total = node.description
+            return (0 if use is None else use.active, node_id)
+        if use is None:
+            return (0, 0, node_id)
+        total = ledger.rows[node_id].description
         share = 0
-        if use is not None and total.nano_cpus:
+        if total.nano_cpus:
             share += use.cpu * 1_000_000 // total.nano_cpus
-        if use is not None and total.memory_bytes:
+        if total.memory_bytes:
             share += use.memory * 1_000_000 // total.memory_bytes
-        return (-share, -active, node_id)
+        return (-share, -use.active, node_id)
 
     def refresh(self) -> None:
         """Take in what changed since the last time."""
@@ -150,21 +177,33 @@ class Pool:
         if changed is None:
             self._fill()
             return
-        self._seen = self.ledger.forgotten + len(self.ledger.journal)
+        self.judge_again()
+        self._seen = self._judged
+        for node_id in changed:
+            rank = self.rank(node_id)
+            if rank is not None:
+                heapq.heappush(self.heap, rank)
+        if len(self.heap) > 2 * len(self.ledger.up) + 64:
+            self.heap = compacted(self.heap, self.rank)
+
+    def judge_again(self) -> None:
+        """Forget the verdicts on nodes that changed since the last time; they are given anew when someone asks."""
+        changed = changes(self.ledger, self._judged)
+        if changed is None:
+            self._fill()
+            return
+        self._judged = self.ledger.forgotten + len(self.ledger.journal)
+        if self._undemanding:
+            return
         for node_id in changed:
             self._good.discard(node_id)
             code = self.refused.pop(node_id, None)
             if code is not None:
                 self.counts[code] -= 1
-            rank = self.rank(node_id)
-            if rank is not None:
-                heapq.heappush(self.heap, rank)
-        if len(self.heap) > 2 * self.ledger.ready + 64:
-            self.heap = compacted(self.heap, self.rank)
 
     def verdict(self, node_id: str) -> str:
         """The code of the filter that refuses a ready node, "" when it may have such a task."""
-        if node_id in self._good:
+        if self._undemanding or node_id in self._good:
             return ""
         code = self.refused.get(node_id)
         if code is not None:
@@ -185,6 +224,7 @@ class Pool:
 
     def best(self) -> Rank | None:
         """The rank of the first node that will do; when there is none, ``counts`` tells what every ready node lacks."""
+        self.refresh()
         heap = self.heap
         while heap:
             top = heap[0]
@@ -192,6 +232,59 @@ class Pool:
                 return top
             heapq.heappop(heap)
         return None
+
+    def parted(self, descriptors: tuple[str, ...]) -> Partition:
+        """The pool by branches of spread preferences, up to date."""
+        part = self._parts.get(descriptors)
+        if part is None:
+            part = self._parts[descriptors] = Partition(self, descriptors)
+        part.refresh()
+        return part
+
+
+class Partition:
+    """A pool's nodes by the branch they stand in, best first in each."""
+
+    def __init__(self, pool: Pool, descriptors: tuple[str, ...]) -> None:
+        self._pool = pool
+        self._descriptors = descriptors
+        self._paths: dict[str, tuple[Node, Path]] = {}
+        self._heaps: dict[Path, list[Rank]] = {}
+        self._members: Counter[Path] = Counter()  # how many entries were left when a heap was last compacted
+        self._seen = -1
+
+    def path(self, node_id: str) -> Path:
+        node = self._pool.ledger.rows[node_id]
+        known = self._paths.get(node_id)
+        if known is None or known[0] is not node:
+            known = self._paths[node_id] = (node, path_of(node, self._descriptors))
+        return known[1]
+
+    def refresh(self) -> None:
+        ledger = self._pool.ledger
+        changed = changes(ledger, self._seen)
+        self._seen = ledger.forgotten + len(ledger.journal)
+        if changed is None:
+            self._heaps.clear()
+            changed = ledger.rows
+            self._pool.boards.looks += len(ledger.rows)
+        for node_id in changed:
+            rank = self._pool.rank(node_id)
+            if rank is not None:
+                path = self.path(node_id)
+                heap = self._heaps.setdefault(path, [])
+                heapq.heappush(heap, rank)
+                if len(heap) > 64 and len(heap) > 2 * self._members[path]:
+                    heap[:] = compacted(heap, self._pool.rank)
+                    self._members[path] = len(heap)
+
+    def copies(self) -> Iterable[tuple[Path, list[Rank]]]:
+        """The order in each branch."""
+        pool = self._pool
+        for path, heap in self._heaps.items():
+            while heap and (heap[0] != pool.rank(heap[0][-1]) or pool.verdict(heap[0][-1])):
+                heapq.heappop(heap)
+            yield path, heap.copy()
 
 
 class Group:
@@ -206,29 +299,24 @@ class Group:
             wish.preferred
         )  # what a node that is not special leaves unmet
         self._restricted = bool(wish.with_hard or wish.held)  # then only special nodes will do
-        self.expires = 0
+        self._simple = is_simple(wish)
+        self._part = pool.parted(wish.spread) if wish.spread else None
         self._fill()
 
     def _fill(self) -> None:
         wish, ledger = self.wish, self.ledger
         self._seen = ledger.forgotten + len(ledger.journal)
-        self.expires = self.ledger.forgiven_at(self.wish.revision_id, self.now)
-        self.tree = Tree(wish.spread)
-        self._leaves: dict[tuple[str, ...], _Leaf] = {}
-        if wish.spread:
-            for node_id, node in ledger.rows.items():
-                path = path_of(node, wish.spread)
-                self._count(node_id, path)
-                rank = self.pool.rank(node_id)
-                if rank is not None:
-                    self._leaf(path).plain.append(rank)
-            for leaf in self._leaves.values():
-                heapq.heapify(leaf.plain)
-            self.pool.boards.looks += len(ledger.rows)
+        self.expires = ledger.forgiven_at(wish.revision_id, self.now) if ledger.failed else NEVER
+        self.tree = Tree(len(wish.spread))
+        self._leaves: dict[Path, _Leaf] = {}
+        if self._part is not None:
+            self._part.refresh()
+            for path, heap in self._part.copies():
+                self._leaf(path).plain = heap
         else:
             self.pool.best()  # what is refused at its top need not be copied
             self._leaf(()).plain = [] if self._restricted else self.pool.heap.copy()
-            self.pool.boards.looks += len(self.pool.heap) // 64
+        self.pool.boards.looks += 1 + len(self.pool.heap) // COPIED
         for node_id in self._specials():
             self._enter(node_id)
 
@@ -245,9 +333,13 @@ class Group:
     def _special(self, node_id: str) -> bool:
         """Whether the node's rank for this service is more than its rank in the pool."""
         wish, hosting = self.wish, self.ledger.hosting
-        if node_id == wish.avoid or node_id in hosting.get(wish.service_id, ()):
+        if node_id in hosting.get(wish.service_id, ()):
             return True
-        if node_id in self.ledger.failed.get(wish.revision_id, ()):
+        if self.ledger.failed and node_id in self.ledger.failed.get(wish.revision_id, ()):
+            return True
+        if self._simple:
+            return False
+        if node_id == wish.avoid:
             return True
         for others in (wish.with_hard, wish.apart_hard, wish.with_soft, wish.apart_soft):
             if any(node_id in hosting.get(other, ()) for other in others):
@@ -263,24 +355,30 @@ class Group:
         rank = self.pool.rank(node_id)
         if rank is None:
             return None
-        use = self.ledger.nodes[node_id]
-        failed = self.ledger.failures(node_id, self.wish.revision_id, self.now)
-        mine = 0 if self.pool.packs else use.by_service.get(self.wish.service_id, 0)
-        return (failed, unmet(self.wish, node_id, self.ledger), mine, rank)
+        ledger, wish = self.ledger, self.wish
+        failed = ledger.failures(node_id, wish.revision_id, self.now) if ledger.failed else 0
+        mine = 0 if self.pool.packs else ledger.nodes[node_id].by_service.get(wish.service_id, 0)
+        return (failed, 0 if self._simple else unmet(wish, node_id, ledger), mine, rank)
 
     def refusal(self, node_id: str) -> str:
         """The code of the first filter that refuses a ready node."""
         code = self.pool.verdict(node_id)
-        return code or wish_refusal(self.wish, node_id, self.ledger.nodes[node_id], self.ledger)
+        if code or (self._simple and not self.wish.max_replicas):
+            return code
+        return wish_refusal(self.wish, node_id, self.ledger.nodes[node_id], self.ledger)
 
     def refresh(self) -> None:
         """Take in what changed since the last time."""
-        self.pool.refresh()
+        self.pool.judge_again()
         changed = changes(self.ledger, self._seen)
         if changed is None:
             self._fill()
             return
+        if not changed:
+            return
         self._seen = self.ledger.forgotten + len(self.ledger.journal)
+        for leaf in self._leaves.values():
+            leaf.plain_sure = leaf.special_sure = False
         failed = self.ledger.failed.get(self.wish.revision_id)
         for node_id in changed:
             if failed is not None and node_id in failed:
@@ -289,12 +387,12 @@ class Group:
 
     def _enter(self, node_id: str) -> None:
         """Give a node that changed a fresh entry."""
-        path: tuple[str, ...] = ()
-        node = self.ledger.rows.get(node_id)
-        if self.wish.spread:
-            path = () if node is None else path_of(node, self.wish.spread)
+        path: Path = ()
+        known = node_id in self.ledger.rows
+        if self._part is not None:
+            path = self._part.path(node_id) if known else ()
             self._count(node_id, path)
-        if node is None:
+        if not known:
             return
         if self._special(node_id):
             rank = self.rank(node_id)
@@ -308,20 +406,21 @@ class Group:
                 return
             leaf = self._leaf(path)
             heapq.heappush(leaf.plain, rank)
-        if len(leaf.plain) + len(leaf.special) > 3 * self.ledger.ready + 64:
+        if len(leaf.plain) + len(leaf.special) > 3 * len(self.ledger.up) + 64:
             leaf.plain = compacted(leaf.plain, self.pool.rank)
             leaf.special = compacted(leaf.special, self.rank)
 
-    def _count(self, node_id: str, path: tuple[str, ...]) -> None:
+    def _count(self, node_id: str, path: Path) -> None:
         use = self.ledger.nodes.get(node_id)
         mine = 0 if use is None else use.by_service.get(self.wish.service_id, 0)
         self.tree.count(node_id, path, mine)
 
-    def _leaf(self, path: tuple[str, ...]) -> _Leaf:
+    def _leaf(self, path: Path) -> _Leaf:
         leaf = self._leaves.get(path)
         if leaf is None:
             leaf = self._leaves[path] = _Leaf()
-        self.tree.open(path)
+        if path:
+            self.tree.open(path)
         return leaf
 
     def best(self, now: int) -> str:
@@ -330,40 +429,77 @@ class Group:
         self.refresh()
         return self.tree.best(self._best_of)
 
-    def _best_of(self, path: tuple[str, ...]) -> str:
+    def placed(self, node_id: str) -> None:
+        """Take in that a task was just placed where :meth:`best` said: no other node has changed, unless the journal says so."""
+        ledger = self.ledger
+        new = ledger.journal[self._seen - ledger.forgotten :] if self._seen >= ledger.forgotten else []
+        rank = self.rank(node_id)
+        if len(new) != 1 or new[0] != node_id or rank is None:
+            return
+        self._seen += 1
+        self.pool.judge_again()
+        path: Path = ()
+        if self._part is not None:
+            path = self._part.path(node_id)
+            self._count(node_id, path)
+        leaf = self._leaves[path]
+        if leaf.special and leaf.special[0][-1][-1] == node_id:
+            heapq.heapreplace(leaf.special, rank)
+        else:
+            heapq.heappush(leaf.special, rank)
+            leaf.plain_sure = False
+        leaf.special_sure = False
+
+    def _best_of(self, path: Path) -> str:
         leaf = self._leaves.get(path)
         if leaf is None:
             return ""
-        plain, special = (
-            self._top(leaf.plain, path, special=False),
-            self._top(leaf.special, path, special=True),
-        )
-        if plain is None or (special is not None and special < (0, self._plain, 0, plain)):
-            return "" if special is None else str(special[-1][-1])
-        return str(plain[-1])
+        if not leaf.plain_sure:
+            self._tidy(leaf.plain, path, special=False)
+            leaf.plain_sure = True
+        if not leaf.special_sure:
+            self._tidy(leaf.special, path, special=True)
+            leaf.special_sure = True
+        if leaf.plain and (not leaf.special or (0, self._plain, 0, leaf.plain[0]) < leaf.special[0]):
+            return str(leaf.plain[0][-1])
+        return str(leaf.special[0][-1][-1]) if leaf.special else ""
 
-    def _top(self, heap: list[Rank], path: tuple[str, ...], *, special: bool) -> Rank | None:
+    def _tidy(self, heap: list[Rank], path: Path, *, special: bool) -> None:
+        """Take away what is at the top and out of date, or refused."""
+        rank_of = self.rank if special else self.pool.rank
         while heap:
             top = heap[0]
             node_id = top[-1][-1] if special else top[-1]
-            rank = self.rank(node_id) if special else self.pool.rank(node_id)
             if (
-                top == rank
+                top == rank_of(node_id)
                 and self._special(node_id) == special
-                and (not path or path_of(self.ledger.rows[node_id], self.wish.spread) == path)
+                and (self._part is None or self._part.path(node_id) == path)
                 and not self.refusal(node_id)
             ):
-                return top
+                return
             heapq.heappop(heap)
-        return None
+
+
+def is_simple(wish: Wish) -> bool:
+    """Whether nodes are special to it only for tasks of the service and failures."""
+    return not (
+        wish.with_hard
+        or wish.apart_hard
+        or wish.with_soft
+        or wish.apart_soft
+        or wish.held
+        or wish.preferred
+        or wish.avoid
+    )
 
 
 class _Leaf:
     """The nodes of one branch: those that are special to the service, and the others."""
 
-    __slots__ = ("plain", "special")
+    __slots__ = ("plain", "plain_sure", "special", "special_sure")
 
     def __init__(self) -> None:
+        self.plain_sure = self.special_sure = False  # whether the first of the heap is known to be right
         self.plain: list[Rank] = []
         self.special: list[Rank] = []
 

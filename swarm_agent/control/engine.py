@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable
 
 from swarm_agent.control.allocate import allocate_network, allocate_node, allocate_service
 from swarm_agent.control.enforce import fit_in
-from swarm_agent.control.ledger import Ledger
+from swarm_agent.control.ledger import Ledger, takes_tasks
 from swarm_agent.control.moves import drain
 from swarm_agent.control.orchestrate import reconcile_prepared, reconcile_service, reconcile_slot
 from swarm_agent.control.passes import MAX_WRITES, RESCHEDULE, Key, Pass
 from swarm_agent.control.reap import reap_revisions
+from swarm_agent.control.rebalance import SETTLING, rebalance, wish
 from swarm_agent.control.schedule import pend, place
 from swarm_agent.control.tasks import STACK, draining, live
 from swarm_agent.control.track import (
@@ -60,6 +61,10 @@ class Controllers:
             self._note_service(None, service)
             self._dirty[Key("service", service.id)] = None
             self._dirty[Key("prepared", service.id)] = None
+            if service.rebalancing:
+                self._dirty[Key("rebalance", service.id)] = None
+            elif options(service.spec.labels).rebalance == "continuous":
+                self._look_later(Key("even", service.id), store.now + SETTLING)
         for service_id in store.tasks.keys("service"):
             if store.services.get(service_id) is None:
                 self._dirty[Key("service", service_id)] = None
@@ -88,6 +93,8 @@ class Controllers:
                 case Service() as service:
                     self._note_service(change.old, change.new)
                     self._dirty[Key("service", service.id)] = None
+                    if service.rebalancing and change.new is not None:
+                        self._dirty[Key("rebalance", service.id)] = None
                     if _asks_anew(change):
                         self._dirty[Key("prepared", service.id)] = None
                     if change.old is None or change.new is None:
@@ -149,6 +156,10 @@ class Controllers:
             self._dirty[Key("slot", task.service_id, task.place)] = None
             if moved_on and self._dependents:
                 self._wake_dependents(service)
+            if service.rebalancing and moved_on:
+                self._dirty[Key("rebalance", service.id)] = None
+            elif moved_on and options(service.spec.labels).rebalance == "continuous":
+                self._look_later(Key("even", service.id), self.store.now + SETTLING)
             for key in self._for_health.pop(task.service_id, ()) if moved_on else ():
                 self._dirty[key] = None
         if task.replaces:
@@ -174,8 +185,17 @@ class Controllers:
             self._dirty[Key("slot", service_id, node_id)] = None
         if draining(new):
             self._dirty[Key("drain", node_id)] = None
+        if new is not None and takes_tasks(new) and not (old is not None and takes_tasks(old)):
+            for service in self.store.services.all():
+                if options(service.spec.labels).rebalance in ("on-join", "continuous"):
+                    self._look_later(Key("even", service.id), self.store.now + SETTLING)
         for task in self.store.tasks.by("node", node_id):
             self._dirty[Key("slot", task.service_id, task.place)] = None
+
+    def _look_later(self, key: Key, at: int) -> None:
+        if key not in self._due:
+            self._due[key] = at
+            heapq.heappush(self._timers, (at, key))
 
     # --- one look ------------------------------------------------------------------------------------------------
     def next_wake(self) -> int | None:
@@ -235,7 +255,7 @@ class Controllers:
                 case _:
                     pass
         for key in keys:
-            if key.kind in ("service", "prepared", "slot", "drain") and p.spent:
+            if key.kind in ("service", "prepared", "slot", "drain", "rebalance", "even") and p.spent:
                 p.more(key)
                 continue
             p.view.group(key.id)
@@ -247,6 +267,10 @@ class Controllers:
                 reconcile_prepared(p, key.id)
             elif key.kind == "drain":
                 drain(p, key.id)
+            elif key.kind == "rebalance":
+                rebalance(p, key.id)
+            elif key.kind == "even":
+                wish(p, key.id)
             elif key.kind == "slot":
                 reconcile_slot(p, key.id, key.place)
             elif key == RESCHEDULE:

@@ -8,7 +8,7 @@ changed about nodes stands in a journal, from which the scheduler repairs what i
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from swarm_agent.control.boards import Boards
 from swarm_agent.control.filters import host_ports
@@ -19,6 +19,7 @@ from swarm_agent.store import Change, Store
 
 FAILURE_MEMORY = 300 * defaults.SECOND  # a node's failures of a revision count this long against it
 FAILURES_THAT_COUNT = 5  # fewer are bad luck
+_RUNNING, _COMPLETE = int(TaskState.RUNNING), int(TaskState.COMPLETE)
 MAX_JOURNAL = 20_000  # entries; whoever read none of the last so many looks at every node again
 
 
@@ -31,11 +32,17 @@ class NodeUse:
         self.active = 0
         self.cpu = 0  # nano CPUs reserved
         self.memory = 0  # bytes reserved
-        self.by_service: Counter[str] = Counter()
+        self.by_service: defaultdict[str, int] = defaultdict(int)
         self.ports: Counter[tuple[str, int]] = Counter()  # host-mode published ports
         self.generic: Counter[str] = Counter()  # kind -> how many are given, of those that are counted
         self.names: Counter[tuple[str, str]] = Counter()  # (kind, name), of those that have names
         self.failures: defaultdict[str, list[int]] = defaultdict(list)  # revision id -> times, nanoseconds
+
+
+class _Taken(NamedTuple):
+    cpu: int
+    memory: int
+    ports: tuple[tuple[str, int], ...]
 
 
 class Ledger:
@@ -56,7 +63,7 @@ class Ledger:
         self.numbers: dict[int, str] = {}  # node number -> node id
         self.cursors: dict[str, int] = {}  # where the last serial allocation stopped, per pool
         self.rows: dict[str, Node] = {}  # nodes as the books know them, tentative writes among them
-        self.ready = 0  # how many of them take new tasks
+        self.up: set[str] = set()  # those that take new tasks
         self.hosting: dict[str, dict[str, None]] = {}  # service id -> nodes that have active tasks of it
         self.failed: dict[str, dict[str, None]] = {}  # revision id -> nodes it failed on, however long ago
         self.volumes: dict[str, dict[str, None]] = {}  # volume -> nodes that hold it
@@ -64,6 +71,7 @@ class Ledger:
         self.forgotten = 0  # how many entries came before those
         self.boards = Boards(self)
         self._revisions: dict[str, Revision] = {}
+        self._taken: dict[str, _Taken] = {}  # revision id -> what each of its tasks takes
         for table in (store.revisions, store.nodes, store.networks, store.services):
             for row in table.all():
                 self.apply(Change(None, row))
@@ -109,6 +117,7 @@ class Ledger:
     def forget_revision(self, id_: str) -> None:
         """After the last task that pointed at it was booked out."""
         self._revisions.pop(id_, None)
+        self._taken.pop(id_, None)
         self.boards.forget(id_)
         for node_id in self.failed.pop(id_, ()):
             if node_id in self.nodes:
@@ -133,7 +142,7 @@ class Ledger:
 
     # --- tasks -------------------------------------------------------------------------------------------------
     def _task(self, task: Task | None, sign: int) -> None:
-        if task is None or task.status.state.terminal:
+        if task is None or task.status.state > _RUNNING:
             return
         for part in task.networks:
             _count(self.addresses[part.network_id], bare(part.address), sign)
@@ -143,26 +152,34 @@ class Ledger:
             _count(self.node_addresses[task.node_id], task.node_address, sign)
         use = self.nodes[task.node_id]
         self._touch(task.node_id)
-        if task.desired_state <= TaskState.COMPLETE:
+        if task.desired_state <= _COMPLETE:
             use.active += sign
-            _count(use.by_service, task.service_id, sign)
-            if use.by_service.get(task.service_id, 0) > 0:
-                self.hosting.setdefault(task.service_id, {})[task.node_id] = None
+            mine = use.by_service[task.service_id] + sign
+            if mine:
+                use.by_service[task.service_id] = mine
             else:
+                del use.by_service[task.service_id]
+            if mine == sign == 1:
+                self.hosting.setdefault(task.service_id, {})[task.node_id] = None
+            elif mine == 0:
                 _leave(self.hosting, task.service_id, task.node_id)
         for given in task.generic:
             if given.name:
                 _count(use.names, (given.kind, given.name), sign)
             else:
                 _count(use.generic, given.kind, sign * given.count)
+        taken = self._taken.get(task.revision_id) or self._takes(task)
+        use.cpu += sign * taken.cpu
+        use.memory += sign * taken.memory
+        for port in taken.ports:
+            _count(use.ports, port, sign)
+
+    def _takes(self, task: Task) -> _Taken:
         revision = self.revision(task)
         if revision is None:
-            return
-        cpu, memory = reserved(revision)
-        use.cpu += sign * cpu
-        use.memory += sign * memory
-        for port in host_ports(revision):
-            _count(use.ports, port, sign)
+            return _Taken(0, 0, ())
+        taken = self._taken[revision.id] = _Taken(*reserved(revision), tuple(host_ports(revision)))
+        return taken
 
     def note_failure(self, old: Task | None, new: Task | None) -> None:
         """Remember where a task of a revision failed (committed changes only: this has no inverse)."""
@@ -224,12 +241,13 @@ class Ledger:
     def _node_row(self, id_: str, new: Node | None) -> None:
         known = self.rows.pop(id_, None)
         if known is not None:
-            self.ready -= takes_tasks(known)
+            self.up.discard(id_)
             for name in known.description.volumes:
                 _leave(self.volumes, name, id_)
         if new is not None:
             self.rows[id_] = new
-            self.ready += takes_tasks(new)
+            if takes_tasks(new):
+                self.up.add(id_)
             for name in new.description.volumes:
                 self.volumes.setdefault(name, {})[id_] = None
         self._touch(id_)

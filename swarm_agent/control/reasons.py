@@ -69,7 +69,7 @@ def refusal_of(ledger: Ledger, demand: Demand, wish: Wish, node: Node) -> str:
 def count_refusals(pool: Pool, wish: Wish) -> dict[str, int]:
     """By filter, how many nodes it refuses, once no node is left that will do."""
     ledger = pool.ledger
-    away = len(ledger.rows) - ledger.ready
+    away = len(ledger.rows) - len(ledger.up)
     counts = {"ready": away} if away else {}
     if pool.best() is None:
         return {**counts, **{code: n for code, n in pool.counts.items() if n}}
@@ -78,7 +78,7 @@ def count_refusals(pool: Pool, wish: Wish) -> dict[str, int]:
             code = pool.verdict(node.id) or wish_refusal(wish, node.id, ledger.nodes[node.id], ledger)
             if code:
                 counts[code] = counts.get(code, 0) + 1
-    pool.boards.looks += ledger.ready
+    pool.boards.looks += len(ledger.up)
     return counts
 
 

@@ -60,7 +60,8 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
     demand = boards.demand(revision, p.view)
     wish = wish_of(revision, service, p.view, p.ledger, avoid)
     pool = boards.pool(demand, wish.strategy)
-    group = boards.group(wish, pool, p.now) if pool.best() is not None else None
+    one = boards.single(wish, pool, p.now) if len(tasks) == 1 and pool.best() is not None else None
+    group = boards.group(wish, pool, p.now) if one is None and pool.best() is not None else None
     left: list[Task] = []
     refused: Mapping[str, int] | None = None
     trouble = ""
@@ -68,15 +69,20 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
         if not p.room_for(task):
             left.append(task)
             continue
-        node_id = group.best(p.now) if group is not None and refused is None and not trouble else ""
+        node_id = one or ""
+        if group is not None and refused is None and not trouble:
+            node_id = group.best(p.now)
         if node_id:
             try:
                 _assign(p, task, p.ledger.rows[node_id], revision, demand, wish, _ASSIGNED)
             except Exhausted as err:
                 trouble = str(err)
-            else:
+            if trouble:
+                pend(p, task, {}, trouble)
+            elif group is not None:
+                group.placed(node_id)
                 group = _together(p, group, revision, service, avoid)
-                continue
+            continue
         if trouble:
             pend(p, task, {}, trouble)
             continue
@@ -110,7 +116,11 @@ def _assign(
     )
     generic = pick_generic(node, p.ledger.nodes[node.id], demand.generic) if demand.generic else ()
     placed = msgspec.structs.replace(
-        task, node_id=node.id, status=status, reasons=_moved(p, wish, node), generic=generic
+        task,
+        node_id=node.id,
+        status=status,
+        reasons=_moved(p, wish, node) if wish.preferred else (),
+        generic=generic,
     )
     allocate_task(p, placed, revision)
 

@@ -41,8 +41,8 @@ def branch_of(node: Node, descriptor: str) -> str:
 class Tree:
     """How many tasks of a service each branch has, and which branches may take more. Without preferences it is one leaf."""
 
-    def __init__(self, descriptors: tuple[str, ...]) -> None:
-        self._depth = len(descriptors)
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
         self._sums: dict[Path, int] = {}
         self._counted: dict[str, tuple[Path, int]] = {}  # node id -> what of it is in the sums
         self._open: dict[

@@ -181,6 +181,7 @@ class Service(Record, frozen=True, kw_only=True, tag="service"):
     endpoint: ServiceEndpoint | None = None
     update_status: UpdateStatus | None = None
     registry_auth: str = ""  # X-Registry-Auth of the last create or update
+    rebalancing: int = 0  # so many of its tasks may move at a time to even it out; 0: none do
     tracked: tuple[
         ContentRef, ...
     ] = ()  # of each secret and config it tracks, the newest version it has dealt with

@@ -1,0 +1,160 @@
+"""Services whose tasks stand unevenly: which would move where, and moving them within a budget.
+
+The scheduler says where a task would go if it were placed today; it is worth a move when the node it leaves has at least two
+tasks of its service more than the one it goes to. What moves does so as in a drain: the successor first, never fewer healthy
+tasks than promised.
+
+A service is rebalanced while ``Service.rebalancing`` says how many of its tasks may move at a time: written by somebody's wish, or
+by its policy when a node joins.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import msgspec
+
+from swarm_agent.control.ledger import Ledger
+from swarm_agent.control.moves import move
+from swarm_agent.control.passes import Key, Pass
+from swarm_agent.control.schedule import place
+from swarm_agent.control.tasks import draining, live
+from swarm_agent.control.update import going
+from swarm_agent.objects import defaults
+from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.options import options
+from swarm_agent.objects.records import Service, Task
+from swarm_agent.store import Store
+
+SETTLING = 30 * defaults.SECOND  # a node that has just come may go again; whoever reacts to it waits so long
+EVERYTHING = 1 << 30
+
+
+class Suggestion(msgspec.Struct, frozen=True):
+    """One task that would better be elsewhere."""
+
+    service_id: str
+    task_id: str
+    place: int | str
+    before: str  # node ids
+    after: str
+    text: str
+
+
+def movable(service: Service) -> str:
+    """Why a service is not rebalanced; "" when it is."""
+    if not defaults.is_replicated(service.spec):
+        return f"it is a {defaults.mode(service.spec)} service"
+    wanted = options(service.spec.labels)
+    if wanted.rebalance == "never":
+        return "its label swarm-agent.rebalance is never"
+    if wanted.strategy == "binpack":
+        return "it is packed, not spread"
+    return ""
+
+
+def suggest(
+    store: Store, ledger: Ledger, now: int, new_id: Callable[[], str], services: list[Service]
+) -> tuple[Suggestion, ...]:
+    """All moves that would even the services out, as things are now; nothing is changed."""
+    p = Pass(store, ledger, now, new_id, most=EVERYTHING)
+    found: list[Suggestion] = []
+    try:
+        for service in services:
+            if not movable(service):
+                found += _moves(p, service, EVERYTHING, pretend=True)
+    finally:
+        p.finish()
+    return tuple(found)
+
+
+def rebalance(p: Pass, service_id: str) -> None:
+    """Move as many tasks as may move now; the wish ends when nothing is left to move."""
+    service = p.view.services.get(service_id)
+    if service is None or not service.rebalancing:
+        return
+    if movable(service):
+        p.put(msgspec.structs.replace(service, rebalancing=0))
+        return
+    if going(service):
+        return  # the update's end wakes us
+    under_way = _under_way(p, service)
+    room = service.rebalancing - under_way
+    begun = _moves(p, service, room, pretend=False) if room > 0 else []
+    if not begun and not under_way:
+        p.put(msgspec.structs.replace(service, rebalancing=0))
+
+
+def wish(p: Pass, service_id: str) -> None:
+    """Begin, for a service whose policy says so after a node joined."""
+    service = p.view.services.get(service_id)
+    if service is not None and not service.rebalancing and not movable(service):
+        p.put(msgspec.structs.replace(service, rebalancing=1))
+        p.more(Key("rebalance", service_id))
+
+
+def _under_way(p: Pass, service: Service) -> int:
+    rows = list(p.view.tasks.by("service", service.id))
+    p.looked(len(rows))
+    alive = {t.id for t in rows if live(t)}
+    return sum(1 for t in rows if live(t) and t.replaces in alive and not t.status.state.terminal)
+
+
+def _moves(p: Pass, service: Service, most: int, *, pretend: bool) -> list[Suggestion]:
+    p.view.group(service.id)
+    rows = [t for t in p.view.tasks.by("service", service.id) if live(t) and not t.status.state.terminal]
+    p.looked(len(rows))
+    leaving = {t.replaces for t in rows if t.replaces}
+    counts = Counter(t.node_id for t in rows if t.node_id and t.id not in leaving)
+    standing = [
+        t
+        for t in rows
+        if t.id not in leaving
+        and t.status.state == TaskState.RUNNING
+        and not t.replaces
+        and t.revision_id == service.revision_id
+        and not draining(p.view.nodes.get(t.node_id))
+    ]
+    out: list[Suggestion] = []
+    hopeless: set[str] = set()
+    while len(out) < most:
+        candidates = [t for t in standing if t.node_id not in hopeless]
+        if not candidates or p.full:
+            break
+        task = max(candidates, key=lambda t: (counts[t.node_id], t.slot))
+        standing.remove(task)
+        target = _target(p, service, task)
+        if target is None or counts[task.node_id] - counts[target.node_id] < 2:
+            hopeless.add(task.node_id)
+            if target is not None:
+                _take_back(p, target)
+            continue
+        text = f"{counts[task.node_id]} tasks of the service on its node, {counts[target.node_id]} there"
+        out.append(Suggestion(service.id, task.id, task.place, task.node_id, target.node_id, text))
+        counts[task.node_id] -= 1
+        counts[target.node_id] += 1
+        if pretend:
+            p.delete(task)
+    return out
+
+
+def _target(p: Pass, service: Service, task: Task) -> Task | None:
+    """The successor the scheduler would make, placed; ``None`` when it finds no place."""
+    known = {t.id for t in p.at(service.id, task.place)}
+    if not move(p, service, task, "rebalance", Key("rebalance", service.id)):
+        return None
+    made = next(t for t in p.at(service.id, task.place) if t.id not in known)
+    place(p, [made])
+    p.unplaced.pop(made.id, None)
+    placed = p.view.tasks.get(made.id)
+    if placed is None or not placed.node_id:
+        if placed is not None:
+            _take_back(p, placed)
+        return None
+    return placed
+
+
+def _take_back(p: Pass, task: Task) -> None:
+    p.delete(task)
+    p.unplaced.pop(task.id, None)

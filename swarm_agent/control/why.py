@@ -1,0 +1,160 @@
+"""Why a service is as it is, and what happened in one of its places: read from the rows alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from swarm_agent.control import depends, jobs
+from swarm_agent.control.tasks import draining, live, lost_node
+from swarm_agent.objects import defaults
+from swarm_agent.objects.durations import duration_text
+from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.options import options
+from swarm_agent.objects.records import Service, Task
+from swarm_agent.objects.timetable import Timetable
+from swarm_agent.store import View
+
+
+class Standing(NamedTuple):
+    """What is to be said of a service, and of those of its tasks that are not simply running."""
+
+    notes: tuple[str, ...]
+    tasks: tuple[tuple[Task, tuple[str, ...]], ...]
+
+
+class Chapter(NamedTuple):
+    task: Task
+    revision: int
+    image: str
+    text: str
+
+
+def standing(view: View, service: Service, now: int) -> Standing:
+    """``now``: nanoseconds."""
+    tasks = sorted(view.tasks.by("service", service.id), key=lambda t: (str(t.place), t.created_at))
+    told = []
+    for task in tasks:
+        if not live(task) or (task.status.state == TaskState.RUNNING and not task.reasons):
+            continue
+        if task.status.state == TaskState.COMPLETE:
+            continue
+        told.append((task, tuple(_task(view, task, now))))
+    return Standing(tuple(_service(view, service, tasks, now)), tuple(told))
+
+
+def _service(view: View, service: Service, tasks: list[Task], now: int) -> list[str]:
+    out = []
+    status = service.update_status
+    if status is not None and status.state not in ("completed", "rollback_completed"):
+        out.append(f"{status.state}: {status.message}")
+    waits = depends.unmet(view, service)
+    if waits:
+        out.append(waits)
+    alive = [t for t in tasks if live(t) and not t.status.state.terminal]
+    if defaults.is_job(service.spec):
+        out += _job(service, tasks, now)
+    elif not defaults.is_global(service.spec):
+        wanted = defaults.replicas(service.spec)
+        given_up = _given_up(tasks)
+        if given_up:
+            out.append(
+                f"{given_up} of {wanted} places are given up: their last task ended and the restart policy forbids another"
+            )
+        if not alive and not wanted:
+            out.append("it is declared with 0 replicas")
+    if service.rebalancing:
+        out.append(f"it is being rebalanced, {service.rebalancing} tasks at a time")
+    return out
+
+
+def _given_up(tasks: list[Task]) -> int:
+    places = {t.place for t in tasks if live(t)}
+    ended = {t.place for t in tasks if t.desired_state == TaskState.SHUTDOWN}
+    return len(ended - places)
+
+
+def _job(service: Service, tasks: list[Task], now: int) -> list[str]:
+    out = []
+    wanted = options(service.spec.labels).schedule
+    job = service.job
+    if wanted is not None and job is not None:
+        due = Timetable.parse(wanted.cron, wanted.timezone).after(max(job.due, now))
+        rest = max(0, due - now) // defaults.SECOND * defaults.SECOND
+        out.append(f"it runs next in {duration_text(rest)}, by {wanted.cron!r} in {wanted.timezone}")
+        if job.skipped:
+            out.append(f"{job.skipped} runs were skipped because the one before was still going on")
+    if jobs.waits_for_its_time(service):
+        return out
+    iteration = job.iteration if job is not None else 0
+    mine = [t for t in tasks if t.iteration == iteration]
+    done = sum(1 for t in mine if t.status.state == TaskState.COMPLETE)
+    if not defaults.is_global(service.spec):
+        out.append(f"{done} of {defaults.job(service.spec).total} completed in run {iteration}")
+    lost = _given_up(mine)
+    if lost:
+        out.append(f"{lost} are given up: they failed and the restart policy forbids another try")
+    return out
+
+
+def _task(view: View, task: Task, now: int) -> list[str]:
+    out = []
+    if task.desired_state == TaskState.READY and now < task.start_after:
+        rest = (task.start_after - now) // defaults.SECOND * defaults.SECOND
+        again = f" after {task.failures} failures in a row" if task.failures > 1 else ""
+        out.append(f"waits out its restart delay{again}: {duration_text(rest)} more")
+    leaving = [
+        t
+        for t in view.tasks.by("service", task.service_id)
+        if t.place == task.place and t.id != task.id and not t.status.state.terminal
+    ]
+    for other in leaving:
+        node = view.nodes.get(other.node_id)
+        if live(other):
+            out.append(f"is to take over from task {other.id}, which is {other.status.state.word}")
+        elif lost_node(node):
+            fenced = node is not None and node.status.fenced
+            out.append(
+                f"task {other.id} was on a node that is lost{', and is certain to have ended' if fenced else ''}"
+            )
+        else:
+            out.append(f"waits for task {other.id} to stop")
+    node = view.nodes.get(task.node_id)
+    if draining(node):
+        out.append("its node is being drained")
+    return out
+
+
+def story(view: View, task: Task) -> tuple[Chapter, ...]:
+    """All kept tasks of a task's place, oldest first."""
+    rows = [t for t in view.tasks.by("service", task.service_id) if t.place == task.place]
+    out = []
+    for row in sorted(rows, key=lambda t: (t.created_at, t.attempt, t.id)):
+        revision = view.revisions.get(row.revision_id)
+        image = "" if revision is None else defaults.container(revision.template).image or ""
+        out.append(Chapter(row, revision.number if revision is not None else 0, image, _sentence(row)))
+    return tuple(out)
+
+
+_CAUSES = {
+    "create": "made with the service",
+    "scale": "made when the service was scaled up",
+    "update": "made by an update",
+    "restart": "made after the one before ended",
+    "node down": "made because the node of the one before was lost",
+    "node removed": "made because the node of the one before was removed",
+    "drain": "made because the node of the one before is drained",
+    "rebalance": "made to even the service out",
+    "run": "made for another run of the job",
+}
+
+
+def _sentence(task: Task) -> str:
+    text = _CAUSES.get(task.cause, task.cause)
+    if task.attempt:
+        text += f", restart {task.attempt} of this revision"
+    ran = task.status.finished_at - task.status.started_at
+    if task.status.started_at and task.status.finished_at:
+        text += f"; ran {duration_text(max(0, ran) // defaults.SECOND * defaults.SECOND)}"
+    if task.status.err:
+        text += f"; {task.status.err}"
+    return text

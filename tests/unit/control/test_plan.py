@@ -1,0 +1,206 @@
+"""Dry runs and rebalancing: what would happen is what does happen, and nothing is changed by asking."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+import pytest
+
+from swarm_agent.control.plan import Step, forecast
+from swarm_agent.control.rebalance import suggest
+from swarm_agent.control.revisions import revision_of
+from swarm_agent.objects.defaults import SECOND
+from swarm_agent.objects.diff import service_diff
+from swarm_agent.objects.records import Service
+from swarm_agent.objects.specs import (
+    ContainerSpec,
+    Empty,
+    Mount,
+    Placement,
+    Replicated,
+    ReplicatedJob,
+    Reservations,
+    Resources,
+    ServiceMode,
+    ServiceSpec,
+    TaskTemplate,
+    UpdateConfig,
+)
+from swarm_agent.testing.cluster_model import GiB, PaperCluster
+
+
+def spec(
+    replicas: int = 6,
+    image: str = "web:1",
+    labels: dict[str, str] | None = None,
+    order: str | None = None,
+    **template: object,
+) -> ServiceSpec:
+    return ServiceSpec(
+        name="web",
+        labels=labels or {},
+        task_template=TaskTemplate(container_spec=ContainerSpec(image=image), **template),  # type: ignore[arg-type]
+        mode=ServiceMode(replicated=Replicated(replicas=replicas)),
+        update_config=UpdateConfig(parallelism=1, order=order),
+    )
+
+
+@pytest.fixture
+def cluster() -> PaperCluster:
+    c = PaperCluster()
+    for name in ("n1", "n2", "n3"):
+        c.add_node(name)
+    c.settle()
+    return c
+
+
+def plan(c: PaperCluster, wanted: ServiceSpec, sid: str = "") -> tuple[Step, ...]:
+    now = c.store.services.get(sid)
+    revision = revision_of(sid or "new", wanted, ())
+    service = Service(id=sid or "new", spec=wanted, revision_id=revision.id)
+    if now is not None:
+        service = msgspec.structs.replace(now, spec=wanted, revision_id=revision.id, update_status=None)
+    elif wanted.mode.replicated_job is not None:
+        service = msgspec.structs.replace(service, job=None)
+    before = (
+        c.store.index,
+        b"".join(c.store.snapshot()),
+        {n: dict(a) for n, a in c.controllers.ledger.addresses.items()},
+    )
+    steps = forecast(c.store, c.controllers.ledger, c.now, c.id, service, revision)
+    assert before == (
+        c.store.index,
+        b"".join(c.store.snapshot()),
+        {n: dict(a) for n, a in c.controllers.ledger.addresses.items()},
+    )
+    return steps
+
+
+def where(steps: tuple[Step, ...]) -> Counter[str]:
+    return Counter(s.after for s in steps if s.after)
+
+
+def test_a_new_service_goes_where_the_plan_says(cluster: PaperCluster) -> None:
+    steps = plan(cluster, spec(7))
+    assert [s.action for s in steps] == ["create"] * 7
+    sid = cluster.create(spec(7))
+    cluster.settle()
+    assert Counter(t.node_id for t in cluster.running(sid)) == where(steps)
+
+
+def test_an_update_names_what_is_replaced_and_what_is_kept(cluster: PaperCluster) -> None:
+    sid = cluster.create(spec())
+    cluster.settle()
+    assert {s.action for s in plan(cluster, spec(), sid)} == {"keep"}
+    assert Counter(s.action for s in plan(cluster, spec(8), sid)) == {"keep": 6, "create": 2}
+    assert Counter(s.action for s in plan(cluster, spec(4), sid)) == {"keep": 4, "remove": 2}
+    assert {s.action for s in plan(cluster, spec(image="web:2"), sid)} <= {"replace", "move"}
+
+
+def test_what_finds_no_place_waits_with_its_reasons(cluster: PaperCluster) -> None:
+    steps = plan(cluster, spec(4, resources=Resources(reservations=Reservations(memory_bytes=5 * GiB))))
+    assert Counter(s.action for s in steps) == {"create": 3, "wait": 1}
+    (stuck,) = [s for s in steps if s.action == "wait"]
+    assert [r.code for r in stuck.reasons] == ["resources"]
+
+
+def test_a_global_service_and_a_job(cluster: PaperCluster) -> None:
+    wide = msgspec.structs.replace(spec(), mode=ServiceMode(global_=Empty()), update_config=None)
+    assert [(s.place, s.action, s.after) for s in plan(cluster, wide)] == [
+        (n, "create", n) for n in ("n1", "n2", "n3")
+    ]
+    job = msgspec.structs.replace(
+        spec(),
+        mode=ServiceMode(replicated_job=ReplicatedJob(max_concurrent=2, total_completions=5)),
+        update_config=None,
+    )
+    assert [(s.place, s.action) for s in plan(cluster, job)] == [(0, "create"), (1, "create")]
+
+
+def test_the_difference_of_two_specs_by_meaning() -> None:
+    one = spec(3, placement=Placement(constraints=("node.role == worker",)))
+    other = msgspec.structs.replace(
+        spec(5, "web:2", {"tier": "front"}),
+        task_template=TaskTemplate(
+            container_spec=ContainerSpec(
+                image="web:2", mounts=(Mount(type="volume", source="data", target="/data"),), init=False
+            )
+        ),
+    )
+    assert [(c.path, c.before, c.after) for c in service_diff(one, other)] == [
+        ("Labels.tier", None, "front"),
+        ("TaskTemplate.ContainerSpec.Image", "web:1", "web:2"),
+        ("TaskTemplate.ContainerSpec.Mounts.[/data].Type", None, "volume"),
+        ("TaskTemplate.ContainerSpec.Mounts.[/data].Source", None, "data"),
+        ("TaskTemplate.ContainerSpec.Mounts.[/data].Target", None, "/data"),
+        ("TaskTemplate.Placement.Constraints", ("node.role == worker",), None),
+        ("Mode.Replicated.Replicas", 3, 5),
+    ]  # fmt: skip
+    assert service_diff(one, one) == ()
+
+
+# --- rebalancing -------------------------------------------------------------------------------------------------------
+def uneven(cluster: PaperCluster, labels: dict[str, str] | None = None, **more: object) -> str:
+    sid = cluster.create(spec(12, labels=labels, **more))  # type: ignore[arg-type]
+    cluster.settle()
+    cluster.add_node("n4")
+    cluster.settle()
+    assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 4, "n2": 4, "n3": 4}
+    return sid
+
+
+def test_advice_says_how_many_and_why_and_moves_nothing(cluster: PaperCluster) -> None:
+    sid = uneven(cluster)
+    found = suggest(
+        cluster.store, cluster.controllers.ledger, cluster.now, cluster.id, [cluster.service(sid)]
+    )
+    assert Counter((s.before, s.after) for s in found) == {("n1", "n4"): 1, ("n2", "n4"): 1, ("n3", "n4"): 1}
+    assert found[0].text == "4 tasks of the service on its node, 0 there"
+    cluster.advance(600)
+    assert "n4" not in {t.node_id for t in cluster.running(sid)}, "the default is to advise"
+
+
+def test_a_wish_moves_within_its_budget_and_never_below_the_count(cluster: PaperCluster) -> None:
+    sid = uneven(cluster)
+    least: list[int] = []
+    most: list[int] = []
+    cluster.store.watch(lambda index, changes: least.append(len(cluster.running(sid))))
+    cluster.store.watch(lambda index, changes: most.append(len(cluster.tasks(sid))))
+    cluster.write(msgspec.structs.replace(cluster.service(sid), rebalancing=1))
+    cluster.advance(60)
+    assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 3, "n2": 3, "n3": 3, "n4": 3}
+    assert (min(least), max(most)) == (12, 13)
+    assert cluster.service(sid).rebalancing == 0
+
+
+def test_on_join_by_itself_and_never_when_told_so(cluster: PaperCluster) -> None:
+    sid = uneven(cluster, {"swarm-agent.rebalance": "on-join"})
+    cluster.advance(120)
+    assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 3, "n2": 3, "n3": 3, "n4": 3}
+    other = PaperCluster()
+    for name in ("n1", "n2", "n3"):
+        other.add_node(name)
+    held = uneven(other, {"swarm-agent.rebalance": "never"})
+    other.write(msgspec.structs.replace(other.service(held), rebalancing=4))
+    other.advance(120)
+    assert Counter(t.node_id for t in other.running(held)) == {"n1": 4, "n2": 4, "n3": 4}
+
+
+def test_a_new_leader_goes_on_rebalancing(cluster: PaperCluster) -> None:
+    sid = uneven(cluster, order="stop-first")
+    cluster.write(msgspec.structs.replace(cluster.service(sid), rebalancing=1))
+    for _ in range(60):
+        cluster.step()
+        cluster.new_leader()
+        cluster.now += SECOND
+    cluster.advance(60)
+    assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 3, "n2": 3, "n3": 3, "n4": 3}
+
+
+def test_nothing_moves_to_a_node_that_does_not_fit(cluster: PaperCluster) -> None:
+    sid = uneven(cluster, placement=Placement(constraints=("node.hostname != n4",)))
+    assert (
+        suggest(cluster.store, cluster.controllers.ledger, cluster.now, cluster.id, [cluster.service(sid)])
+        == ()
+    )

@@ -8,11 +8,10 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from swarm_agent import __version__
-from swarm_agent.cli import contents
+from swarm_agent.cli import contents, services
 from swarm_agent.cli.client import Connection, Failed, call
 from swarm_agent.config import AgentConfig
 from swarm_agent.manager.archive import new_backup_key, shown
@@ -33,32 +32,6 @@ def status(path: str, arguments: argparse.Namespace) -> None:  # noqa: ARG001
         print(f"level     {swarm['FeatureLevel']}")
     if swarm["Error"]:
         print(f"error     {swarm['Error']}")
-
-
-def why(path: str, arguments: argparse.Namespace) -> None:
-    """Why tasks of a service are not running."""
-    filters = quote(json.dumps({"service": [arguments.service]}))
-    tasks = call(path, "GET", f"/tasks?filters={filters}")
-    waiting = [
-        t for t in tasks if t["DesiredState"] in ("running", "ready") and t["Status"]["State"] != "running"
-    ]
-    if not waiting:
-        print(f"every task of {arguments.service} that should run is running")
-    for task in sorted(waiting, key=lambda t: t.get("Slot", 0)):
-        print(
-            f".{task.get('Slot', task.get('NodeID'))}  {task['Status']['State']}  {task['Status'].get('Err', '')}".rstrip()
-        )
-        _print_reasons(task)
-    for task in tasks:
-        if task["Status"]["State"] == "running" and task.get("Reasons"):
-            print(f".{task.get('Slot', task.get('NodeID'))}  running, but")
-            _print_reasons(task)
-
-
-def _print_reasons(task: dict[str, Any]) -> None:
-    for reason in task.get("Reasons", ()):
-        nearest = f" (nearest: {reason['Best']})" if reason.get("Best") else ""
-        print(f"    {reason['Code']}: {reason['Text']}{nearest}")
 
 
 def backup(path: str, arguments: argparse.Namespace) -> None:
@@ -157,9 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"swarmctl {__version__}")
     words = parser.add_subparsers(dest="word", required=True, metavar="WORD")
     words.add_parser("status", help="what this node is").set_defaults(run=status)
-    word = words.add_parser("why", help="why tasks of a service are not running")
-    word.add_argument("service")
-    word.set_defaults(run=why)
+    services.register(words)
     for name, run, text in (
         ("backup", backup, "write the swarm's whole state to FILE, from any manager"),
         ("recover", recover, "begin the swarm of a backup anew on this host, at any address"),

@@ -15,6 +15,7 @@ from swarm_agent.control.allocate import Exhausted, allocate_task
 from swarm_agent.control.filters import Demand, Wish, options_of, pick_generic, wish_of
 from swarm_agent.control.passes import PLACING, Pass
 from swarm_agent.control.reasons import count_refusals, reasons, refusal_of, texts, where
+from swarm_agent.control.tasks import live
 from swarm_agent.objects import features
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Node, Reason, Revision, Service, Task
@@ -51,7 +52,7 @@ def place(p: Pass, tasks: list[Task]) -> list[Task]:
 def _left_node(p: Pass, task: Task) -> str:
     """The node a task is to take another's work away from, "" when it is no move."""
     replaced = p.view.tasks.get(task.replaces) if task.replaces else None
-    return "" if replaced is None else replaced.node_id
+    return "" if replaced is None or not live(replaced) else replaced.node_id
 
 
 # --- tasks that may go anywhere -------------------------------------------------------------------------------------------

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, NamedTuple
 
 import msgspec
 
 from swarm_agent.network.model import AttachRequest, ContainerNetwork, NodeNetwork
-from swarm_agent.node.container import container_name, create_body
+from swarm_agent.node.container import container_name, create_body, name_servers, needed_api
 from swarm_agent.node.contents import Contents
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable, json_lines
 from swarm_agent.node.images import Images
+from swarm_agent.node.lease import ENDED, Lease
+from swarm_agent.node.ports import HostPorts
 from swarm_agent.node.prestart import PreStartStep, StepFailed
 from swarm_agent.objects import defaults
 from swarm_agent.objects.errors import FailedPrecondition, SwarmError, Unavailable
@@ -34,6 +36,10 @@ class TaskFailed(SwarmError):
         self.clean = clean
 
 
+class EngineTooOld(SwarmError):
+    """This node's engine would leave out a part of what is asked for."""
+
+
 class Shared(NamedTuple):
     """What the executors of a node have in common."""
 
@@ -42,6 +48,8 @@ class Shared(NamedTuple):
     images: Images
     slots: asyncio.Semaphore
     contents: Contents
+    lease: Lease
+    ports: HostPorts
 
 
 class Executor:
@@ -53,12 +61,17 @@ class Executor:
         self._images = shared.images
         self._slots = shared.slots
         self._contents = shared.contents
+        self._ports = shared.ports
+        self._ports.remember(task.id, task.status.ports)
+        self.ports = task.status.ports  # host-mode ports that were picked here
         self.task = task
         self.revision = revision
         self.registry_auth = registry_auth
         self._news = asyncio.Event()
         self.container = ContainerStatus()
-        self._creating: asyncio.Task[None] | None = None
+        self._begun: asyncio.Task[None] | None = None
+        self._lease = shared.lease if revision.singleton else None
+        self._lease_lost = False
         self._step = (
             PreStartStep(self._engine, task, revision.pre_start, self._news) if revision.pre_start else None
         )
@@ -73,6 +86,7 @@ class Executor:
     # --- operations ----------------------------------------------------------------------------------------------
     async def prepare(self) -> None:
         """Image, network, container. A container of our name is what an earlier attempt made."""
+        self.ports = self._ports.pick(self.task.id, self.revision, self.ports)
         if await self._inspect() is not None:
             return
         spec = defaults.container(self.revision.template)
@@ -98,33 +112,42 @@ class Executor:
 
     async def _create(self, name: str, body: dict[str, Any]) -> None:
         """The engine finishes what it began, whether or not we still want it: so we see it to its end."""
-        self._creating = asyncio.create_task(self._call_create(name, body), name=f"create {self.task.id}")
-        self._creating.add_done_callback(_seen)
-        await asyncio.shield(self._creating)
+        await self._begin(self._call_create(name, body))
+
+    async def _begin(self, call: Coroutine[Any, Any, None]) -> None:
+        self._begun = asyncio.create_task(call, name=f"create or start {self.task.id}")
+        self._begun.add_done_callback(_seen)
+        await asyncio.shield(self._begun)
 
     async def _call_create(self, name: str, body: dict[str, Any]) -> None:
+        api, what = needed_api(self.revision)
+        more: dict[str, Any] = {"api": api} if what else {}
         try:
-            await self._engine.call("POST", "/containers/create", query={"name": name}, body=body)
+            await self._engine.call("POST", "/containers/create", query={"name": name}, body=body, **more)
         except EngineError as err:
+            if what and "is too new" in str(err):
+                version = ".".join(map(str, api))
+                raise EngineTooOld(
+                    f"{what} needs an engine of API {version} or newer on this node: {err}"
+                ) from err
             if err.status != 409:  # a conflict: made by an attempt whose answer was lost
                 raise
 
     def let_go(self) -> None:
         """The daemon stops: nothing of ours goes on."""
-        if self._creating is not None:
-            self._creating.cancel()
+        if self._begun is not None:
+            self._begun.cancel()
 
     async def start(self) -> None:
         """Start it; with a health check, return once it is healthy. What a started one ended with is for :meth:`wait`."""
         state = await self._state()
         if state.get("Status") == "created":
+            if self._lease is not None:
+                await self._lease.ready()
             if self._step is not None:
                 await self._run_step(self._step)
             async with self._slots:
-                await self._contents.provide(  # a reboot since it was made has emptied the memory they lie in
-                    self.task, self._contents.expanded(self.task, self.revision)
-                )
-                await self._engine.call("POST", f"{self._path}/start", timeout_s=120)
+                await self._start(container_name(self.task), self.container.container_id)
         if self._step is not None:
             await self._step.remove()  # only now: until here it says that it was done
         while True:
@@ -134,7 +157,7 @@ class Executor:
             if health in ("none", "healthy"):
                 return
             if not state.get("Running"):
-                failure = _ended(state)
+                failure = self._end_of(state)
                 if failure.clean:
                     return
                 raise failure
@@ -144,13 +167,29 @@ class Executor:
 
     async def _run_step(self, step: PreStartStep) -> None:
         try:
-            await step.run(self._make, self._before_start)
+            await step.run(self._make, self._start)
         except StepFailed as err:
             self.container = msgspec.structs.replace(self.container, exit_code=err.exit_code)
-            raise TaskFailed(str(err), err.exit_code) from err
+            lost = self._lease is not None and self._lease.ended(step.container_id)
+            raise TaskFailed(ENDED if lost else str(err), err.exit_code) from err
+        if self._lease is not None:
+            self._lease.ended(step.container_id)
 
-    async def _before_start(self, container_id: str) -> None:
-        """A container of the task is about to be started."""
+    async def _start(self, name: str, container_id: str) -> None:
+        """Have the engine start a container of the task; under the lease if it needs one. A start that was begun is seen to its end."""
+        # a reboot since it was made has emptied the memory they lie in
+        await self._contents.provide(self.task, self._contents.expanded(self.task, self.revision))
+        if self._lease is not None:
+            self._lease.cover(container_id)
+        await self._begin(self._call_start(name, container_id))
+
+    async def _call_start(self, name: str, container_id: str) -> None:
+        try:
+            await self._engine.call("POST", f"/containers/{name}/start", timeout_s=120)
+        except EngineError:
+            if self._lease is not None:
+                self._lease.ended(container_id)  # the engine refuses, so nothing runs
+            raise
 
     async def wait(self) -> None:
         """Return when the container ended by itself with 0; raise TaskFailed otherwise."""
@@ -159,7 +198,7 @@ class Executor:
             state = await self._state()
             if not state.get("Running"):
                 await self._wipe()
-                failure = _ended(state)
+                failure = self._end_of(state)
                 if failure.clean:
                     return
                 raise failure
@@ -169,11 +208,13 @@ class Executor:
 
     async def shutdown(self) -> None:
         """Stop it within its grace period; fine when there is none."""
-        if self._creating is not None:
-            await asyncio.wait([self._creating])  # what is still being made cannot be stopped
+        if self._begun is not None:
+            await asyncio.wait([self._begun])  # what is still being made or started cannot be stopped
         grace = defaults.stop_grace(defaults.container(self.revision.template)) // defaults.SECOND
         if self._step is not None:
             await self._step.stop(grace)
+            if self._lease is not None:
+                self._lease.ended(self._step.container_id)
         with missing_is_fine():
             await self._engine.call(
                 "POST", f"{self._path}/stop", query={"t": str(grace)}, timeout_s=grace + 60
@@ -188,8 +229,11 @@ class Executor:
             await self._step.remove()
         with missing_is_fine():
             await self._engine.call("DELETE", self._path, query={"v": "1", "force": "1"}, timeout_s=120)
+        if self._lease is not None:
+            self._lease.ended(self.container.container_id)
         if self.task.node_address or self.task.networks:
             await self._network.detach(self.task.id)
+        self._ports.release(self.task.id)
 
     async def _wipe(self) -> None:
         """A container that has ended needs its secrets no more; it is never started again."""
@@ -208,6 +252,11 @@ class Executor:
         self.container = ContainerStatus(
             container_id=found["Id"], pid=state.get("Pid", 0), exit_code=state.get("ExitCode", 0)
         )
+        if self._lease is not None:
+            if state.get("Running"):
+                self._lease.runs(found["Id"])
+            elif state.get("Status") != "created":
+                self._lease_lost = self._lease.ended(found["Id"]) or self._lease_lost
         return found
 
     async def _state(self) -> dict[str, Any]:
@@ -216,6 +265,10 @@ class Executor:
             raise TaskFailed(f"container {container_name(self.task)} is gone: it was removed from the engine")
         state: dict[str, Any] = found["State"]
         return state
+
+    def _end_of(self, state: dict[str, Any]) -> TaskFailed:
+        failure = _ended(state)
+        return TaskFailed(ENDED, failure.exit_code) if self._lease_lost and failure.exit_code else failure
 
     async def _kill_unhealthy(self) -> TaskFailed:
         await self.shutdown()
@@ -243,6 +296,7 @@ class Executor:
                 (n.network_id, n.address.partition("/")[0], aliases.get(n.network_id, ()))
                 for n in self.task.networks
             ),
+            servers=name_servers(self.revision) if self.task.networks else (),
         )
 
 

@@ -33,6 +33,9 @@ def _plain(spec: ServiceSpec | None) -> Any:
     if defaults.is_replicated(spec):
         plain["Mode"] = {"Replicated": {"Replicas": defaults.replicas(spec)}}
     plain["TaskTemplate"].pop("Runtime", None)
+    container = plain["TaskTemplate"].get("ContainerSpec") or {}
+    if container.get("Isolation") == "default":
+        del container["Isolation"]
     return plain
 
 

@@ -15,13 +15,14 @@ from swarm_agent.api.backend import ManagerHealth, RemoteManager
 from swarm_agent.api.events import ClusterEvents
 from swarm_agent.api.http import HttpServer
 from swarm_agent.api.server import Api
+from swarm_agent.control.engine import Controllers
 from swarm_agent.identity import ca
 from swarm_agent.identity.tokens import new_tokens
 from swarm_agent.identity.unlock import InvalidUnlockKey
 from swarm_agent.node.engine import Answer, EngineClient
 from swarm_agent.objects import defaults, features
-from swarm_agent.objects.enums import NodeState
-from swarm_agent.objects.records import Cluster, Node, NodeDescription, NodeStatus, Task
+from swarm_agent.objects.enums import NodeState, TaskState
+from swarm_agent.objects.records import Cluster, Node, NodeDescription, NodeStatus, Task, TaskStatus
 from swarm_agent.objects.specs import ClusterSpec, InitRequest, JoinRequest, NodeSpec, RecoverOptions
 from swarm_agent.session.wire import ForwardedAnswer, ForwardedCall, LogPiece
 from swarm_agent.store import ApplyResult, Entry, Group, Put, Store, encode_entry
@@ -52,6 +53,7 @@ class BackendDouble:
         self.called: list[Any] = []
         self.unlock_key = b"k" * 32
         self.leader: Callable[[ForwardedCall], AsyncIterator[ForwardedAnswer]] | None = None
+        self._controllers: Controllers | None = None
         self._ids = itertools.count(1)
         self._reserved: set[str] = set()
         cluster = Cluster(
@@ -72,6 +74,28 @@ class BackendDouble:
         assert all(
             self.store.apply(self.store.index + 1, 1, encode_entry(Entry(self.now(), groups))).accepted
         )
+
+    @property
+    def controllers(self) -> Controllers:
+        """As the leader's would be: its books complete. :meth:`settle` lets them decide."""
+        if self._controllers is None:
+            self._controllers = Controllers(self.store, self.new_id)
+            self._controllers.ledger.book(1 << 30)
+            self.store.watch(lambda index, changes: self.controllers.changed(changes))
+        return self._controllers
+
+    def settle(self) -> None:
+        """Have the controllers decide until they are done; nodes do what they are told."""
+        while True:
+            while groups := self.controllers.run(self.now()):
+                self.store.apply(self.store.index + 1, 1, encode_entry(Entry(self.now(), groups)))
+            told = [t for t in self.store.tasks.all() if t.node_id and t.status.state < t.desired_state]
+            if not told:
+                return
+            for task in told:
+                state = min(task.desired_state, TaskState.SHUTDOWN)
+                status = TaskStatus(state=state, timestamp=self.now(), started_at=self.now())
+                self.put(msgspec.structs.replace(task, status=status))
 
     # --- Backend -------------------------------------------------------------------------------------------------
     def remote_managers(self) -> list[RemoteManager]:

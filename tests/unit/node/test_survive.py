@@ -50,6 +50,7 @@ def test_a_bug_while_stopping_does_not_leave_a_task_hanging(monkeypatch: pytest.
         status = TaskStatus(state=TaskState.RUNNING)
         task = Task(id="t", service_id="s", service_name="web", revision_id="s.1", status=status)
         container = ContainerStatus()
+        ports = ()
         shutdowns = 0
 
         async def wait(self) -> None:
@@ -85,7 +86,7 @@ def test_a_session_that_fails_is_followed_by_another(monkeypatch: pytest.MonkeyP
                 raise asyncio.CancelledError
             raise TypeError("a bug")
 
-        monkeypatch.setattr(agent, "_choose", lambda: "10.0.0.1:2378")
+        monkeypatch.setattr(agent, "_choose", lambda tried: "10.0.0.1:2378")
         monkeypatch.setattr(agent, "_session", session)
         with contextlib.suppress(asyncio.CancelledError):
             await agent.run()

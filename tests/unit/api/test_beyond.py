@@ -1,0 +1,210 @@
+"""What ``docker service`` has no verb for: plans, reasons, histories, revisions, runs, rebalancing; through the socket and swarmctl."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swarm_agent import cli
+from swarm_agent.objects.records import NodeDescription
+from tests.unit.api.backend_double import NODE_ID, House, a_node, play, replace
+
+SPEC: dict[str, Any] = {
+    "Name": "web",
+    "TaskTemplate": {"ContainerSpec": {"Image": "web:1"}},
+    "Mode": {"Replicated": {"Replicas": 3}},
+}
+JOB: dict[str, Any] = {
+    **SPEC,
+    "Name": "job",
+    "Mode": {"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 2}},
+}
+
+
+def with_nodes(home: House, *names: str, memory: int = 1 << 33) -> None:
+    about = {"nano_cpus": 4_000_000_000, "memory_bytes": memory, "os": "linux", "architecture": "x86_64"}
+    first = home.backend.store.nodes.get(NODE_ID)
+    home.backend.put(replace(first, description=NodeDescription(hostname="host1", **about)))  # type: ignore[arg-type]
+    for n, name in enumerate(names):
+        home.backend.put(
+            replace(a_node(str(n) * 25, name), description=NodeDescription(hostname=name, **about))
+        )  # type: ignore[arg-type]
+    home.backend.settle()
+
+
+async def create(home: House, spec: dict[str, Any] = SPEC) -> str:
+    status, answer = await home.ask("POST", "/services/create", spec)
+    assert status == 201, answer
+    home.backend.settle()
+    return str(answer["ID"])
+
+
+async def update(home: House, spec: dict[str, Any]) -> None:
+    version = (await home.get(f"/services/{spec['Name']}"))["Version"]["Index"]
+    status, answer = await home.ask("POST", f"/services/{spec['Name']}/update?version={version}", spec)
+    assert status == 200, answer
+    home.backend.settle()
+
+
+def image(name: str) -> dict[str, Any]:
+    return {
+        **SPEC,
+        "TaskTemplate": {"ContainerSpec": {"Image": name}},
+        "UpdateConfig": {"Parallelism": 0, "Monitor": 1},
+    }
+
+
+async def swarmctl(home: House, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    capsys.readouterr()
+    await asyncio.to_thread(cli.main, ["--socket", home.path, *words])
+    return capsys.readouterr().out
+
+
+def test_a_plan_is_what_then_happens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def story(home: House) -> None:
+        with_nodes(home, "host2", "host3")
+        status, planned = await home.ask("POST", "/swarm-agent/plan", SPEC)
+        assert (status, planned["Action"], planned["Tasks"], planned["Index"]) == (
+            200,
+            "create",
+            {"create": 3},
+            0,
+        )
+        assert not list(home.backend.store.services.all())
+        assert not list(home.backend.store.tasks.all())
+        await create(home)
+        hosts = {n.id: n.description.hostname for n in home.backend.store.nodes.all()}
+        assert Counter(hosts[t.node_id] for t in home.backend.store.tasks.all()) == Counter(
+            s["To"] for s in planned["Placement"]
+        )
+        said = await swarmctl(home, capsys, "plan", "web", "--image", "web:2", "--replicas", "4")
+        assert said.splitlines()[0].startswith("web would be updated: 1 create, 3 ")
+        assert "TaskTemplate.ContainerSpec.Image: web:1 -> web:2" in said
+        assert "Mode.Replicated.Replicas: 3 -> 4" in said
+        version = (await home.get("/services/web"))["Version"]["Index"]
+        assert said.splitlines()[-1] == f"made against version {version} of the service"
+        assert (
+            await swarmctl(home, capsys, "plan", "web")
+            == f"web would not change: 3 keep\nmade against version {version} of the service\n"
+        )
+
+    play(tmp_path, story)
+
+
+def test_a_plan_is_checked_like_the_call_itself(tmp_path: Path) -> None:
+    async def story(home: House) -> None:
+        with_nodes(home)
+        port = {"EndpointSpec": {"Ports": [{"TargetPort": 80, "PublishedPort": 80}]}}
+        await create(home, {**SPEC, **port})
+        refused = await home.refusal("POST", "/swarm-agent/plan", {**SPEC, **port, "Name": "other"})
+        assert refused[0] == 400
+        assert "port '80' is already in use by service 'web'" in refused[1]
+        many = {**SPEC, "Mode": {"Replicated": {"Replicas": 5001}}}
+        assert (await home.refusal("POST", "/swarm-agent/plan", many))[0] == 400
+
+    play(tmp_path, story)
+
+
+def test_why_names_the_missing_memory_and_the_missing_label(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def story(home: House) -> None:
+        with_nodes(home, "host2", memory=1 << 30)
+        needs = {"Resources": {"Reservations": {"MemoryBytes": 4 << 30}}}
+        await create(home, {**SPEC, "Name": "big", "TaskTemplate": {**SPEC["TaskTemplate"], **needs}})
+        said = await swarmctl(home, capsys, "why", "big")
+        assert "no suitable node (insufficient resources on 2 nodes)" in said
+        assert "memory" in said.lower()
+        labelled = {"Placement": {"Constraints": ["node.labels.disk == ssd"]}}
+        await create(home, {**SPEC, "Name": "fast", "TaskTemplate": {**SPEC["TaskTemplate"], **labelled}})
+        said = await swarmctl(home, capsys, "why", "fast")
+        assert "scheduling constraints not satisfied on 2 nodes" in said
+        assert "node.labels.disk" in said
+        await create(home)
+        assert await swarmctl(home, capsys, "why", "web") == "every task of web that should run is running\n"
+
+    play(tmp_path, story)
+
+
+def test_back_to_any_kept_revision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def story(home: House) -> None:
+        with_nodes(home)
+        await create(home)
+        for n in (2, 3, 4):
+            await update(home, image(f"web:{n}"))
+        listed = await home.get("/swarm-agent/services/web/revisions")
+        assert [(r["Number"], r["Image"], r["Current"], r["Previous"]) for r in listed] == [
+            (4, "web:4", True, False),
+            (3, "web:3", False, True),
+            (2, "web:2", False, False),
+            (1, "web:1", False, False),
+        ]
+        await swarmctl(home, capsys, "rollback", "web", "--to", "2")
+        home.backend.settle()
+        shown = await home.get("/services/web")
+        assert shown["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] == "web:2"
+        assert shown["UpdateStatus"]["Message"] in (
+            "manually requested rollback to revision 2",
+            "rollback completed",
+        )
+        status, text = await home.refusal("POST", "/swarm-agent/services/web/rollback?to=9")
+        assert (status, text) == (404, "service web has no revision 9: 1, 2, 3, 4 are kept")
+        assert (await home.refusal("POST", "/swarm-agent/services/web/rollback?to=2"))[0] == 400
+
+    play(tmp_path, story)
+
+
+def test_a_job_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def story(home: House) -> None:
+        with_nodes(home)
+        await create(home, JOB)
+        shown = await home.get("/services/job?status=1")
+        assert shown["JobStatus"]["JobIteration"] == {}
+        await swarmctl(home, capsys, "run", "job")
+        home.backend.settle()
+        assert (await home.get("/services/job"))["JobStatus"]["JobIteration"] == {"Index": 1}
+        await create(home)
+        status, text = await home.refusal("POST", "/swarm-agent/services/web/run")
+        assert (status, text) == (
+            400,
+            "rpc error: code = InvalidArgument desc = service web is no job: it is running all the time",
+        )
+
+    play(tmp_path, story)
+
+
+def test_advice_and_a_drain_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def story(home: House) -> None:
+        with_nodes(home)
+        await create(home)
+        with_nodes(home, "host2")
+        said = await swarmctl(home, capsys, "rebalance")
+        assert said.splitlines()[0] == "would move 1 of 3"
+        assert "host1 -> host2  3 tasks of the service on its node, 0 there" in said
+        said = await swarmctl(home, capsys, "drain", "host1")
+        assert said.splitlines()[0] == "host1 is active, 3 tasks left"
+        refused = await home.refusal("POST", "/swarm-agent/rebalance", {"Now": True})
+        assert refused == (400, "unknown field Now: known are Services, Parallel, Apply")
+
+    play(tmp_path, story)
+
+
+def test_the_story_of_a_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def story(home: House) -> None:
+        with_nodes(home)
+        await create(home, {**SPEC, "Mode": {"Replicated": {"Replicas": 1}}})
+        await update(home, {**image("web:2"), "Mode": {"Replicated": {"Replicas": 1}}})
+        newest = max(home.backend.store.tasks.all(), key=lambda t: t.created_at)
+        told = await home.get(f"/swarm-agent/tasks/{newest.id}/story")
+        assert [(c["Revision"], c["Image"], c["Cause"]) for c in told] == [
+            (1, "web:1", "create"),
+            (2, "web:2", "update"),
+        ]
+        said = await swarmctl(home, capsys, "story", newest.id)
+        assert "made by an update" in said.splitlines()[-1]
+
+    play(tmp_path, story)

@@ -89,7 +89,7 @@ class Boards:
         if not is_simple(wish) or wish.spread or self._is_kept(wish):
             return None
         special = {**ledger.hosting.get(wish.service_id, _NO), **ledger.failed.get(wish.revision_id, _NO)}
-        self.looks += len(special)
+        self.looks += 2 * len(special)
         plain = pool.best_but(special)
         best: Rank | None = None if plain is None else (0, 0, plain)
         failed = wish.revision_id in ledger.failed

@@ -80,6 +80,7 @@ class Boards:
             group = self._groups[wish] = Group(wish, pool, now)
             self._make_room(self._groups)
         self._groups.move_to_end(wish)
+        group.now = now
         group.refresh()
         return group
 

@@ -98,9 +98,9 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
 
 
 def _keeps_together(service: Service | None) -> bool:
-    """Whether a service's tasks must run where others of it do: the first may go anywhere, the rest has to follow."""
+    """Whether a service's tasks go where others of it are: the first may go anywhere, the rest follows."""
     return service is not None and any(
-        a.together and a.hard and a.service.lower() == (service.spec.name or "").lower()
+        a.together and a.service.lower() == (service.spec.name or "").lower()
         for a in options_of(service).affinities
     )
 

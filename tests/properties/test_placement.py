@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from swarm_agent.control import boards
 from swarm_agent.control.filters import ARCHITECTURES, demand_of, host_ports, local_volumes, options_of
 from swarm_agent.control.spread import path_of
+from swarm_agent.control.tasks import live
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import NodeState, TaskState
@@ -111,10 +112,10 @@ STEPS = st.tuples(
 
 def do(desk: Desk, step: tuple[str, Any, Any]) -> None:
     what, who, how = step
-    live = sorted(
+    running = sorted(
         (t for t in desk.store.tasks.all() if t.node_id and not t.status.state.terminal), key=lambda t: t.id
     )
-    task = live[who % len(live)] if live and isinstance(who, int) else None
+    task = running[who % len(running)] if running and isinstance(who, int) else None
     if what == "node":
         desk.node(who, **how)
     elif what == "service":
@@ -204,7 +205,7 @@ def _allowed(desk: Desk, task: Task, together: list[Task]) -> None:
         )
     if task.replaces:
         replaced = desk.store.tasks.get(task.replaces)
-        assert replaced is None or replaced.node_id != task.node_id
+        assert replaced is None or not live(replaced) or replaced.node_id != task.node_id
     if task.preset:
         assert task.node_id == task.preset
 
@@ -233,7 +234,8 @@ class Plain:
                 out[task.id] = self.take(task, task.preset if fits else "")
             else:
                 replaced = self.store.tasks.get(task.replaces) if task.replaces else None
-                groups.setdefault((task.revision_id, replaced.node_id if replaced else ""), []).append(task)
+                avoid = replaced.node_id if replaced is not None and live(replaced) else ""
+                groups.setdefault((task.revision_id, avoid), []).append(task)
         for (_, avoid), group in groups.items():
             for task in sorted(group, key=lambda t: t.slot):
                 out[task.id] = self.take(task, self.best(task, avoid))
@@ -359,7 +361,8 @@ def test_placements_are_those_of_the_plain_rules_and_give_nothing_twice(
     steps: list[Any], large: bool
 ) -> None:
     """``large``: as if these few nodes were many."""
-    with mock.patch.multiple(boards, **({"FEW": 0, "AGAIN": 2, "MAX_REMEMBERED": 2} if large else {})):
+    few, again, kept = (0, 2, 2) if large else (8, 4, 1000)
+    with mock.patch.multiple(boards, FEW=few, AGAIN=again, MAX_REMEMBERED=kept):
         _go(steps)
 
 

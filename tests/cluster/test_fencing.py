@@ -76,7 +76,8 @@ def names(lab: Lab, number: int) -> str:
 
 def settled(lab: Lab) -> None:
     def ready() -> bool:
-        return all(n["Status"]["State"] == "ready" for n in lab.nodes(1).values())
+        status, found = lab[1].call_api("GET", "/nodes")
+        return status == 200 and all(n["Status"]["State"] == "ready" for n in found)
 
     until(ready, "all nodes are ready", 60)
     lab.running(1, "db", 1)

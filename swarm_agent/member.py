@@ -100,6 +100,7 @@ class Member:
             seams.files,
             seams.now,
             Lease(engine, seams.guard(config.engine_socket), seams.boottime),
+            seams.port_is_free,
         )
         self._tasks: dict[asyncio.Task[None], None] = {}  # in order, so that they end in order
         self._role_lock = asyncio.Lock()

@@ -277,14 +277,19 @@ def _task_status(record: Task, revision: Revision | None) -> Json:
             "PID": status.container.pid,
             "ExitCode": status.container.exit_code,
         }
-    ports = _host_ports(revision) if status.state == TaskState.RUNNING and revision is not None else []
+    running = status.state == TaskState.RUNNING and revision is not None
+    ports = [*_host_ports(revision), *map(_port, status.ports)] if running and revision is not None else []
     out["PortStatus"] = {"Ports": ports} if ports else {}
     return out
 
 
 def _host_ports(revision: Revision) -> list[Json]:
-    """What a running task answers on at its own host."""
-    return [_port(p) for p in revision.endpoint.ports or () if defaults.publish_mode(p) == "host"]
+    """What every running task answers on at its own host."""
+    return [
+        _port(p)
+        for p in revision.endpoint.ports or ()
+        if defaults.publish_mode(p) == "host" and p.published_port
+    ]
 
 
 def _attachment(network_id: str, address: str, store: Store) -> Json | None:

@@ -15,7 +15,9 @@ from swarm_agent.store import View
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 
 # Where Go's clients can tell "not given" from zero; everywhere else a zero that comes back is the zero that was left out.
-_POINTERS = frozenset({"Delay", "MaxAttempts", "Window", "StopGracePeriod", "Init"})
+_POINTERS = frozenset(
+    {"Delay", "MaxAttempts", "Window", "StopGracePeriod", "Init", "SwapBytes", "MemorySwappiness"}
+)
 _DEFAULTS = {
     "Runtime": "container",
     "Isolation": "default",

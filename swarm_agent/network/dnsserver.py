@@ -55,8 +55,11 @@ class Forwarder:
             self._servers = upstreams(self._path)
         return [server for server in self._servers if server not in self.own]
 
-    async def ask(self, data: bytes, question: dnswire.Question, *, stream: bool) -> bytes:
-        servers = self.servers()
+    async def ask(
+        self, data: bytes, question: dnswire.Question, *, stream: bool, wanted: tuple[str, ...] = ()
+    ) -> bytes:
+        """``wanted``: servers to ask in place of the host's."""
+        servers = [server for server in wanted if server not in self.own] or self.servers()
         if not servers:
             return dnswire.failure(question, dnswire.NXDOMAIN)
         if self._busy >= FORWARDS_AT_ONCE:
@@ -189,12 +192,19 @@ class NameServer:
         if len(self._tasks) >= 2 * FORWARDS_AT_ONCE:
             reply(dnswire.failure(question, dnswire.SERVFAIL))
             return
-        task = asyncio.get_running_loop().create_task(self._forward(data, question, reply))
+        wanted = self._zone.servers(source[0])
+        task = asyncio.get_running_loop().create_task(self._forward(data, question, wanted, reply))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _forward(self, data: bytes, question: dnswire.Question, reply: Callable[[bytes], None]) -> None:
-        reply(await self._forwarder.ask(data, question, stream=False))
+    async def _forward(
+        self,
+        data: bytes,
+        question: dnswire.Question,
+        wanted: tuple[str, ...],
+        reply: Callable[[bytes], None],
+    ) -> None:
+        reply(await self._forwarder.ask(data, question, stream=False, wanted=wanted))
 
     async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients += 1
@@ -219,7 +229,10 @@ class NameServer:
         except dnswire.NotAQuestion as error:
             return error.reply
         known = self._zone.answer(question, source, dnswire.LARGEST_TCP)
-        return known if known is not None else await self._forwarder.ask(data, question, stream=True)
+        if known is not None:
+            return known
+        wanted = self._zone.servers(source)
+        return await self._forwarder.ask(data, question, stream=True, wanted=wanted)
 
 
 def _identity(netns: str) -> int:

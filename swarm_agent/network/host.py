@@ -94,7 +94,7 @@ class HostNetwork:
         networks = tuple(network_id for network_id, _, _ in req.overlays)
         self._attached.add(req.task_id)
         if req.node_address is not None:
-            task = TaskAddress(req.task_id, req.node_address, networks)
+            task = TaskAddress(req.task_id, req.node_address, networks, req.servers)
             await self._run(lambda: self._write_task(task))
             await self._engine.make(
                 NODE_NETWORK_ID, str(model.node_subnet(number)), model.node_gateway(number)
@@ -283,7 +283,7 @@ class HostNetwork:
         firewall.cut(netns, change.cut)
 
     def _write_task(self, task: TaskAddress) -> None:
-        self._journal.put(task.task_id, TaskEntry(task.task_id, task.address, task.networks))
+        self._journal.put(task.task_id, TaskEntry(task.task_id, task.address, task.networks, task.servers))
 
     def _leave(self) -> None:
         for netns in namespaces.names(links.PREFIX):

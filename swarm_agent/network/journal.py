@@ -73,12 +73,13 @@ class NamesEntry(_Record):
 
 @dataclass(frozen=True, slots=True)
 class TaskEntry(_Record):
-    """Who asks from ``address``, and which networks' names it may see, in order."""
+    """Who asks from ``address``, which networks' names it may see, in order, and who is asked for other names (none: the host's servers)."""
 
     folder: ClassVar[str] = "tasks"
     task: str
     address: str
     networks: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

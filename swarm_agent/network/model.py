@@ -81,6 +81,7 @@ class TaskAddress(Struct, frozen=True):
     task_id: str
     address: str
     networks: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()  # asked for names that are none of ours; none: the host's own
 
 
 class NetworkView(Struct, frozen=True):
@@ -102,6 +103,7 @@ class AttachRequest(Struct, frozen=True):
     task_id: str
     node_address: str | None
     overlays: tuple[tuple[str, str, tuple[str, ...]], ...] = ()  # (network_id, address, aliases)
+    servers: tuple[str, ...] = ()  # as of TaskAddress
 
 
 class ContainerNetwork(Struct, frozen=True):

@@ -44,6 +44,7 @@ class Zone:
         self._names: dict[str, NamesEntry] = {}
         self._tasks: dict[str, TaskEntry] = {}
         self._askers: dict[str, tuple[str, ...]] = {}
+        self._servers: dict[str, tuple[str, ...]] = {}
         self._seen: dict[type, dict[str, _Signature]] = {NamesEntry: {}, TaskEntry: {}}
 
     def reload(self) -> None:
@@ -51,6 +52,7 @@ class Zone:
         self._refresh(NamesEntry, self._names)
         if self._refresh(TaskEntry, self._tasks):
             self._askers = {task.address: task.networks for task in self._tasks.values()}
+            self._servers = {task.address: task.servers for task in self._tasks.values() if task.servers}
 
     def _refresh(self, kind: type[_T], into: dict[str, _T]) -> bool:
         seen = self._seen[kind]
@@ -78,6 +80,10 @@ class Zone:
                 into[key] = record
         self._seen[kind] = present
         return changed
+
+    def servers(self, asker: str) -> tuple[str, ...]:
+        """Whom this asker wants asked for names that are none of ours; none: the host's servers."""
+        return self._servers.get(asker, ())
 
     # --- answering
 

@@ -8,6 +8,7 @@ from swarm_agent.network.model import ContainerNetwork
 from swarm_agent.node.contents import FileMount
 from swarm_agent.node.resources import devices, environment
 from swarm_agent.objects import defaults
+from swarm_agent.objects.contents import decoded
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.objects.records import Revision, Task
 from swarm_agent.objects.specs import ContainerSpec, Healthcheck, Mount, Resources
@@ -36,7 +37,7 @@ def create_body(
     body: dict[str, Any] = {
         "Image": spec.image,
         "Labels": {**(spec.labels or {}), **_swarm_labels(task)},
-        "HostConfig": _host_config(spec, revision, network),
+        "HostConfig": _host_config(task, spec, revision, network),
         "Tty": bool(spec.tty),
         "OpenStdin": bool(spec.open_stdin),
     }
@@ -79,7 +80,14 @@ def _swarm_labels(task: Task) -> dict[str, str]:
     }
 
 
-def _host_config(spec: ContainerSpec, revision: Revision, network: ContainerNetwork) -> dict[str, Any]:
+def name_servers(revision: Revision) -> tuple[str, ...]:
+    dns = defaults.container(revision.template).dns_config
+    return (dns and dns.nameservers) or ()
+
+
+def _host_config(
+    task: Task, spec: ContainerSpec, revision: Revision, network: ContainerNetwork
+) -> dict[str, Any]:
     dns = spec.dns_config
     log = revision.template.log_driver
     privileges = spec.privileges
@@ -92,9 +100,10 @@ def _host_config(spec: ContainerSpec, revision: Revision, network: ContainerNetw
         **_resources(revision.template.resources),
     }
     optional = {
-        "Dns": (dns and dns.nameservers) or network.dns,
+        # on an overlay ours is asked, or the names of other services would be lost; it asks those that are wanted
+        "Dns": (network.dns if task.networks else ()) or name_servers(revision) or network.dns,
         "DnsSearch": dns and dns.search,
-        "DnsOptions": (dns and dns.options) or network.dns_options,
+        "DnsOptions": (*network.dns_options, *((dns and dns.options) or ())),  # the last word counts
         "Sysctls": spec.sysctls,
         "CapAdd": spec.capability_add,
         "CapDrop": spec.capability_drop,
@@ -119,6 +128,10 @@ def _resources(wanted: Resources | None) -> dict[str, Any]:
         out["Memory"] = wanted.limits.memory_bytes or 0
         if wanted.limits.pids:
             out["PidsLimit"] = wanted.limits.pids
+        if wanted.swap_bytes is not None and out["Memory"]:
+            out["MemorySwap"] = -1 if wanted.swap_bytes < 0 else out["Memory"] + wanted.swap_bytes
+    if wanted.memory_swappiness is not None and wanted.memory_swappiness >= 0:
+        out["MemorySwappiness"] = wanted.memory_swappiness
     if wanted.reservations is not None and wanted.reservations.memory_bytes:
         out["MemoryReservation"] = wanted.reservations.memory_bytes
     return out
@@ -164,9 +177,32 @@ def _security(spec: ContainerSpec) -> list[str]:
         out.append("no-new-privileges")
     if (privileges.app_armor or {}).get("Mode") == "disabled":
         out.append("apparmor=unconfined")
-    if (privileges.seccomp or {}).get("Mode") == "unconfined":
+    seccomp = privileges.seccomp or {}
+    if seccomp.get("Mode") == "unconfined":
         out.append("seccomp=unconfined")
+    elif seccomp.get("Mode") == "custom":
+        profile = decoded(str(seccomp.get("Profile") or "")).decode(errors="replace")
+        out.append(f"seccomp={profile}")
     return out
+
+
+def needed_api(revision: Revision) -> tuple[tuple[int, int], str]:
+    """The oldest API of an engine that does all a container asks for, and what asks for it; (0, 0) when any does."""
+    ctr = defaults.container(revision.template)
+    wants: list[tuple[tuple[int, int], str]] = [((0, 0), "")]
+    if ctr.healthcheck is not None and ctr.healthcheck.start_interval:
+        wants.append(((1, 44), "a health check's start interval (--health-start-interval)"))
+    for mount in ctr.mounts or ():
+        bind = mount.bind_options
+        if bind is not None and bind.create_mountpoint:
+            wants.append(((1, 42), f"making the source of mount {mount.target}"))
+        if bind is not None and (bind.read_only_non_recursive or bind.read_only_force_recursive):
+            wants.append(((1, 44), f"read-only mounts below mount {mount.target} (bind-recursive)"))
+        if mount.volume_options is not None and mount.volume_options.subpath:
+            wants.append(((1, 45), f"the subpath of mount {mount.target} (volume-subpath)"))
+        if mount.tmpfs_options is not None and mount.tmpfs_options.options:
+            wants.append(((1, 46), f"the options of tmpfs {mount.target}"))
+    return max(wants)
 
 
 def _mount(mount: Mount) -> dict[str, Any]:
@@ -189,10 +225,17 @@ def _mount(mount: Mount) -> dict[str, Any]:
     if mount.consistency:
         out["Consistency"] = mount.consistency
     if mount.bind_options is not None:
+        bind = mount.bind_options
         out["BindOptions"] = {
-            "Propagation": mount.bind_options.propagation or "",
-            "NonRecursive": bool(mount.bind_options.non_recursive),
+            "Propagation": bind.propagation or "",
+            "NonRecursive": bool(bind.non_recursive),
         }
+        later = {
+            "CreateMountpoint": bind.create_mountpoint,
+            "ReadOnlyNonRecursive": bind.read_only_non_recursive,
+            "ReadOnlyForceRecursive": bind.read_only_force_recursive,
+        }
+        out["BindOptions"].update({key: value for key, value in later.items() if value})
     if mount.volume_options is not None:
         driver = mount.volume_options.driver_config
         out["VolumeOptions"] = {
@@ -211,4 +254,6 @@ def _mount(mount: Mount) -> dict[str, Any]:
             "SizeBytes": mount.tmpfs_options.size_bytes or 0,
             "Mode": mount.tmpfs_options.mode or 0,
         }
+        if mount.tmpfs_options.options:
+            out["TmpfsOptions"]["Options"] = mount.tmpfs_options.options
     return out

@@ -49,7 +49,11 @@ class ApiVersions(NamedTuple):
     @property
     def spoken(self) -> str:
         """The one we speak with it."""
-        return ".".join(map(str, max(min(WANTED_VERSION, self.newest), self.oldest)))
+        return self.at_least((0, 0))
+
+    def at_least(self, wanted: tuple[int, ...]) -> str:
+        """The one we speak when a call needs ``wanted`` or newer."""
+        return ".".join(map(str, max(min(WANTED_VERSION, self.newest), self.oldest, wanted)))
 
 
 class Answer(NamedTuple):
@@ -73,6 +77,7 @@ class Engine(Protocol):
         body: Any = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = 60.0,
+        api: tuple[int, int] = (0, 0),
     ) -> Any: ...
 
     def stream(
@@ -168,14 +173,17 @@ class EngineClient:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = 60.0,
+        api: tuple[int, int] = (0, 0),
     ) -> Any:
-        """One request; the decoded JSON answer (``None`` when it is empty).
+        """One request; the decoded JSON answer (``None`` when it is empty). ``api``: the oldest version that knows what is asked.
 
         Raises:
             EngineError: the engine answered 400 or above.
             EngineUnreachable: no answer, also when ``timeout_s`` passed.
         """
-        answer = await self.answer(method, path, query=query, body=body, headers=headers, timeout_s=timeout_s)
+        answer = await self.answer(
+            method, path, query=query, body=body, headers=headers, timeout_s=timeout_s, api=api
+        )
         if answer.status >= 400:
             raise EngineError(answer.status, _message(answer.body))
         try:
@@ -192,11 +200,12 @@ class EngineClient:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = 60.0,
+        api: tuple[int, int] = (0, 0),
     ) -> Answer:
         """One request; the answer as it is."""
         try:
             async with asyncio.timeout(timeout_s):
-                prefix = f"/v{(await self.versions()).spoken}"
+                prefix = f"/v{(await self.versions()).at_least(api)}"
                 return await self._exchange(method, _target(prefix + path, query), body, headers or {})
         except TimeoutError as err:
             raise EngineUnreachable(

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from swarm_agent.network.model import AttachRequest, ContainerNetwork, NodeNetwork
-from swarm_agent.node.container import container_name, create_body
+from swarm_agent.node.container import container_name, create_body, name_servers, needed_api
 from swarm_agent.node.contents import Contents
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable, json_lines
 from swarm_agent.node.images import Images
 from swarm_agent.node.lease import ENDED, Lease
+from swarm_agent.node.ports import HostPorts
 from swarm_agent.node.prestart import PreStartStep, StepFailed
 from swarm_agent.objects import defaults
 from swarm_agent.objects.errors import FailedPrecondition, SwarmError, Unavailable
@@ -35,6 +36,10 @@ class TaskFailed(SwarmError):
         self.clean = clean
 
 
+class EngineTooOld(SwarmError):
+    """This node's engine would leave out a part of what is asked for."""
+
+
 class Shared(NamedTuple):
     """What the executors of a node have in common."""
 
@@ -44,6 +49,7 @@ class Shared(NamedTuple):
     slots: asyncio.Semaphore
     contents: Contents
     lease: Lease
+    ports: HostPorts
 
 
 class Executor:
@@ -55,6 +61,9 @@ class Executor:
         self._images = shared.images
         self._slots = shared.slots
         self._contents = shared.contents
+        self._ports = shared.ports
+        self._ports.remember(task.id, task.status.ports)
+        self.ports = task.status.ports  # host-mode ports that were picked here
         self.task = task
         self.revision = revision
         self.registry_auth = registry_auth
@@ -77,6 +86,7 @@ class Executor:
     # --- operations ----------------------------------------------------------------------------------------------
     async def prepare(self) -> None:
         """Image, network, container. A container of our name is what an earlier attempt made."""
+        self.ports = self._ports.pick(self.task.id, self.revision, self.ports)
         if await self._inspect() is not None:
             return
         spec = defaults.container(self.revision.template)
@@ -110,9 +120,16 @@ class Executor:
         await asyncio.shield(self._begun)
 
     async def _call_create(self, name: str, body: dict[str, Any]) -> None:
+        api, what = needed_api(self.revision)
+        more: dict[str, Any] = {"api": api} if what else {}
         try:
-            await self._engine.call("POST", "/containers/create", query={"name": name}, body=body)
+            await self._engine.call("POST", "/containers/create", query={"name": name}, body=body, **more)
         except EngineError as err:
+            if what and "is too new" in str(err):
+                version = ".".join(map(str, api))
+                raise EngineTooOld(
+                    f"{what} needs an engine of API {version} or newer on this node: {err}"
+                ) from err
             if err.status != 409:  # a conflict: made by an attempt whose answer was lost
                 raise
 
@@ -216,6 +233,7 @@ class Executor:
             self._lease.ended(self.container.container_id)
         if self.task.node_address or self.task.networks:
             await self._network.detach(self.task.id)
+        self._ports.release(self.task.id)
 
     async def _wipe(self) -> None:
         """A container that has ended needs its secrets no more; it is never started again."""
@@ -278,6 +296,7 @@ class Executor:
                 (n.network_id, n.address.partition("/")[0], aliases.get(n.network_id, ()))
                 for n in self.task.networks
             ),
+            servers=name_servers(self.revision) if self.task.networks else (),
         )
 
 

@@ -143,6 +143,7 @@ class Runner:
             err=err,
             timestamp=now,
             container=container or self.status.container,
+            ports=self.executor.ports,
             started_at=now if state == TaskState.RUNNING else self.status.started_at,
             finished_at=now if state.terminal else 0,
         )

@@ -18,6 +18,7 @@ from swarm_agent.node.executor import MAX_PARALLEL, Executor, Shared, container_
 from swarm_agent.node.files import Files
 from swarm_agent.node.images import Images
 from swarm_agent.node.lease import Lease
+from swarm_agent.node.ports import HostPorts, IsFree, nobody_listens
 from swarm_agent.node.runner import RETRY_S, Report, Runner
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.errors import SwarmError
@@ -48,6 +49,7 @@ class Worker:
         files: Files,
         now: Callable[[], int],
         lease: Lease,
+        port_is_free: IsFree = nobody_listens,
     ) -> None:
         self.node_id = node_id
         self._engine = engine
@@ -55,7 +57,13 @@ class Worker:
         self._now = now
         self._contents = Contents(node_id, files)
         self._shared = Shared(
-            engine, network, Images(engine), asyncio.Semaphore(MAX_PARALLEL), self._contents, lease
+            engine,
+            network,
+            Images(engine),
+            asyncio.Semaphore(MAX_PARALLEL),
+            self._contents,
+            lease,
+            HostPorts(port_is_free),
         )
         self.lease = lease
         self.runners: dict[str, Runner] = {}

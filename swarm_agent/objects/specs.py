@@ -41,6 +41,9 @@ class Privileges(Spec, frozen=True, kw_only=True):
 class BindOptions(Spec, frozen=True, kw_only=True):
     propagation: str | None = None
     non_recursive: bool | None = None
+    create_mountpoint: bool | None = None
+    read_only_non_recursive: bool | None = None
+    read_only_force_recursive: bool | None = None
 
 
 class DriverSpec(Spec, frozen=True, kw_only=True):
@@ -58,6 +61,7 @@ class VolumeOptions(Spec, frozen=True, kw_only=True):
 class TmpfsOptions(Spec, frozen=True, kw_only=True):
     size_bytes: int | None = None
     mode: int | None = None
+    options: tuple[tuple[str, ...], ...] | None = None
 
 
 class Mount(Spec, frozen=True, kw_only=True):

@@ -181,6 +181,19 @@ def resources(template: TaskTemplate) -> None:
     wanted = template.resources
     if wanted is None:
         return
+    if wanted.swap_bytes is not None and not (wanted.limits and wanted.limits.memory_bytes):
+        raise InvalidSpec(
+            "a swap limit needs a memory limit beside it (--limit-memory)", "TaskTemplate.Resources.SwapBytes"
+        )
+    if (wanted.swap_bytes or 0) < -1:
+        raise InvalidSpec(
+            f"invalid swap value {wanted.swap_bytes}: -1 is without limit", "TaskTemplate.Resources.SwapBytes"
+        )
+    if wanted.memory_swappiness is not None and not -1 <= wanted.memory_swappiness <= 100:
+        raise InvalidSpec(
+            f"invalid memory swappiness {wanted.memory_swappiness}: 0 to 100, or -1 for the engine's own",
+            "TaskTemplate.Resources.MemorySwappiness",
+        )
     for part in (wanted.limits, wanted.reservations):
         if part is None:
             continue
@@ -225,8 +238,26 @@ def container(spec: ContainerSpec) -> None:
             raise InvalidSpec(f"ContainerSpec: duplicate mount point: {mount.target}", f"{path}.Mounts[{i}]")
         targets.add(mount.target or "")
     contents.check_references(spec)
+    _privileges(spec, path)
     if spec.healthcheck is not None:
         healthcheck(spec.healthcheck)
+
+
+def _privileges(spec: ContainerSpec, path: str) -> None:
+    given = spec.privileges
+    if given is None:
+        return
+    for word, asked_for, modes in (
+        ("Seccomp", given.seccomp, ("default", "unconfined", "custom")),
+        ("AppArmor", given.app_armor, ("default", "disabled")),
+    ):
+        mode = (asked_for or {}).get("Mode") or "default"
+        if mode not in modes:
+            raise BadWord(
+                f'invalid {word} mode: "{mode}" ({path}.Privileges.{word}.Mode: {", ".join(modes)})'
+            )
+        if mode == "custom":
+            contents.decoded(str((asked_for or {}).get("Profile") or ""))
 
 
 def healthcheck(check: Healthcheck) -> None:
@@ -298,32 +329,16 @@ def refuse_unsupported(spec: ServiceSpec) -> None:
     refused: tuple[tuple[str, object], ...] = (
         ("endpoint mode dnsrr (--endpoint-mode dnsrr)", defaults.endpoint_mode(endpoint_spec) == "dnsrr"),
         ("SCTP ports", any(p.protocol == "sctp" for p in ports)),
-        (
-            "host-mode ports without a published port (-p mode=host,published=PORT,target=...)",
-            any(p.publish_mode == "host" and not p.published_port for p in ports),
-        ),
         ("credential specs (--credential-spec)", privileges and privileges.credential_spec),
         ("isolation (--isolation)", ctr.isolation not in (None, "", "default")),
         ("named pipe mounts", any(m.type == "npipe" for m in ctr.mounts or ())),
         ("cluster volumes", any(m.type == "cluster" for m in ctr.mounts or ())),
         ("plugin services", template.plugin_spec),
         ("network attachment tasks", template.network_attachment_spec),
-        (
-            "swap limits",
-            template.resources and (template.resources.swap_bytes or template.resources.memory_swappiness),
-        ),
-        (
-            "--dns in a service on an overlay network (it would lose the names of other services)",
-            ctr.dns_config and ctr.dns_config.nameservers and _on_overlay(template),
-        ),
     )
     for what, present in refused:
         if present:
             raise Unimplemented(f"not supported by this version of swarm-agent: {what}")
-
-
-def _on_overlay(template: TaskTemplate) -> bool:
-    return any(n.target not in PREDEFINED_NETWORKS for n in template.networks or ())
 
 
 def node(spec: NodeSpec) -> None:

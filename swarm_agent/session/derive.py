@@ -18,11 +18,13 @@ from swarm_agent.network.model import (
     TaskAddress,
     VirtualIP,
 )
+from swarm_agent.node.container import name_servers
 from swarm_agent.node.contents import Piece
 from swarm_agent.node.worker import Assignment
 from swarm_agent.objects import defaults, features, templates
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Network, Node, Revision, Service, Task
+from swarm_agent.objects.specs import PortConfig
 from swarm_agent.store import Store
 
 MTU = 1450
@@ -112,11 +114,18 @@ class NetworkPicture:
             vips=tuple(v for i in used for v in self._vips.get(i, ())),
             ports=self._ingress + self._host_ports(mine),
             local=tuple(
-                TaskAddress(t.id, t.node_address, tuple(p.network_id for p in t.networks))
+                TaskAddress(t.id, t.node_address, tuple(p.network_id for p in t.networks), self._servers(t))
                 for t in sorted(mine, key=lambda t: t.id)
                 if t.node_address
             ),
         )
+
+    def _servers(self, task: Task) -> tuple[str, ...]:
+        """The name servers a task on an overlay asked for: ours is the one it speaks to, and asks them."""
+        revision = self._store.revisions.get(task.revision_id)
+        if revision is None or not task.networks:
+            return ()
+        return name_servers(revision)
 
     def _all_endpoints(self) -> dict[str, list[Endpoint]]:
         out: defaultdict[str, list[Endpoint]] = defaultdict(list)
@@ -179,7 +188,22 @@ class NetworkPicture:
             service = self._store.services.get(service_id)
             if service is not None:
                 out += _published(service, "host", tasks)
+            out += [_picked(task, port) for task in tasks for port in task.status.ports]
         return tuple(out)
+
+
+def _picked(task: Task, port: PortConfig) -> PublishedPort:
+    """A host-mode port the task's node picked for it."""
+    address = (task.node_address,) if task.node_address else ()
+    return PublishedPort(
+        service_id=task.service_id,
+        protocol=defaults.protocol(port),
+        published=port.published_port or 0,
+        target=port.target_port or 0,
+        mode="host",
+        backends=address if ready(task) else (),
+        draining=address if draining(task) else (),
+    )
 
 
 def _published(service: Service, mode: str, tasks: list[Task]) -> list[PublishedPort]:

@@ -411,6 +411,7 @@ class FakeEngineClient(EngineClient):
         body: Any = None,
         headers: Mapping[str, str] | None = None,  # noqa: ARG002 - the fake registry asks for no password
         timeout_s: float | None = 60.0,
+        api: tuple[int, int] = (0, 0),  # noqa: ARG002 - it knows every field and looks at few
     ) -> Answer:
         await self.moves.wait()
         try:

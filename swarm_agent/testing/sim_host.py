@@ -219,6 +219,7 @@ class Process:
             home=SameLoop,
             disk=host.open_disk,
             files=host.files,
+            port_is_free=lambda protocol, port: True,  # noqa: ARG005
             certificates=SimSource(random.Random(host.rng.getrandbits(64)), host.now),
             address=_address,
         )

@@ -58,7 +58,7 @@ class Bench:
             ),
         )
         self.journal.put("t1", TaskEntry("t1", HOME, ("app",)))
-        zone = Zone(self.journal, random.Random(1))
+        self.zone = zone = Zone(self.journal, random.Random(1))
         zone.reload()
         (folder / "resolv.conf").write_text("".join(f"nameserver {server}\n" for server in servers))
         self.upstream_port, self.port = free_port(), free_port()
@@ -139,6 +139,33 @@ def test_other_names_are_forwarded_with_a_new_id_and_only_the_true_answer_counts
 
     run(bench, work)
     assert len({data[:2] for data in upstream.asked}) > 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_brings_its_own_servers_has_those_asked_and_keeps_our_names(tmp_path: Path, stream: bool) -> None:
+    bench = Bench(tmp_path, ("127.0.0.9",))  # the host's server, where nobody answers
+
+    async def work() -> None:
+        bench.journal.put("t1", TaskEntry("t1", HOME, ("app",), (HOME,)))
+        bench.zone.reload()
+        transport = await bench.upstream(Upstream())
+        server = await asyncio.start_server(answer_stream, HOME, bench.upstream_port)
+        try:
+            assert addresses(await bench.ask("elsewhere.example", stream=stream)) == ["192.0.2.7"]
+            assert addresses(await bench.ask("web", stream=stream)) == ["10.0.9.200"]
+        finally:
+            transport.close()
+            server.close()
+
+    run(bench, work)
+
+
+async def answer_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    data = await reader.readexactly(struct.unpack("!H", await reader.readexactly(2))[0])
+    reply = reply_to(data)
+    writer.write(struct.pack("!H", len(reply)) + reply)
+    await writer.drain()
+    writer.close()
 
 
 def test_without_servers_other_names_do_not_exist(tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from swarm_agent.network.model import ContainerNetwork
-from swarm_agent.node.container import BadMount, create_body
+from swarm_agent.node.container import BadMount, create_body, needed_api
+from swarm_agent.node.contents import FileMount
 from swarm_agent.objects.normalise import normalise
-from swarm_agent.objects.records import Revision, Task
-from swarm_agent.objects.specs import ServiceSpec
+from swarm_agent.objects.records import NetworkAddress, Revision, Task
+from swarm_agent.objects.specs import ServiceSpec, TaskTemplate
 
 TASK = Task(
     id="taskid", service_id="serviceid", service_name="web", revision_id="r", slot=2, node_id="nodeid"
@@ -161,3 +163,74 @@ def test_mounts_that_cannot_be(mount: dict[str, Any], text: str) -> None:
     with pytest.raises(BadMount) as err:
         mounts(mount)
     assert str(err.value) == text
+
+
+# --- what depends on the network and the engine -----------------------------------------------------------------------
+def test_on_an_overlay_our_name_server_is_asked_whoever_else_was_wanted() -> None:
+    ours = ContainerNetwork(network_mode="n", first=None, dns=("10.240.4.1",), dns_options=("ndots:0",))
+    spec = normalise(
+        {"TaskTemplate": {"ContainerSpec": {"Image": "a", "DNSConfig": {"Nameservers": ["192.0.2.1"], "Options": ["ndots:2"]}}}},
+        ServiceSpec,
+    )  # fmt: skip
+    revision = Revision(id="r", service_id="s", template=spec.task_template)
+    on_overlay = msgspec.structs.replace(
+        TASK, networks=(NetworkAddress(network_id="x", address="10.0.1.2/24"),)
+    )
+    host = create_body(on_overlay, revision, ours)["HostConfig"]
+    assert (host["Dns"], host["DnsOptions"]) == (("10.240.4.1",), ("ndots:0", "ndots:2"))
+    assert create_body(TASK, revision, ours)["HostConfig"]["Dns"] == ("192.0.2.1",)
+
+
+def test_secrets_and_configs_are_mounted_read_only() -> None:
+    revision = Revision(
+        id="r", service_id="s", template=normalise({"ContainerSpec": {"Image": "a"}}, TaskTemplate)
+    )
+    files = (FileMount("/run/x/secret-0", "/run/secrets/key"),)
+    assert create_body(TASK, revision, PLAIN, files)["HostConfig"]["Mounts"] == [
+        {"Type": "bind", "Source": "/run/x/secret-0", "Target": "/run/secrets/key", "ReadOnly": True}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "version", "what"),
+    [
+        ({}, (0, 0), ""),
+        ({"Healthcheck": {"StartInterval": 10**9}}, (1, 44), "--health-start-interval"),
+        ({"Mounts": [{"Type": "bind", "Source": "/a", "Target": "/b", "BindOptions": {"CreateMountpoint": True}}]}, (1, 42), "mount /b"),
+        ({"Mounts": [{"Type": "bind", "Source": "/a", "Target": "/b", "BindOptions": {"ReadOnlyForceRecursive": True}}]}, (1, 44), "bind-recursive"),
+        ({"Mounts": [{"Type": "volume", "Source": "a", "Target": "/b", "VolumeOptions": {"Subpath": "c"}}]}, (1, 45), "volume-subpath"),
+        ({"Mounts": [{"Type": "tmpfs", "Target": "/b", "TmpfsOptions": {"Options": [["noexec"]]}}]}, (1, 46), "options of tmpfs /b"),
+    ],
+)  # fmt: skip
+def test_what_older_engines_would_leave_out(
+    fields: dict[str, Any], version: tuple[int, int], what: str
+) -> None:
+    template = normalise({"ContainerSpec": {"Image": "a", **fields}}, TaskTemplate)
+    revision = Revision(id="r", service_id="s", template=template)
+    needed, why = needed_api(revision)
+    assert needed == version
+    assert what in why
+    for mount in create_body(TASK, revision, PLAIN)["HostConfig"]["Mounts"]:
+        given = fields["Mounts"][0]
+        key = next(k for k in given if k.endswith("Options"))
+        assert given[key].items() <= {k: [list(o) for o in v] if k == "Options" else v for k, v in mount[key].items()}.items()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("resources", "seen"),
+    [
+        ({"Limits": {"MemoryBytes": 100}, "SwapBytes": 50}, {"MemorySwap": 150}),
+        ({"Limits": {"MemoryBytes": 100}, "SwapBytes": 0}, {"MemorySwap": 100}),
+        ({"Limits": {"MemoryBytes": 100}, "SwapBytes": -1}, {"MemorySwap": -1}),
+        ({"Limits": {"MemoryBytes": 100}, "MemorySwappiness": 0}, {"MemorySwappiness": 0}),
+        ({"Limits": {"MemoryBytes": 100}, "MemorySwappiness": -1}, {}),
+    ],
+)
+def test_swap(resources: dict[str, Any], seen: dict[str, int]) -> None:
+    host = body({"ContainerSpec": {"Image": "a"}, "Resources": resources})["HostConfig"]
+    assert {k: v for k, v in host.items() if k.startswith("MemorySwap")} == seen
+
+
+def test_a_seccomp_profile_of_ones_own() -> None:
+    privileges = {"Seccomp": {"Mode": "custom", "Profile": "e30="}}
+    assert container(Privileges=privileges)["HostConfig"]["SecurityOpt"] == ["seccomp={}"]

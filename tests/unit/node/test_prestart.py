@@ -13,6 +13,7 @@ from swarm_agent.node.engine import Engine
 from swarm_agent.node.executor import Executor, Shared, container_events
 from swarm_agent.node.images import Images
 from swarm_agent.node.lease import Lease
+from swarm_agent.node.ports import HostPorts
 from swarm_agent.node.prestart import text
 from swarm_agent.node.runner import Runner
 from swarm_agent.objects.enums import TaskState as S
@@ -93,6 +94,7 @@ class World:
             asyncio.Semaphore(2),
             Contents("n", FakeFiles()),
             no_lease(engine),
+            HostPorts(lambda protocol, port: True),
         )
 
         def report(_: str, status: TaskStatus) -> None:

@@ -15,6 +15,7 @@ from swarm_agent.node.engine import EngineError, EngineUnreachable
 from swarm_agent.node.executor import Executor, Shared, TaskFailed
 from swarm_agent.node.images import Images
 from swarm_agent.node.lease import Lease
+from swarm_agent.node.ports import HostPorts
 from swarm_agent.node.runner import Runner
 from swarm_agent.objects.enums import TaskState as S
 from swarm_agent.objects.records import ContainerStatus, Revision, Task, TaskStatus
@@ -42,6 +43,7 @@ class Script:
     def __init__(self, **cues: list[Any]) -> None:
         self.task = TASK
         self.container = ContainerStatus(container_id="c")
+        self.ports = ()
         self.cues = cues
         self.done: list[str] = []
 
@@ -215,7 +217,8 @@ def executor(*states: dict[str, Any]) -> tuple[Executor, ScriptedEngine]:
     guard = FakeGuard(FakeEngine("other", random.Random(1)), lambda: 0.0)
     lease = Lease(engine, guard, lambda: 0.0)  # for tasks that need none
     contents = Contents("n", FakeFiles())
-    shared = Shared(engine, FakeNodeNetwork(), Images(engine), asyncio.Semaphore(1), contents, lease)
+    ports = HostPorts(lambda protocol, port: True)
+    shared = Shared(engine, FakeNodeNetwork(), Images(engine), asyncio.Semaphore(1), contents, lease, ports)
     template = TaskTemplate(container_spec=ContainerSpec(image="a"))
     return Executor(shared, TASK, Revision(id="r", service_id="s", template=template), ""), engine
 

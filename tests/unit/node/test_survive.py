@@ -50,6 +50,7 @@ def test_a_bug_while_stopping_does_not_leave_a_task_hanging(monkeypatch: pytest.
         status = TaskStatus(state=TaskState.RUNNING)
         task = Task(id="t", service_id="s", service_name="web", revision_id="s.1", status=status)
         container = ContainerStatus()
+        ports = ()
         shutdowns = 0
 
         async def wait(self) -> None:

@@ -134,7 +134,6 @@ def test_a_bad_constraint_is_dockers_500() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "what"),
     [
-        (f"{TASK}.Resources", {"SwapBytes": 5}, "swap limits"),
         (f"{TASK}.PluginSpec", {"Name": "p"}, "plugin services"),
         (f"{TASK}.NetworkAttachmentSpec", {"ContainerID": "c"}, "network attachment tasks"),
         (f"{CONTAINER}.Privileges", {"CredentialSpec": {"File": "f"}}, "credential specs"),
@@ -143,7 +142,6 @@ def test_a_bad_constraint_is_dockers_500() -> None:
         (f"{CONTAINER}.Mounts", [{"Type": "cluster", "Target": "/a"}], "cluster volumes"),
         ("EndpointSpec", {"Mode": "dnsrr"}, "endpoint mode dnsrr"),
         ("EndpointSpec", {"Ports": [{"Protocol": "sctp", "TargetPort": 1}]}, "SCTP ports"),
-        ("EndpointSpec", {"Ports": [{"PublishMode": "host", "TargetPort": 1}]}, "host-mode ports without a published port"),
     ],
 )  # fmt: skip
 def test_what_docker_knows_and_we_do_not_is_refused_by_name(path: str, value: Any, what: str) -> None:
@@ -151,15 +149,6 @@ def test_what_docker_knows_and_we_do_not_is_refused_by_name(path: str, value: An
     assert what in str(err)
     assert "not supported by this version of swarm-agent" in str(err)
     assert (err.http_status, err.code) == (501, "Unimplemented")
-
-
-def test_own_name_servers_and_an_overlay() -> None:
-    dns = {"Nameservers": ["192.0.2.1"]}
-    alone = changed(f"{CONTAINER}.DNSConfig", dns, SERVICE)
-    validate.service(normalise(alone, ServiceSpec))
-    validate.service(normalise(changed(f"{TASK}.Networks", [{"Target": "host"}], alone), ServiceSpec))
-    err = refusal(changed(f"{TASK}.Networks", [{"Target": "0123456789abcdefghijklmno"}], alone))
-    assert "--dns" in str(err)
 
 
 @pytest.mark.parametrize(
@@ -253,3 +242,21 @@ def test_networks_as_the_cli_sends_them() -> None:
         "IPAM": {"Driver": "default", "Options": {}, "Config": []},
     }  # fmt: skip
     validate.network(normalise(sent, NetworkCreate))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "text"),
+    [
+        (f"{TASK}.Resources", {"SwapBytes": 5}, "a swap limit needs a memory limit beside it"),
+        (f"{TASK}.Resources", {"SwapBytes": -2, "Limits": {"MemoryBytes": 10**9}}, "invalid swap value -2"),
+        (f"{TASK}.Resources", {"MemorySwappiness": 101}, "invalid memory swappiness 101"),
+        (f"{CONTAINER}.Privileges", {"Seccomp": {"Mode": "x"}}, 'invalid Seccomp mode: "x"'),
+        (f"{CONTAINER}.Privileges", {"AppArmor": {"Mode": "custom"}}, 'invalid AppArmor mode: "custom"'),
+        (f"{CONTAINER}.Privileges", {"Seccomp": {"Mode": "custom", "Profile": "%"}}, "illegal base64 data"),
+        (f"{CONTAINER}.Env", ["A={{.Nope}}"], "can't evaluate field Nope"),
+        (f"{CONTAINER}.Hostname", "{{", "unclosed action"),
+        (f"{CONTAINER}.Configs", [{"ConfigID": "c", "ConfigName": "c", "Runtime": {}}], "--credential-spec"),
+    ],
+)  # fmt: skip
+def test_what_containers_cannot_be_asked(path: str, value: Any, text: str) -> None:
+    assert text in str(refusal(changed(path, value, SERVICE)))

@@ -12,6 +12,7 @@ from swarm_agent.objects.records import (
     Content,
     ContentRef,
     JoinTokens,
+    NetworkAddress,
     Node,
     NodeDescription,
     Revision,
@@ -23,9 +24,11 @@ from swarm_agent.objects.records import (
 from swarm_agent.objects.specs import (
     ClusterSpec,
     ContainerSpec,
+    DNSConfig,
     DriverSpec,
     FileTarget,
     NodeSpec,
+    PortConfig,
     SecretReference,
     SecretSpec,
     TaskDefaults,
@@ -270,3 +273,36 @@ def test_the_clusters_log_driver_is_for_tasks_without_one() -> None:
         assert found is not None
         seen[id_] = found.revision.template.log_driver
     assert seen == {"plain": DriverSpec(name="none"), "own": own}
+
+
+# --- host-mode ports a node picked ------------------------------------------------------------------------------------
+def test_a_port_a_node_picked_comes_back_in_its_view() -> None:
+    picked = PortConfig(protocol="udp", target_port=53, published_port=50_000, publish_mode="host")
+    status = TaskStatus(state=TaskState.RUNNING, ports=(picked,))
+    task = Task(
+        id="t", service_id="s", service_name="w", revision_id="r", node_id="n1", node_address="10.240.4.9", status=status
+    )  # fmt: skip
+    store = Store()
+    node = Node(id="n1", spec=NodeSpec(), number=1, data_addr="10.0.0.1")
+    rows = (node, task, Revision(id="r", service_id="s", template=TaskTemplate()))
+    store.apply(1, 1, encode_entry(Entry(1, tuple(Group("x", (Put(r, 0),)) for r in rows))))
+    (port,) = derive.NetworkPicture(store).view(node).ports
+    assert (port.protocol, port.published, port.target, port.mode, port.backends) == (
+        "udp", 50_000, 53, "host", ("10.240.4.9",),
+    )  # fmt: skip
+
+
+def test_own_name_servers_of_a_task_on_an_overlay_reach_its_node() -> None:
+    template = TaskTemplate(
+        container_spec=ContainerSpec(image="a", dns_config=DNSConfig(nameservers=("192.0.2.1",)))
+    )
+    task = Task(
+        id="t", service_id="s", service_name="w", revision_id="r", node_id="n1", node_address="10.240.4.9",
+        networks=(NetworkAddress(network_id="net", address="10.0.1.2/24"),),
+    )  # fmt: skip
+    store = Store()
+    node = Node(id="n1", spec=NodeSpec(), number=1, data_addr="10.0.0.1")
+    rows = (node, task, Revision(id="r", service_id="s", template=template))
+    store.apply(1, 1, encode_entry(Entry(1, tuple(Group("x", (Put(r, 0),)) for r in rows))))
+    (local,) = derive.NetworkPicture(store).view(node).local
+    assert local.servers == ("192.0.2.1",)

@@ -30,6 +30,7 @@ from swarm_agent.node.container import container_name
 from swarm_agent.node.contents import Piece
 from swarm_agent.node.describe import describe, volume_events
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable
+from swarm_agent.node.lease import Lease
 from swarm_agent.node.worker import Assignment, Worker
 from swarm_agent.objects import features
 from swarm_agent.objects.errors import FailedPrecondition, ReleaseTooOld, SwarmError, Unavailable
@@ -98,6 +99,7 @@ class Member:
             self.session.report,
             seams.files,
             seams.now,
+            Lease(engine, seams.guard(config.engine_socket), seams.boottime),
             seams.port_is_free,
         )
         self._tasks: dict[asyncio.Task[None], None] = {}  # in order, so that they end in order
@@ -537,6 +539,15 @@ class Member:
 
     def statuses(self) -> list[tuple[str, TaskStatus]]:
         return self.worker.statuses()
+
+    def lease_wanted(self) -> bool:
+        return self.worker.lease_wanted()
+
+    def lease_beat(self) -> int:
+        return self.worker.lease.beat()
+
+    def leased(self, number: int) -> None:
+        self.worker.lease.confirmed(number)
 
     async def removed(self) -> None:
         self._on_removed()

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from swarm_agent.addresses import own_address
+from swarm_agent.guard import boottime
 from swarm_agent.identity import ca
 from swarm_agent.identity.door import Doors, Https
 from swarm_agent.node.files import Files, TmpfsFiles
+from swarm_agent.node.lease import Guard, LeaseFolder
 from swarm_agent.node.ports import IsFree, nobody_listens
 from swarm_agent.raft import Disk, Home, OwnThread, RealDisk
 from swarm_agent.session.links import Links, Tls
@@ -26,6 +28,12 @@ class Seams:
 
     now: Callable[[], int] = time.time_ns
     """The clock on the wall, nanoseconds since the epoch; durations are the loop's business."""
+
+    boottime: Callable[[], float] = boottime
+    """The clock of leases: seconds, never set, counts sleep."""
+
+    guard: Callable[[str], Guard] = LeaseFolder
+    """Who kills what a dead daemon left running under a lease; for an engine's socket."""
 
     rpc: Rpc = field(default_factory=Grpc)
     doors: Doors = field(default_factory=Https)

@@ -14,6 +14,7 @@ from swarm_agent.api.writes import version_of, write, write_spec
 from swarm_agent.objects import validate
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.errors import FailedPrecondition, OutOfSequence
+from swarm_agent.objects.leases import FENCE_S
 from swarm_agent.objects.normalise import normalise, parse_json
 from swarm_agent.objects.records import Node
 from swarm_agent.objects.specs import NodeSpec
@@ -84,6 +85,7 @@ async def remove(backend: Backend, request: Request, wanted: str) -> Response:
     while True:
         node = resolve(backend.store, Node, wanted)
         _may_remove(node, force=force)
+        _may_be_forgotten(backend, node)
         try:
             await write(backend, f"node/{node.id}", *_removal(backend, node))
         except OutOfSequence:
@@ -99,6 +101,19 @@ def _may_remove(node: Node, *, force: bool) -> None:
         )
     if node.status.state != NodeState.DOWN and not force:
         raise FailedPrecondition(f"node {node.id} is not down and can't be removed")
+
+
+def _may_be_forgotten(backend: Backend, node: Node) -> None:
+    """Nobody waits for what ran on a node that is gone: so nothing that must not run twice may be left on it."""
+    if node.status.fenced:
+        return
+    for task in backend.store.tasks.by("node", node.id):
+        revision = backend.store.revisions.get(task.revision_id)
+        if revision is not None and revision.singleton and not task.status.state.terminal:
+            raise FailedPrecondition(
+                f"node {node.id} may still run the strict singleton {task.service_name}: shut the node down or let it stop the task, "
+                f"and try again once it is known to have ended, at the latest {FENCE_S:g} s after the node was last heard of"
+            )
 
 
 def _removal(backend: Backend, node: Node) -> list[Put | Delete]:

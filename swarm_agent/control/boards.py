@@ -27,7 +27,7 @@ from swarm_agent.control.filters import (
     wish_refusal,
 )
 from swarm_agent.control.spread import Path, Tree, path_of
-from swarm_agent.objects.records import Node, Revision
+from swarm_agent.objects.records import Node, Revision, Task
 from swarm_agent.store import View
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Boards:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.looks = 0  # nodes compared with a demand, and heaps copied, since the beginning
+        self.awaited: set[str] = set()  # ids of services beside which tasks would go that wait
         self._demands: dict[str, Demand] = {}
         self._pools: OrderedDict[tuple[Demand, str], Pool] = OrderedDict()
         self._groups: OrderedDict[Wish, Group] = OrderedDict()
@@ -89,7 +90,7 @@ class Boards:
         plain = pool.best()
         passed = []
         while plain is not None and plain[-1] in special:
-            passed.append(heapq.heappop(pool.heap))
+            passed.append(pool.pop())
             plain = pool.best()
         for rank in passed:
             heapq.heappush(pool.heap, rank)
@@ -102,6 +103,13 @@ class Boards:
             rank = (ledger.failures(node_id, wish.revision_id, now), mine, rank_there)
             best = rank if best is None or rank < best else best
         return "" if best is None else str(best[-1][-1])
+
+    def is_awaited(self, task: Task) -> bool:
+        """Whether a task on a node may be what others waited for that go beside its service."""
+        if task.node_id and task.service_id in self.awaited:
+            self.awaited.discard(task.service_id)
+            return True
+        return False
 
     def forget(self, revision_id: str = "") -> None:
         """Forget a revision that is gone; without one, everything."""
@@ -133,6 +141,7 @@ class Pool:
         self.counts: Counter[str] = Counter()  # of those codes
         self._good: set[str] = set()  # nodes that came to the top and may stay there
         self._static: dict[str, tuple[Node, str]] = {}
+        self._entries: dict[str, Rank] = {}  # nodes that changed -> an entry that stands in the heap for sure
         self._like = like
         self._parts: dict[tuple[str, ...], Partition] = {}
         self._fill()
@@ -142,6 +151,7 @@ class Pool:
         self.refused.clear()
         self.counts.clear()
         self._good.clear()
+        self._entries.clear()
         if self._like is not None:
             self._like.best()  # passes over what is out of date at its top
             self.heap: list[Rank] = self._like.heap.copy()
@@ -151,7 +161,7 @@ class Pool:
             self.heap = [r for r in ranks if r is not None]
             heapq.heapify(self.heap)
             self.boards.looks += len(ledger.rows)
-        self._seen = self._judged = ledger.forgotten + len(ledger.journal)
+        self._seen = self._judged = ledger.written
 
     def rank(self, node_id: str) -> Rank | None:
         """Where a node stands; ``None`` when it takes no tasks."""
@@ -174,16 +184,19 @@ class Pool:
     def refresh(self) -> None:
         """Take in what changed since the last time."""
         changed = changes(self.ledger, self._seen)
-        if changed is None:
-            self._fill()
+        if not changed:
+            if changed is None:
+                self._fill()
             return
         self.judge_again()
         self._seen = self._judged
         for node_id in changed:
             rank = self.rank(node_id)
-            if rank is not None:
+            if rank is not None and self._entries.get(node_id) != rank:
+                self._entries[node_id] = rank
                 heapq.heappush(self.heap, rank)
         if len(self.heap) > 2 * len(self.ledger.up) + 64:
+            self._entries.clear()
             self.heap = compacted(self.heap, self.rank)
 
     def judge_again(self) -> None:
@@ -192,7 +205,7 @@ class Pool:
         if changed is None:
             self._fill()
             return
-        self._judged = self.ledger.forgotten + len(self.ledger.journal)
+        self._judged = self.ledger.written
         if self._undemanding:
             return
         for node_id in changed:
@@ -230,8 +243,14 @@ class Pool:
             top = heap[0]
             if top == self.rank(top[-1]) and not self.verdict(top[-1]):
                 return top
-            heapq.heappop(heap)
+            self.pop()
         return None
+
+    def pop(self) -> Rank:
+        top = heapq.heappop(self.heap)
+        if self._entries.get(top[-1]) == top:
+            del self._entries[top[-1]]
+        return top
 
     def parted(self, descriptors: tuple[str, ...]) -> Partition:
         """The pool by branches of spread preferences, up to date."""
@@ -263,7 +282,7 @@ class Partition:
     def refresh(self) -> None:
         ledger = self._pool.ledger
         changed = changes(ledger, self._seen)
-        self._seen = ledger.forgotten + len(ledger.journal)
+        self._seen = ledger.written
         if changed is None:
             self._heaps.clear()
             changed = ledger.rows
@@ -305,10 +324,11 @@ class Group:
 
     def _fill(self) -> None:
         wish, ledger = self.wish, self.ledger
-        self._seen = ledger.forgotten + len(ledger.journal)
+        self._seen = ledger.written
         self.expires = ledger.forgiven_at(wish.revision_id, self.now) if ledger.failed else NEVER
         self.tree = Tree(len(wish.spread))
         self._leaves: dict[Path, _Leaf] = {}
+        self._entries: dict[str, tuple[Path, Rank]] = {}  # as a pool's
         if self._part is not None:
             self._part.refresh()
             for path, heap in self._part.copies():
@@ -376,7 +396,7 @@ class Group:
             return
         if not changed:
             return
-        self._seen = self.ledger.forgotten + len(self.ledger.journal)
+        self._seen = self.ledger.written
         for leaf in self._leaves.values():
             leaf.plain_sure = leaf.special_sure = False
         failed = self.ledger.failed.get(self.wish.revision_id)
@@ -394,19 +414,15 @@ class Group:
             self._count(node_id, path)
         if not known:
             return
-        if self._special(node_id):
-            rank = self.rank(node_id)
-            if rank is None:
-                return
-            leaf = self._leaf(path)
-            heapq.heappush(leaf.special, rank)
-        else:
-            rank = None if self._restricted else self.pool.rank(node_id)
-            if rank is None:
-                return
-            leaf = self._leaf(path)
-            heapq.heappush(leaf.plain, rank)
+        special = self._special(node_id)
+        rank = self.rank(node_id) if special else None if self._restricted else self.pool.rank(node_id)
+        if rank is None or self._entries.get(node_id) == (path, rank):
+            return
+        self._entries[node_id] = (path, rank)
+        leaf = self._leaf(path)
+        heapq.heappush(leaf.special if special else leaf.plain, rank)
         if len(leaf.plain) + len(leaf.special) > 3 * len(self.ledger.up) + 64:
+            self._entries.clear()
             leaf.plain = compacted(leaf.plain, self.pool.rank)
             leaf.special = compacted(leaf.special, self.rank)
 
@@ -426,15 +442,15 @@ class Group:
     def best(self, now: int) -> str:
         """The id of the node the next task should go to, "" when there is none."""
         self.now = now
-        self.refresh()
+        if self._seen != self.ledger.written:
+            self.refresh()
         return self.tree.best(self._best_of)
 
     def placed(self, node_id: str) -> None:
         """Take in that a task was just placed where :meth:`best` said: no other node has changed, unless the journal says so."""
         ledger = self.ledger
-        new = ledger.journal[self._seen - ledger.forgotten :] if self._seen >= ledger.forgotten else []
         rank = self.rank(node_id)
-        if len(new) != 1 or new[0] != node_id or rank is None:
+        if ledger.written != self._seen + 1 or ledger.journal[-1] != node_id or rank is None:
             return
         self._seen += 1
         self.pool.judge_again()
@@ -443,6 +459,7 @@ class Group:
             path = self._part.path(node_id)
             self._count(node_id, path)
         leaf = self._leaves[path]
+        self._entries[node_id] = (path, rank)
         if leaf.special and leaf.special[0][-1][-1] == node_id:
             heapq.heapreplace(leaf.special, rank)
         else:
@@ -478,6 +495,8 @@ class Group:
             ):
                 return
             heapq.heappop(heap)
+            if self._entries.get(node_id) == (path, top):
+                del self._entries[node_id]
 
 
 def is_simple(wish: Wish) -> bool:
@@ -506,10 +525,12 @@ class _Leaf:
 
 def changes(ledger: Ledger, seen: int) -> Iterable[str] | None:
     """Ids of the nodes that changed since the journal was read to ``seen``, each once; ``None``: it does not reach back so far."""
-    if seen < ledger.forgotten:
+    new = ledger.written - seen
+    if not new:
+        return ()
+    if seen < 0 or new > len(ledger.journal):
         return None
-    new = ledger.journal[seen - ledger.forgotten :]
-    return new if len(new) < 2 else dict.fromkeys(new)
+    return ledger.journal[-1:] if new == 1 else dict.fromkeys(ledger.journal[-new:])
 
 
 def compacted(heap: list[Rank], rank: Any) -> list[Rank]:

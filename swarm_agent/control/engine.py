@@ -171,7 +171,7 @@ class Controllers:
         )
         if change.new is not None and not change.new.node_id and live(change.new):
             self._waiting[task.id] = None
-        if freed and self.store.tasks.has("node", ""):
+        if (freed or self.ledger.boards.is_awaited(task)) and self.store.tasks.has("node", ""):
             self._dirty[RESCHEDULE] = None
 
     def _node_changed(self, change: Change) -> None:
@@ -331,7 +331,11 @@ def _frees_something(change: Change) -> bool:
     old, new = change.old, change.new
     if old is None or new is None:
         return True
-    return bool(old.endpoint != new.endpoint or old.revision_id != new.revision_id)
+    return bool(
+        old.endpoint != new.endpoint
+        or old.revision_id != new.revision_id
+        or old.spec.labels != new.spec.labels
+    )
 
 
 def _same_for_tasks(old: Node, new: Node) -> bool:

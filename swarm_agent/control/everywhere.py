@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from swarm_agent.control.passes import Key, Pass
-from swarm_agent.control.slots import newest
+from swarm_agent.control.slots import given_up, newest
 from swarm_agent.control.tasks import aim, draining, live, lost_node, make
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches
@@ -56,17 +56,13 @@ def _done(service: Service, task: Task) -> bool:
 
 
 def _has(service: Service, tasks: list[Task]) -> bool:
-    """Whether the place has a live task, or one that ended by itself and that policy leaves so. One that was ended because
-    its node went away does not count when the node is back."""
+    """Whether the place has a live task, or its last one ended and policy leaves it so. One that was ended because its node
+    went away does not count when the node is back."""
     iteration = service.job.iteration if service.job is not None else 0
     mine = [t for t in tasks if t.iteration == iteration]
     if any(live(t) for t in mine):
         return True
-    return bool(mine) and newest(mine).status.state in (
-        TaskState.COMPLETE,
-        TaskState.FAILED,
-        TaskState.REJECTED,
-    )
+    return bool(mine) and newest(mine).status.state != TaskState.SHUTDOWN and given_up(service, mine)
 
 
 def reconcile(p: Pass, service: Service) -> None:

@@ -6,14 +6,14 @@ it by hand. Tasks of other iterations are history.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import msgspec
 
 from swarm_agent.control import everywhere
 from swarm_agent.control.passes import Key, Pass
-from swarm_agent.control.reap import forget_removed
-from swarm_agent.control.slots import newest, settle
+from swarm_agent.control.reap import forget_removed, history_limit, reap_place
+from swarm_agent.control.slots import given_up, settle
 from swarm_agent.control.tasks import aim, invalid_node, live, make
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
@@ -29,8 +29,12 @@ def reconcile(p: Pass, service: Service) -> None:
     places: defaultdict[int | str, list[Task]] = defaultdict(list)
     rows = list(p.view.tasks.by("service", service.id))
     p.looked(len(rows))
+    everything: Counter[int | str] = Counter()
     for task in rows:
-        if task.iteration == job.iteration:
+        everything[task.place] += 1
+        if task.desired_state == TaskState.REMOVE:
+            forget_removed(p, task)
+        elif task.iteration == job.iteration:
             places[task.place].append(task)
         elif live(task) and not task.status.state.terminal:
             if p.full:
@@ -44,6 +48,10 @@ def reconcile(p: Pass, service: Service) -> None:
                 return
             settle(p, service, place)
             places[place] = [t for t in p.at(service.id, place) if t.iteration == job.iteration]
+    limit = history_limit(p, service)
+    for place, count in everything.items():
+        if 0 <= limit < count:
+            reap_place(p, service, p.at(service.id, place))
     if waits_for_its_time(service):
         return
     if defaults.is_global(service.spec):
@@ -65,7 +73,8 @@ def finished(service: Service, tasks: list[Task]) -> bool:
         return False
     if defaults.is_global(service.spec):
         return True
-    return len({t.slot for t in mine}) >= defaults.job(service.spec).total
+    total = defaults.job(service.spec).total
+    return len({t.slot for t in mine if t.slot < total}) >= total
 
 
 def again(service: Service, now: int) -> Service:
@@ -86,16 +95,17 @@ def _to_decide(p: Pass, task: Task) -> bool:
 def _fill(p: Pass, service: Service, places: dict[int | str, list[Task]]) -> None:
     """As many tasks as may run at once, in the lowest slots that are neither complete nor given up."""
     wanted = defaults.job(service.spec)
+    places = {n: tasks for n, tasks in places.items() if isinstance(n, int) and n < wanted.total}
     complete = {n for n, tasks in places.items() if any(t.status.state == TaskState.COMPLETE for t in tasks)}
     busy = {n for n, tasks in places.items() if n not in complete and any(live(t) for t in tasks)}
-    given_up = {
-        n for n, tasks in places.items() if n not in complete and n not in busy and not live(newest(tasks))
+    lost = {
+        n for n, tasks in places.items() if n not in complete and n not in busy and given_up(service, tasks)
     }
-    room = min(wanted.max_concurrent - len(busy), wanted.total - len(complete) - len(busy) - len(given_up))
+    room = min(wanted.max_concurrent - len(busy), wanted.total - len(complete) - len(busy) - len(lost))
     for slot in range(wanted.total):
         if room <= 0:
             return
-        if slot in complete or slot in busy or slot in given_up:
+        if slot in complete or slot in busy or slot in lost:
             continue
         if p.full:
             p.more(Key("service", service.id))

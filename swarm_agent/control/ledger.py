@@ -68,7 +68,7 @@ class Ledger:
         self.failed: dict[str, dict[str, None]] = {}  # revision id -> nodes it failed on, however long ago
         self.volumes: dict[str, dict[str, None]] = {}  # volume -> nodes that hold it
         self.journal: list[str] = []  # ids of nodes whose row or use changed, in order, the newest part of it
-        self.forgotten = 0  # how many entries came before those
+        self.written = 0  # how many entries it ever had
         self.boards = Boards(self)
         self._revisions: dict[str, Revision] = {}
         self._taken: dict[str, _Taken] = {}  # revision id -> what each of its tasks takes
@@ -194,10 +194,9 @@ class Ledger:
 
     def _touch(self, node_id: str) -> None:
         self.journal.append(node_id)
+        self.written += 1
         if len(self.journal) > MAX_JOURNAL and len(self.journal) > 4 * len(self.rows):
-            half = len(self.journal) // 2
-            del self.journal[:half]
-            self.forgotten += half
+            del self.journal[: len(self.journal) // 2]
 
     # --- the rest ----------------------------------------------------------------------------------------------
     def _service(self, old: Service | None, new: Service | None) -> None:

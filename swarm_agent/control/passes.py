@@ -22,9 +22,7 @@ class Key(NamedTuple):
 RESCHEDULE = Key("pending", "")
 MAX_WRITES = 750  # rows in one pass, about: an entry of the log is bounded
 MAX_LOOKS = 10_000  # rows looked at in one pass, about: a call may not hold up the loop for more than some milliseconds
-PLACING = (
-    20  # looks that placing the tasks of another revision costs, about; where it is more, ``schedule`` stops
-)
+PLACING = 40  # looks that placing the tasks of one revision costs besides, about
 
 
 class Pass:
@@ -40,9 +38,10 @@ class Pass:
         self.wakes: dict[Key, int] = {}
         self.again: list[Key] = []
         self.most = most
+        self.most_looks = MAX_LOOKS * max(1, most // MAX_WRITES)  # a pass without bounds has none here either
         self.looks = 0
         self.unplaced: dict[str, None] = {}  # tasks this pass wrote that wait for a node
-        self._to_place: set[str] = set()  # their revisions: each is compared with every node
+        self._to_place: set[str] = set()  # their revisions
         self.healthy: dict[str, int] = {}  # service id -> tasks that run, as far as counted in this pass
         self.for_health: list[Key] = []  # what waits for more of its service's tasks to run
         self._written: set[tuple[type[Record], str]] = set()
@@ -94,7 +93,7 @@ class Pass:
     @property
     def spent(self) -> bool:
         """Whether nothing new should be begun in this pass, but what was begun be finished."""
-        return self.full or self.looks + len(self._to_place) * PLACING >= MAX_LOOKS
+        return self.full or self.looks + len(self._to_place) * PLACING >= self.most_looks
 
     @property
     def full(self) -> bool:

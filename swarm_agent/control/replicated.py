@@ -20,7 +20,7 @@ def scale(p: Pass, service: Service, seen: Survey) -> None:
     """Make or remove slots."""
     wanted = defaults.replicas(service.spec)
     most = min(MAX_SLOTS, p.most)
-    open_taken = {slot for slot, tasks in seen.open.items() if taken(tasks)}
+    open_taken = {slot for slot, tasks in seen.open.items() if taken(service, tasks)}
     have = len(seen.present) + len(seen.older) + len(open_taken)
     if have < wanted:
         free = (

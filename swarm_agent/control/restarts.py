@@ -10,7 +10,6 @@ from __future__ import annotations
 import zlib
 from typing import NamedTuple
 
-from swarm_agent.control.passes import Pass
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
@@ -29,8 +28,8 @@ class Restart(NamedTuple):
     failures: int
 
 
-def restart(p: Pass, service: Service, task: Task, tasks: list[Task]) -> Restart | None:
-    """What follows ``task``, which has ended; ``None``: nothing. ``tasks``: all of its place."""
+def restart(service: Service, task: Task, tasks: list[Task], now: int) -> Restart | None:
+    """What follows ``task``, which has ended; ``None``: nothing. ``tasks``: all of its place; ``now``: nanoseconds."""
     if not _may(service, task, tasks):
         return None
     failures = (
@@ -39,7 +38,7 @@ def restart(p: Pass, service: Service, task: Task, tasks: list[Task]) -> Restart
         else 1
     )
     return Restart(
-        min(max(ended_at(task), task.start_after), p.now) + delay(service, task.place, failures),
+        min(max(ended_at(task), task.start_after), now) + delay(service, task.place, failures),
         attempt_of(service, task, 1),
         failures,
     )

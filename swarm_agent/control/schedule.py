@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import msgspec
 
 from swarm_agent.control.allocate import Exhausted, allocate_task
-from swarm_agent.control.boards import Group
 from swarm_agent.control.filters import Demand, Wish, options_of, pick_generic, wish_of
-from swarm_agent.control.passes import MAX_LOOKS, Pass
+from swarm_agent.control.passes import PLACING, Pass
 from swarm_agent.control.reasons import count_refusals, reasons, refusal_of, texts, where
+from swarm_agent.control.tasks import live
 from swarm_agent.objects import features
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Node, Reason, Revision, Service, Task
@@ -37,20 +37,22 @@ def place(p: Pass, tasks: list[Task]) -> list[Task]:
         revision = p.view.revisions.get(revision_id)
         if revision is None:
             continue
-        if p.looks >= 2 * MAX_LOOKS or (p.looks >= MAX_LOOKS and not any(t.id in p.unplaced for t in group)):
+        if p.looks >= 2 * p.most_looks or (
+            p.looks >= p.most_looks and not any(t.id in p.unplaced for t in group)
+        ):
             left += group
             continue
         p.view.group(group[0].service_id)
         before = p.ledger.boards.looks
         left += _place_group(p, revision, avoid, sorted(group, key=lambda t: t.slot))
-        p.looked(p.ledger.boards.looks - before)
+        p.looked(PLACING + p.ledger.boards.looks - before)
     return left
 
 
 def _left_node(p: Pass, task: Task) -> str:
     """The node a task is to take another's work away from, "" when it is no move."""
     replaced = p.view.tasks.get(task.replaces) if task.replaces else None
-    return "" if replaced is None else replaced.node_id
+    return "" if replaced is None or not live(replaced) else replaced.node_id
 
 
 # --- tasks that may go anywhere -------------------------------------------------------------------------------------------
@@ -62,6 +64,7 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
     pool = boards.pool(demand, wish.strategy)
     one = boards.single(wish, pool, p.now) if len(tasks) == 1 and pool.best() is not None else None
     group = boards.group(wish, pool, p.now) if one is None and pool.best() is not None else None
+    together = _keeps_together(service)
     left: list[Task] = []
     refused: Mapping[str, int] | None = None
     trouble = ""
@@ -81,7 +84,9 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
                 pend(p, task, {}, trouble)
             elif group is not None:
                 group.placed(node_id)
-                group = _together(p, group, revision, service, avoid)
+                if together:
+                    wish = wish_of(revision, service, p.view, p.ledger, avoid)
+                    group = boards.group(wish, pool, p.now)
             continue
         if trouble:
             pend(p, task, {}, trouble)
@@ -92,20 +97,12 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
     return left
 
 
-def _together(
-    p: Pass, group: Group | None, revision: Revision, service: Service | None, avoid: str
-) -> Group | None:
-    """After the first task of a service that keeps together with itself, the others have to follow it."""
-    if group is None or not any(
-        service is not None
-        and a.together
-        and a.hard
-        and a.service.lower() == (service.spec.name or "").lower()
+def _keeps_together(service: Service | None) -> bool:
+    """Whether a service's tasks must run where others of it do: the first may go anywhere, the rest has to follow."""
+    return service is not None and any(
+        a.together and a.hard and a.service.lower() == (service.spec.name or "").lower()
         for a in options_of(service).affinities
-    ):
-        return group
-    wish = wish_of(revision, service, p.view, p.ledger, avoid)
-    return p.ledger.boards.group(wish, group.pool, p.now)
+    )
 
 
 def _assign(
@@ -167,6 +164,7 @@ def pend(p: Pass, task: Task, refused: Mapping[str, int], trouble: str = "") -> 
 
 def _pend_refused(p: Pass, task: Task, demand: Demand, wish: Wish, refused: Mapping[str, int]) -> None:
     """Say which filters refused how many nodes. The nearest misses are found only when something is to be written."""
+    p.ledger.boards.awaited.update(wish.with_hard)
     brief = texts(p.ledger, wish, refused)
     if _is_told(task, brief):
         return

@@ -14,10 +14,12 @@ from swarm_agent.control.passes import Key, Pass
 from swarm_agent.control.restarts import attempt_of, restart
 from swarm_agent.control.revisions import same_but_placement
 from swarm_agent.control.tasks import (
+    ENFORCED,
     MINUTE,
     aim,
     draining,
     goal,
+    invalid_node,
     live,
     lost_node,
     make,
@@ -51,11 +53,19 @@ def settle(p: Pass, service: Service, place: int | str) -> None:
             )  # one that is started now keeps the others from it
 
 
-def taken(tasks: list[Task]) -> bool:
-    """Whether a slot counts: it has a live task, or its last one ended and the restart policy says to leave it so."""
-    if any(live(t) for t in tasks):
-        return True
-    return newest(tasks).desired_state == TaskState.SHUTDOWN
+def taken(service: Service, tasks: list[Task]) -> bool:
+    """Whether a slot counts: it has a live task, or its last one ended and the restart policy leaves it so."""
+    return any(live(t) for t in tasks) or given_up(service, tasks)
+
+
+def given_up(service: Service, tasks: list[Task]) -> bool:
+    """Whether a place without a live task is to stay without: its last one ended by itself and policy forbids another."""
+    last = newest(tasks)
+    return (
+        last.desired_state == TaskState.SHUTDOWN
+        and last.status.state.terminal
+        and restart(service, last, tasks, 0) is None
+    )
 
 
 def newest(tasks: list[Task]) -> Task:
@@ -106,7 +116,7 @@ def reject(p: Pass, task: Task) -> None:
         p,
         task,
         TaskState.REJECTED,
-        "task rejected by constraint enforcer",
+        ENFORCED,
         "assigned node no longer meets constraints",
     )
 
@@ -136,9 +146,9 @@ def _ended(p: Pass, service: Service, task: Task) -> None:
     aim(p, task, TaskState.SHUTDOWN)
     if _stood_in_for(p, service, task):
         return
-    if task.preset and lost_node(p.view.nodes.get(task.preset)):
+    if task.preset and not _place_stays(p, service, task.preset):
         return
-    following = restart(p, service, task, p.at(service.id, task.place))
+    following = restart(service, task, p.at(service.id, task.place), p.now)
     if following is not None:
         make(
             p,
@@ -150,6 +160,13 @@ def _ended(p: Pass, service: Service, task: Task) -> None:
             attempt=following.attempt,
             failures=following.failures,
         )
+
+
+def _place_stays(p: Pass, service: Service, node_id: str) -> bool:
+    """Whether a node is still one on which a service of a global mode has a task."""
+    node = p.view.nodes.get(node_id)
+    wanted = defaults.constraints(service.spec.task_template)
+    return node is not None and not invalid_node(node) and node_matches(wanted, node)
 
 
 def _stood_in_for(p: Pass, service: Service, ended: Task) -> bool:
@@ -276,6 +293,13 @@ def _start(p: Pass, service: Service, task: Task, tasks: list[Task]) -> None:
     if p.now < task.start_after:
         p.wake(key, task.start_after)
         return
+    status = service.update_status
+    if (
+        status is not None
+        and status.state in ("updating", "rollback_started")
+        and not is_current(p, service, task)
+    ):
+        return  # it never ran, and the update is about to replace it
     others = [t for t in tasks if t.id != task.id]
     first = starts_first(service, task)
     if not first and any(

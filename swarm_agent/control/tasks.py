@@ -13,6 +13,7 @@ from swarm_agent.objects.records import Node, Revision, Service, Task, TaskStatu
 from swarm_agent.store import View
 
 STACK = "com.docker.stack.namespace"
+ENFORCED = "task rejected by constraint enforcer"
 MINUTE = 60 * defaults.SECOND
 
 

@@ -12,9 +12,9 @@ import msgspec
 from swarm_agent.control.passes import Key, Pass
 from swarm_agent.control.restarts import ended_at
 from swarm_agent.control.revisions import previous_of
-from swarm_agent.control.slots import newest
+from swarm_agent.control.slots import given_up, newest
 from swarm_agent.control.survey import Survey
-from swarm_agent.control.tasks import live, make
+from swarm_agent.control.tasks import ENFORCED, live, make
 from swarm_agent.objects import defaults
 from swarm_agent.objects.durations import duration_text
 from swarm_agent.objects.enums import TaskState
@@ -55,9 +55,11 @@ class _Place:
         self.number = number
         self.tasks = tasks
         current = [t for t in tasks if seen.is_current(t)]
-        self.fresh = [
-            t for t in current if not t.created_at or t.created_at >= rules.since
-        ]  # made by this update
+        self.fresh = [  # made by this update; what the leader stopped itself tells nothing of it
+            t
+            for t in current
+            if (not t.created_at or t.created_at >= rules.since) and (live(t) or _ended_by_itself(t))
+        ]
         self.kept = [t for t in current if live(t)]  # by whichever update: it need not be made again
         self.old = [t for t in tasks if live(t) and t not in current]
         self.reached_at = min(
@@ -89,10 +91,19 @@ class _Place:
         return bool(self.old) or newest_done
 
 
+def _ended_by_itself(task: Task) -> bool:
+    return task.status.state in (TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED)
+
+
 def _failed(fresh: list[Task], monitor: int) -> Task | None:
     """The task that makes a place count as failed: it ended within ``monitor`` of its start, or not for the first time."""
     ends = sorted(
-        (t for t in fresh if t.status.state in (TaskState.FAILED, TaskState.REJECTED)),
+        (
+            t
+            for t in fresh
+            if t.status.state in (TaskState.FAILED, TaskState.REJECTED)
+            and t.status.message != ENFORCED  # its node changed under it
+        ),
         key=lambda t: (ended_at(t), t.id),
     )
     for n, task in enumerate(ends):
@@ -138,7 +149,7 @@ def advance(p: Pass, service: Service, seen: Survey) -> list[int | str]:
     open_ = [
         _Place(n, tasks, seen, rules, p.now)
         for n, tasks in sorted(seen.open.items())
-        if _counts(tasks, seen, rules.since) and _open_to_it(p, n)
+        if _counts(service, tasks, seen, rules.since) and _open_to_it(p, n)
     ]
     older = {n: t for n, t in seen.older.items() if _open_to_it(p, n)}
     dirty = {s.number: s.old for s in open_ if s.dirty}
@@ -162,15 +173,15 @@ def advance(p: Pass, service: Service, seen: Survey) -> list[int | str]:
     return []
 
 
-def _counts(tasks: list[Task], seen: Survey, since: int) -> bool:
+def _counts(service: Service, tasks: list[Task], seen: Survey, since: int) -> bool:
     """Places that take part: live ones, those this update has had, and those whose ended task of an old revision must still
     be replaced."""
     if any(live(t) for t in tasks):
         return True
     last = newest(tasks)
     if seen.is_current(last):
-        return last.created_at >= since
-    return last.desired_state == TaskState.SHUTDOWN
+        return last.created_at >= since and _ended_by_itself(last)
+    return given_up(service, tasks)
 
 
 def _open_to_it(p: Pass, place: int | str) -> bool:

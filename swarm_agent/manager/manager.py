@@ -93,7 +93,8 @@ class _Duties:
 
     def __init__(self, manager: Manager, raft: RaftNode) -> None:
         self.control = ControlLoop(manager.store, manager.propose, manager.new_id, manager.now)
-        self.dispatcher = Dispatcher(manager.store, manager.propose, manager.new_id)
+        self._raft, self._term = raft, raft.status().term
+        self.dispatcher = Dispatcher(manager.store, manager.propose, manager.new_id, self._confirm)
         self.roles = RoleKeeper(manager.store, raft, manager.propose)
         self.levels = LevelKeeper(manager.store, raft, manager.propose, self.dispatcher.levels)
         self.dispatcher.on_level = self.levels.wake
@@ -105,6 +106,14 @@ class _Duties:
             group.create_task(self.dispatcher.run())
             group.create_task(self.roles.run())
             group.create_task(self.levels.run())
+
+    async def _confirm(self) -> None:
+        """Return when this manager led in the term of these duties after the call. A barrier alone would pass on any member that
+        hears a leader, so who we are by then is part of it."""
+        await self._raft.read_barrier()
+        status = self._raft.status()
+        if status.role != "leader" or status.term != self._term:
+            raise NotLeading
 
     async def stop(self) -> None:
         self.task.cancel()

@@ -1,4 +1,5 @@
-"""``swarm-agent-net``: the small process every container's start relies on. Serves the engine's plugin and DNS.
+"""``swarm-agent-net``: the small process every container's start relies on. Serves the engine's plugin and DNS, and runs the guard
+of leases (``swarm_agent/guard.py``), because it goes on when the daemon does not.
 
 Owns: the plugin socket, the event loop, readiness. Started before the engine and outliving the daemon, it answers from
 the journal alone; killed and started again it goes on where it was, because it keeps nothing but the journal.
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from swarm_agent import guard as guarding
 from swarm_agent.network.dnsserver import Forwarder, NameServer
 from swarm_agent.network.journal import DEFAULT_FOLDER, FOLDERS, Journal
 from swarm_agent.network.plugin import Plugin
@@ -142,7 +144,14 @@ class Watcher:
 class Netd:
     """Life: ``run`` opens everything, says it is ready, works until ``stop`` is called, closes everything."""
 
-    def __init__(self, journal: Journal, plugin_socket: Path, forwarder: Forwarder | None = None) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        plugin_socket: Path,
+        forwarder: Forwarder | None = None,
+        leases: Path = guarding.FOLDER,
+    ) -> None:
+        self._leases = leases
         self._journal = journal
         self._socket = plugin_socket
         self._zone = Zone(journal, random.Random())
@@ -166,6 +175,8 @@ class Netd:
         await server.open(self._socket)
         notify("READY=1")
         log.info(f"serving the engine at {self._socket} from {folder}")
+        guard = guarding.Guard(self._leases)
+        guard.start()
         sweeping = asyncio.create_task(self._sweep(worker))
         try:
             while not self._stopping.is_set():
@@ -176,6 +187,7 @@ class Netd:
                 await self._refresh()
         finally:
             notify("STOPPING=1")
+            guard.stop()
             sweeping.cancel()
             await asyncio.gather(sweeping, return_exceptions=True)
             await server.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,6 +15,7 @@ from swarm_agent.node.container import container_name, create_body, name_servers
 from swarm_agent.node.contents import Contents
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable, json_lines
 from swarm_agent.node.images import Images
+from swarm_agent.node.lease import ENDED, Lease
 from swarm_agent.node.ports import HostPorts
 from swarm_agent.node.prestart import PreStartStep, StepFailed
 from swarm_agent.objects import defaults
@@ -47,6 +48,7 @@ class Shared(NamedTuple):
     images: Images
     slots: asyncio.Semaphore
     contents: Contents
+    lease: Lease
     ports: HostPorts
 
 
@@ -67,7 +69,9 @@ class Executor:
         self.registry_auth = registry_auth
         self._news = asyncio.Event()
         self.container = ContainerStatus()
-        self._creating: asyncio.Task[None] | None = None
+        self._begun: asyncio.Task[None] | None = None
+        self._lease = shared.lease if revision.singleton else None
+        self._lease_lost = False
         self._step = (
             PreStartStep(self._engine, task, revision.pre_start, self._news) if revision.pre_start else None
         )
@@ -108,9 +112,12 @@ class Executor:
 
     async def _create(self, name: str, body: dict[str, Any]) -> None:
         """The engine finishes what it began, whether or not we still want it: so we see it to its end."""
-        self._creating = asyncio.create_task(self._call_create(name, body), name=f"create {self.task.id}")
-        self._creating.add_done_callback(_seen)
-        await asyncio.shield(self._creating)
+        await self._begin(self._call_create(name, body))
+
+    async def _begin(self, call: Coroutine[Any, Any, None]) -> None:
+        self._begun = asyncio.create_task(call, name=f"create or start {self.task.id}")
+        self._begun.add_done_callback(_seen)
+        await asyncio.shield(self._begun)
 
     async def _call_create(self, name: str, body: dict[str, Any]) -> None:
         api, what = needed_api(self.revision)
@@ -128,20 +135,19 @@ class Executor:
 
     def let_go(self) -> None:
         """The daemon stops: nothing of ours goes on."""
-        if self._creating is not None:
-            self._creating.cancel()
+        if self._begun is not None:
+            self._begun.cancel()
 
     async def start(self) -> None:
         """Start it; with a health check, return once it is healthy. What a started one ended with is for :meth:`wait`."""
         state = await self._state()
         if state.get("Status") == "created":
+            if self._lease is not None:
+                await self._lease.ready()
             if self._step is not None:
                 await self._run_step(self._step)
             async with self._slots:
-                await self._contents.provide(  # a reboot since it was made has emptied the memory they lie in
-                    self.task, self._contents.expanded(self.task, self.revision)
-                )
-                await self._engine.call("POST", f"{self._path}/start", timeout_s=120)
+                await self._start(container_name(self.task), self.container.container_id)
         if self._step is not None:
             await self._step.remove()  # only now: until here it says that it was done
         while True:
@@ -151,7 +157,7 @@ class Executor:
             if health in ("none", "healthy"):
                 return
             if not state.get("Running"):
-                failure = _ended(state)
+                failure = self._end_of(state)
                 if failure.clean:
                     return
                 raise failure
@@ -161,13 +167,29 @@ class Executor:
 
     async def _run_step(self, step: PreStartStep) -> None:
         try:
-            await step.run(self._make, self._before_start)
+            await step.run(self._make, self._start)
         except StepFailed as err:
             self.container = msgspec.structs.replace(self.container, exit_code=err.exit_code)
-            raise TaskFailed(str(err), err.exit_code) from err
+            lost = self._lease is not None and self._lease.ended(step.container_id)
+            raise TaskFailed(ENDED if lost else str(err), err.exit_code) from err
+        if self._lease is not None:
+            self._lease.ended(step.container_id)
 
-    async def _before_start(self, container_id: str) -> None:
-        """A container of the task is about to be started."""
+    async def _start(self, name: str, container_id: str) -> None:
+        """Have the engine start a container of the task; under the lease if it needs one. A start that was begun is seen to its end."""
+        # a reboot since it was made has emptied the memory they lie in
+        await self._contents.provide(self.task, self._contents.expanded(self.task, self.revision))
+        if self._lease is not None:
+            self._lease.cover(container_id)
+        await self._begin(self._call_start(name, container_id))
+
+    async def _call_start(self, name: str, container_id: str) -> None:
+        try:
+            await self._engine.call("POST", f"/containers/{name}/start", timeout_s=120)
+        except EngineError:
+            if self._lease is not None:
+                self._lease.ended(container_id)  # the engine refuses, so nothing runs
+            raise
 
     async def wait(self) -> None:
         """Return when the container ended by itself with 0; raise TaskFailed otherwise."""
@@ -176,7 +198,7 @@ class Executor:
             state = await self._state()
             if not state.get("Running"):
                 await self._wipe()
-                failure = _ended(state)
+                failure = self._end_of(state)
                 if failure.clean:
                     return
                 raise failure
@@ -186,11 +208,13 @@ class Executor:
 
     async def shutdown(self) -> None:
         """Stop it within its grace period; fine when there is none."""
-        if self._creating is not None:
-            await asyncio.wait([self._creating])  # what is still being made cannot be stopped
+        if self._begun is not None:
+            await asyncio.wait([self._begun])  # what is still being made or started cannot be stopped
         grace = defaults.stop_grace(defaults.container(self.revision.template)) // defaults.SECOND
         if self._step is not None:
             await self._step.stop(grace)
+            if self._lease is not None:
+                self._lease.ended(self._step.container_id)
         with missing_is_fine():
             await self._engine.call(
                 "POST", f"{self._path}/stop", query={"t": str(grace)}, timeout_s=grace + 60
@@ -205,6 +229,8 @@ class Executor:
             await self._step.remove()
         with missing_is_fine():
             await self._engine.call("DELETE", self._path, query={"v": "1", "force": "1"}, timeout_s=120)
+        if self._lease is not None:
+            self._lease.ended(self.container.container_id)
         if self.task.node_address or self.task.networks:
             await self._network.detach(self.task.id)
         self._ports.release(self.task.id)
@@ -226,6 +252,11 @@ class Executor:
         self.container = ContainerStatus(
             container_id=found["Id"], pid=state.get("Pid", 0), exit_code=state.get("ExitCode", 0)
         )
+        if self._lease is not None:
+            if state.get("Running"):
+                self._lease.runs(found["Id"])
+            elif state.get("Status") != "created":
+                self._lease_lost = self._lease.ended(found["Id"]) or self._lease_lost
         return found
 
     async def _state(self) -> dict[str, Any]:
@@ -234,6 +265,10 @@ class Executor:
             raise TaskFailed(f"container {container_name(self.task)} is gone: it was removed from the engine")
         state: dict[str, Any] = found["State"]
         return state
+
+    def _end_of(self, state: dict[str, Any]) -> TaskFailed:
+        failure = _ended(state)
+        return TaskFailed(ENDED, failure.exit_code) if self._lease_lost and failure.exit_code else failure
 
     async def _kill_unhealthy(self) -> TaskFailed:
         await self.shutdown()

@@ -26,6 +26,9 @@ Body = dict[str, Any]
 Make = Callable[[str, Callable[[Body], Body]], Awaitable[None]]
 """Create a container of this name, connected as the task's own, from the task's create call as the function changes it."""
 
+Start = Callable[[str, str], Awaitable[None]]
+"""Start a container: its name and its id."""
+
 
 class StepFailed(SwarmError):
     """The step did not end with 0. ``exit_code`` when its container has one."""
@@ -43,19 +46,20 @@ class PreStartStep:
         self._step = step
         self._news = news
         self.name = container_name(task) + SUFFIX
+        self.container_id = ""  # of the container seen last
 
     @property
     def _path(self) -> str:
         return f"/containers/{self.name}"
 
-    async def run(self, make: Make, before_start: Callable[[str], Awaitable[None]]) -> None:
-        """Return when it has ended with 0. ``before_start`` is awaited with the container's id.
+    async def run(self, make: Make, start: Start) -> None:
+        """Return when it has ended with 0.
 
         Raises:
             StepFailed: it ended otherwise, could not be started, or took too long. The time counts anew after a restart of the daemon.
         """
         try:
-            await self._begin(make, before_start)
+            await self._begin(make, start)
         except EngineError as err:  # the engine refuses to create or to start it
             raise StepFailed(str(err)) from err
         seconds = self._step.timeout / 1e9
@@ -70,7 +74,7 @@ class PreStartStep:
             text = f"non-zero exit ({code})" + (f": {trouble}" if trouble else await self._last_words())
             raise StepFailed(text, code)
 
-    async def _begin(self, make: Make, before_start: Callable[[str], Awaitable[None]]) -> None:
+    async def _begin(self, make: Make, start: Start) -> None:
         found = await self._inspect()
         if found is not None and _never_ran(found["State"]):
             found = await self._discard()  # nobody knows whether it was connected yet
@@ -78,8 +82,7 @@ class PreStartStep:
             await make(self.name, self._shape)
             found = await self._inspect()
         if found is not None and _never_ran(found["State"]):
-            await before_start(found["Id"])
-            await self._engine.call("POST", f"{self._path}/start", timeout_s=120)
+            await start(self.name, found["Id"])
 
     async def _its_end(self) -> Body:
         while True:
@@ -133,6 +136,7 @@ class PreStartStep:
             if err.status == 404:
                 return None
             raise EngineUnreachable(f"the engine cannot say how the pre-start step is: {err}") from err
+        self.container_id = found["Id"]
         return found
 
     async def _last_words(self) -> str:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import time
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -18,6 +17,7 @@ from swarm_agent.node.engine import Engine
 from swarm_agent.node.executor import MAX_PARALLEL, Executor, Shared, container_events, missing_is_fine
 from swarm_agent.node.files import Files
 from swarm_agent.node.images import Images
+from swarm_agent.node.lease import Lease
 from swarm_agent.node.ports import HostPorts, IsFree, nobody_listens
 from swarm_agent.node.runner import RETRY_S, Report, Runner
 from swarm_agent.objects.enums import TaskState
@@ -47,7 +47,8 @@ class Worker:
         network: NodeNetwork,
         report: Report,
         files: Files,
-        now: Callable[[], int] = time.time_ns,
+        now: Callable[[], int],
+        lease: Lease,
         port_is_free: IsFree = nobody_listens,
     ) -> None:
         self.node_id = node_id
@@ -61,22 +62,27 @@ class Worker:
             Images(engine),
             asyncio.Semaphore(MAX_PARALLEL),
             self._contents,
+            lease,
             HostPorts(port_is_free),
         )
+        self.lease = lease
         self.runners: dict[str, Runner] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}
         self._again: dict[str, Assignment] = {}  # assigned anew while their old container goes
         self._sweep: asyncio.Task[None] | None = None
         self._events: asyncio.Task[None] | None = None
+        self._leasing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         self._events = asyncio.create_task(self._listen(), name="engine events")
+        self._leasing = asyncio.create_task(self.lease.run(), name="lease")
 
     async def stop(self) -> None:
         """Let go of everything; the containers go on."""
-        if self._events is not None:
-            self._events.cancel()
-            await asyncio.gather(self._events, return_exceptions=True)
+        for task in (self._events, self._leasing):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         self._again.clear()
         ending = [*self._closing.values(), *([self._sweep] if self._sweep is not None else [])]
         for task in ending:
@@ -136,6 +142,12 @@ class Worker:
         if again is not None:
             self._assign(again)
 
+    def lease_wanted(self) -> bool:
+        """Whether a strict singleton is here, or is to be."""
+        return self.lease.in_use or any(
+            r.executor.revision.singleton and not r.status.state.terminal for r in self.runners.values()
+        )
+
     def statuses(self) -> list[tuple[str, TaskStatus]]:
         """What this node knows of its tasks, for a manager that asks anew."""
         return [(task_id, runner.status) for task_id, runner in self.runners.items()]
@@ -183,6 +195,7 @@ class Worker:
         try:
             with missing_is_fine():
                 await self._engine.call("DELETE", f"/containers/{container}", query={"force": "1", "v": "1"})
+            self.lease.ended(container)
             await self._shared.network.detach(task_id)
         except (SwarmError, OSError) as err:
             log.warning("cannot remove container %s: %s", container[:12], err)

@@ -15,6 +15,7 @@ from swarm_agent.network.model import NetworkView
 from swarm_agent.node.contents import Piece
 from swarm_agent.node.worker import Assignment
 from swarm_agent.objects.errors import NotFound, PermissionDenied, SwarmError
+from swarm_agent.objects.leases import RENEW_S
 from swarm_agent.objects.records import Node, NodeDescription, TaskStatus
 from swarm_agent.session.rpc import Call, Redirect, Rpc
 from swarm_agent.session.wire import (
@@ -24,6 +25,7 @@ from swarm_agent.session.wire import (
     Described,
     Down,
     Hello,
+    Leased,
     Leaving,
     LogsWanted,
     Managers,
@@ -38,7 +40,9 @@ log = logging.getLogger(__name__)
 
 BEATS_A_PERIOD = 5
 REPORT_COALESCE_S = 0.01
-CONNECT_TIMEOUT_S = 1.5
+CONNECT_TIMEOUT_S = 3.0
+WELCOME_TIMEOUT_S = 1.5
+CONFIRM_TIMEOUT_S = 2.5  # a manager that confirms no lease for so long leads no more: another one does
 LEAVE_TIMEOUT_S = 2.0
 BACK_OFF_S = (0.05, 1.0)  # first and longest pause between attempts
 
@@ -56,6 +60,9 @@ class Orders(Protocol):
     async def root_changed(self, root: bytes) -> None: ...
     def logs_wanted(self, wanted: LogsWanted) -> None: ...
     def statuses(self) -> list[tuple[str, TaskStatus]]: ...
+    def lease_wanted(self) -> bool: ...
+    def lease_beat(self) -> int: ...
+    def leased(self, number: int) -> None: ...
     async def removed(self) -> None: ...
 
 
@@ -81,6 +88,9 @@ class SessionAgent:
         self._news = asyncio.Event()
         self._described: NodeDescription | None = None
         self._leaving = False
+        self._assigned = False  # this session has told us all our tasks
+        self._beat_now = False
+        self._confirmed_at: float | None = None  # the last lease, or the first beat that asked for one
         self._goodbye_sent = asyncio.Event()
         self.leader: str = ""  # RPC address of the manager that serves us
         self.connected = asyncio.Event()
@@ -106,9 +116,9 @@ class SessionAgent:
     async def run(self) -> None:
         """Until cancelled or removed from the swarm."""
         pause = BACK_OFF_S[0]
-        hint = ""
+        hint = tried = ""
         while True:
-            addr = hint or self._choose()
+            addr = tried = hint or self._choose(tried)
             hint = ""
             if addr:
                 started = asyncio.get_running_loop().time()
@@ -138,17 +148,22 @@ class SessionAgent:
             await asyncio.sleep(self._rng.uniform(0, pause))
             pause = min(BACK_OFF_S[1], pause * 2)
 
-    def _choose(self) -> str:
+    def _choose(self, tried: str) -> str:
+        """Any manager, but another than the one that was just in vain."""
         known = [m.rpc_addr for m in self._managers() if m.rpc_addr]
+        known = [addr for addr in known if addr != tried] or known
         return self._rng.choice(known) if known else ""
 
     async def _session(self, addr: str) -> None:
         client = self._rpc.client(addr, self._identity())
         call = client.bidirectional("Session")
         try:
-            await call.write(self._hello())
             try:
-                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                async with asyncio.timeout(
+                    CONNECT_TIMEOUT_S
+                ):  # gRPC would try a host that is gone for twenty seconds
+                    await call.write(self._hello())
+                async with asyncio.timeout(WELCOME_TIMEOUT_S):
                     welcome = await call.read()
             except TimeoutError as err:
                 raise SwarmError("no answer") from err
@@ -157,23 +172,39 @@ class SessionAgent:
             self.leader = addr
             self.connected.set()
             await self._orders.root_changed(welcome.root)
+            self._assigned, self._confirmed_at = False, None
             self._pending = dict(self._orders.statuses())
             self._news.set()
             beat_s = welcome.heartbeat_period / 1e9 / BEATS_A_PERIOD
-            await _first_to_end(self._read(call), self._write(call, beat_s))
+            orders: asyncio.Queue[Down] = asyncio.Queue()
+            await _first_to_end(self._read(call, orders), self._obey(orders), self._write(call, beat_s))
         finally:
             await client.close()
 
-    async def _read(self, call: Call) -> None:
-        expected = 1
+    async def _read(self, call: Call, orders: asyncio.Queue[Down]) -> None:
+        """A lease waits behind nothing: a network that takes its time must not end it."""
         while True:
             message: Down = await call.read()
+            if isinstance(message, Leased):
+                self._confirmed_at = asyncio.get_running_loop().time()
+                self._orders.leased(message.number)
+            else:
+                orders.put_nowait(message)
+
+    async def _obey(self, orders: asyncio.Queue[Down]) -> None:
+        expected = 1
+        while True:
+            message = await orders.get()
             match message:
                 case Assignments(sequence, full, assignments, removed):
                     if not full and sequence != expected:
                         raise SwarmError("an assignment message is missing")
                     expected = sequence + 1
                     await self._orders.assign(full, assignments, removed)
+                    # Not before: a lease is no leave to start what was given to others while we were away.
+                    self._assigned = self._assigned or full
+                    self._beat_now = self._orders.lease_wanted()
+                    self._news.set()
                 case Contents(pieces):
                     await self._orders.contents(pieces)
                 case Networks(view):
@@ -196,9 +227,12 @@ class SessionAgent:
                 if isinstance(message, Leaving):
                     self._goodbye_sent.set()
             now = loop.time()
-            if now >= next_beat:
-                await call.write(Beat())
-                next_beat = now + beat_s
+            leasing = self._assigned and self._orders.lease_wanted()
+            if now >= next_beat or (leasing and self._beat_now):
+                self._beat_now = False
+                self._must_be_confirmed(now, leasing)
+                await call.write(Beat(self._orders.lease_beat() if leasing else 0))
+                next_beat = now + (min(beat_s, RENEW_S) if leasing else beat_s)
             self._news.clear()
             if self._pending or self._leaving or self._described is not None:
                 continue
@@ -208,6 +242,14 @@ class SessionAgent:
             except TimeoutError:
                 continue
             await asyncio.sleep(REPORT_COALESCE_S)
+
+    def _must_be_confirmed(self, now: float, leasing: bool) -> None:
+        if not leasing:
+            self._confirmed_at = None
+        elif self._confirmed_at is None:
+            self._confirmed_at = now
+        elif now - self._confirmed_at > CONFIRM_TIMEOUT_S:
+            raise SwarmError("this manager does not confirm that it leads")
 
     def _outgoing(self) -> list[Up]:
         out: list[Up] = []

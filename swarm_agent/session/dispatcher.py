@@ -19,6 +19,7 @@ from swarm_agent.node.worker import Assignment
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.errors import NotFound, SwarmError
+from swarm_agent.objects.leases import FENCE_S
 from swarm_agent.objects.records import (
     Cluster,
     Network,
@@ -38,6 +39,7 @@ from swarm_agent.session.wire import (
     Described,
     Down,
     Hello,
+    Leased,
     Leaving,
     LogsWanted,
     Managers,
@@ -70,6 +72,7 @@ class _Session:
         self.node_id = node_id
         self.level = hello.feature_level
         self.description = hello.description  # as told last
+        self.leaving = False
         self.id = session_id
         self.wake = asyncio.Event()
         self.closed = False
@@ -98,8 +101,12 @@ class Dispatcher:
         store: Store,
         propose: Propose,
         new_id: Callable[[], str],
+        confirm: Callable[[], Awaitable[None]],
     ) -> None:
+        """``confirm`` returns when this manager was the leader, in the term it made this for, at some moment after the call;
+        raises SwarmError when that cannot be said."""
         self._store = store
+        self._confirm = confirm
         self._propose = propose
         self._new_id = new_id
         self.sessions: dict[str, _Session] = {}
@@ -112,6 +119,14 @@ class Dispatcher:
         self._status_news = asyncio.Event()
         self._level_news = asyncio.Event()
         self._picture: derive.NetworkPicture | None = None
+        # Leases: whoever led before us may have granted some until the moment we were elected.
+        self._began = asyncio.get_running_loop().time()
+        self._wishes: dict[str, tuple[_Session, int, float]] = {}  # node id -> session, number, when it came
+        self._wish_news = asyncio.Event()
+        self._fence_at: dict[str, float] = {}  # node id -> loop time when the lease it was granted is over
+        self._fencing: set[str] = (
+            set()
+        )  # those that are about to be fenced, or are: no lease before they say hello
         self.on_level: Callable[[], None] = lambda: None  # a node has said its feature level
         self._unwatch = store.watch(self._on_commit)
 
@@ -124,6 +139,8 @@ class Dispatcher:
                 group.create_task(self._watch_silence())
                 group.create_task(self._write_statuses())
                 group.create_task(self._write_descriptions())
+                group.create_task(self._grant_leases())
+                group.create_task(self._fence())
         finally:
             self.close()
 
@@ -205,8 +222,10 @@ class Dispatcher:
                 return  # taken for lost, or replaced by a newer one: its word is stale
             self._beat(node_id)
             match message:
-                case Beat():
-                    pass
+                case Beat(number):
+                    if number:
+                        self._wishes[node_id] = (session, number, asyncio.get_running_loop().time())
+                        self._wish_news.set()
                 case Statuses(items):
                     for task_id, status in items:
                         task = self._store.tasks.get(task_id)
@@ -217,6 +236,7 @@ class Dispatcher:
                     session.description = description
                     await self._change_node(node_id, functools.partial(self._described, description))
                 case Leaving():
+                    session.leaving = True
                     self._deadline.pop(node_id, None)
                     await self._set_state(node_id, NodeState.DOWN, "the node left the swarm")
                 case _:
@@ -430,6 +450,67 @@ class Dispatcher:
             log.warning("cannot mark a silent node down yet: %s", err, extra={"node": node_id})
             self._deadline.setdefault(node_id, asyncio.get_running_loop().time())
 
+    # --- leases ------------------------------------------------------------------------------------------------------
+    async def _grant_leases(self) -> None:
+        """Confirm the beats that ask for it: one read barrier for all that came before it."""
+        while True:
+            await self._wish_news.wait()
+            await asyncio.sleep(COALESCE_S)
+            self._wish_news.clear()
+            wishes, self._wishes = self._wishes, {}
+            try:
+                await self._confirm()
+            except SwarmError as err:
+                log.info("no leases are granted: %s", err)
+                continue  # the nodes ask again
+            for node_id, (session, number, heard) in wishes.items():
+                if self._may_hold(session):
+                    self._fence_at[node_id] = heard + FENCE_S
+                    session.extra.append(Leased(number))
+                    session.touch()
+
+    def _may_hold(self, session: _Session) -> bool:
+        node = self._store.nodes.get(session.node_id)
+        return (
+            not session.closed
+            and not session.leaving
+            and self.sessions.get(session.node_id) is session
+            and session.node_id not in self._fencing
+            and node is not None
+            and node.status.state == NodeState.READY
+        )
+
+    async def _fence(self) -> None:
+        """Say of nodes that are down when nothing can run on them under a lease any more."""
+        while True:
+            await asyncio.sleep(CHECK_S)
+            if self._store.feature_level < features.ORCHESTRATION:
+                continue
+            for node in list(self._store.nodes.all()):
+                if self._lease_is_over(node):
+                    try:
+                        await self._change_node(node.id, self._fenced)
+                    except NotFound:
+                        pass  # removed meanwhile
+                    except SwarmError as err:
+                        log.info("cannot fence a node yet: %s", err, extra={"node": node.id})
+
+    def _lease_is_over(self, node: Node) -> bool:
+        if node.status.state != NodeState.DOWN or node.status.fenced:
+            return False
+        session = self.sessions.get(node.id)
+        over = max(self._began + FENCE_S, self._fence_at.get(node.id, 0.0))
+        return (
+            session is None or session.closed or session.leaving
+        ) and asyncio.get_running_loop().time() >= over
+
+    def _fenced(self, node: Node) -> Node:
+        """Looked at again before each attempt to write; from here on it gets no lease."""
+        if not self._lease_is_over(node):
+            return node
+        self._fencing.add(node.id)
+        return msgspec.structs.replace(node, status=msgspec.structs.replace(node.status, fenced=True))
+
     async def _register(self, node_id: str, hello: Hello, peer: str) -> None:
         addr = hello.data_addr or peer
 
@@ -446,6 +527,7 @@ class Dispatcher:
             )
 
         await self._change_node(node_id, change)
+        self._fencing.discard(node_id)
 
     def _writable(self, description: NodeDescription) -> NodeDescription:
         """As much of it as the cluster's level lets us write."""

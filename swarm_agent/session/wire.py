@@ -26,7 +26,9 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
 
 class Beat(msgspec.Struct, frozen=True, tag="beat"):
-    """Still here; sent five times per heartbeat period."""
+    """Still here; sent five times per heartbeat period, and every second while a lease is wanted."""
+
+    lease: int = 0  # a number to be confirmed with ``Leased``; 0: none is wanted
 
 
 class Statuses(msgspec.Struct, frozen=True, tag="statuses"):
@@ -91,7 +93,13 @@ class LogsWanted(msgspec.Struct, frozen=True, tag="logs"):
     query: dict[str, str]
 
 
-Down = Welcome | Assignments | Contents | Networks | NodeChanged | Managers | LogsWanted
+class Leased(msgspec.Struct, frozen=True, tag="leased"):
+    """The manager led after it had got the beat of this number. Sent only to whoever asks."""
+
+    number: int
+
+
+Down = Welcome | Assignments | Contents | Networks | NodeChanged | Managers | LogsWanted | Leased
 
 
 # --- logs --------------------------------------------------------------------------------------------------------------

@@ -91,6 +91,7 @@ class FakeEngine:
         self.images: dict[str, Program] = {}
         self.containers: dict[str, Container] = {}  # by name
         self.volumes: dict[str, dict[str, Any]] = {}  # by name, as the engine lists them
+        self.starts = 0  # of all containers together
         self.generic: list[dict[str, Any]] = []  # GenericResources of /info
         self.on_call: Callable[[str, str], None] = lambda method, path: None  # noqa: ARG005
         self._serial = 0
@@ -279,6 +280,7 @@ class FakeEngine:
             return _message(400, program.start_error)
         container.status, container.exit_code, container.error = "running", 0, ""
         container.run += 1
+        self.starts += 1
         self._emit(container, "start")
         if program.runs_s is not None:
             self._later(program.runs_s, container, lambda: self._end(container, program.exit_code))
@@ -390,12 +392,15 @@ class FakeEngine:
 
 
 class FakeEngineClient(EngineClient):
-    """One daemon's way to its engine. ``gone``: the daemon was killed, its calls never return."""
+    """One daemon's way to its engine. ``gone``: the daemon was killed, its calls never return. ``moves``: cleared, the daemon is
+    stopped in its tracks, and its calls go out once it is set again."""
 
     def __init__(self, engine: FakeEngine) -> None:
         super().__init__(f"fake://{engine.name}")
         self._fake = engine
         self.gone = False
+        self.moves = asyncio.Event()
+        self.moves.set()
 
     async def answer(
         self,
@@ -408,6 +413,7 @@ class FakeEngineClient(EngineClient):
         timeout_s: float | None = 60.0,
         api: tuple[int, int] = (0, 0),  # noqa: ARG002 - it knows every field and looks at few
     ) -> Answer:
+        await self.moves.wait()
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._alive(self._fake.answer(method, path, query or {}, body))

@@ -13,21 +13,26 @@ from swarm_agent.control.ledger import Ledger
 from swarm_agent.control.passes import Pass
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.control.schedule import place
+from swarm_agent.objects import features
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.ids import new_id
 from swarm_agent.objects.records import (
+    Cluster,
     EnginePlugin,
     Generic,
+    JoinTokens,
     Node,
     NodeDescription,
     NodeStatus,
+    RootCA,
     Service,
     Task,
     TaskStatus,
 )
 from swarm_agent.objects.specs import (
+    ClusterSpec,
     ContainerSpec,
     EndpointSpec,
     NodeSpec,
@@ -51,6 +56,15 @@ class Desk:
         self.store.watch(self._book)
         self._rng = random.Random(1)
         self._made = 0
+        self.write(
+            Cluster(
+                id="cluster",
+                spec=ClusterSpec(name="default"),
+                root_ca=RootCA(cert=b"", key=b"", digest=""),
+                join_tokens=JoinTokens(worker="", manager=""),
+                feature_level=features.LEVEL,
+            )
+        )
 
     def _book(self, index: int, changes: object) -> None:  # noqa: ARG002 - the store's signature
         for change in changes:  # type: ignore[attr-defined]

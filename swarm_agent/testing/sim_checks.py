@@ -35,8 +35,10 @@ class ClusterChecks:
         self._duties: dict[str, object] = {}
         self._states: dict[str, TaskState] = {}
         self._excused: dict[str, None] = {}  # tasks on a node that was out of reach in their life
+        self._starts = 0
 
     def __call__(self) -> None:
+        self._singletons()
         newest: Manager | None = None
         for host, manager in self._cluster.managers():
             self._one_leader(host, manager)
@@ -51,6 +53,25 @@ class ClusterChecks:
 
     def _fail(self, text: str) -> None:
         raise Violation(f"seed {self._cluster.seed}, at index {self._index}: {text}")
+
+    def _singletons(self) -> None:
+        """On the engines themselves: of a strict singleton no two containers run, whatever anybody believes."""
+        wanted = self._cluster.singletons
+        if not wanted:
+            return
+        starts = sum(host.engine.starts for host in self._cluster.hosts.values())
+        if starts == self._starts:
+            return
+        self._starts = starts
+        found: dict[str, list[str]] = {}
+        for host in self._cluster.hosts.values():
+            for container in host.engine.running():
+                service = container.labels.get("com.docker.swarm.service.name", "")
+                if service in wanted:
+                    found.setdefault(service, []).append(f"{container.name} on {host.name}")
+        for service, containers in found.items():
+            if len(containers) > 1:
+                self._fail(f"the strict singleton {service} runs twice: {', '.join(containers)}")
 
     def _one_leader(self, host: SimHost, manager: Manager) -> None:
         duties = manager.duties

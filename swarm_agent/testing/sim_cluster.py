@@ -55,6 +55,7 @@ class SimCluster:
         self.hosts: dict[str, SimHost] = {}
         self._directory = directory
         self.feature_level: int | None = None  # of the hosts that are added
+        self.singletons: set[str] = set()  # names of services that were once asked to be strict singletons
         self._trace = hashlib.sha256()
         self.events = 0
 
@@ -123,6 +124,19 @@ class SimCluster:
         addr = self[name].addr
         self.net.partition([addr], [a for a in self.addresses if a != addr])
 
+    def freeze(self, name: str) -> None:
+        """As SIGSTOP of the daemon: nothing it does reaches anything until ``thaw``. Its containers and its guard run on."""
+        process = self[name].process
+        assert process is not None
+        process.engine.moves.clear()
+        self.isolate(name)
+
+    def thaw(self, name: str) -> None:
+        process = self[name].process
+        if process is not None:
+            process.engine.moves.set()
+        self.heal()
+
     def heal(self) -> None:
         self.net.heal()
 
@@ -171,6 +185,8 @@ class SimCluster:
 
     async def create(self, name: str, replicas: int = 1, image: str = "web:1", **more: Any) -> str:
         """``more`` goes into the spec; ``Container`` into the container's."""
+        if "swarm-agent.singleton" in more.get("Labels", {}):
+            self.singletons.add(name)
         answer = await self.api("POST", "/services/create", service_spec(name, replicas, image, **more))
         service_id: str = answer["ID"]
         return service_id

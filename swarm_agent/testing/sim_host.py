@@ -29,6 +29,7 @@ from swarm_agent.session.wire import ForwardedCall
 from swarm_agent.testing.fake_disk import FakeDisk
 from swarm_agent.testing.fake_engine import FakeEngine
 from swarm_agent.testing.fake_files import FakeFiles
+from swarm_agent.testing.fake_guard import FakeGuard
 from swarm_agent.testing.fake_network import FakeNodeNetwork
 from swarm_agent.testing.fake_rpc import FakeLinks, RpcEndpoint, RpcNet
 
@@ -94,6 +95,8 @@ class SimHost:
         self.network = FakeNodeNetwork()
         self.files = FakeFiles()
         self.skew_ns = 0
+        self.pace = 1.0  # of the clock nobody sets, against the others'
+        self.guard = FakeGuard(self.engine, self.boottime)
         self.feature_level: int | None = None  # what agent.toml says at the next start
         self.process: Process | None = None
         self._disks: dict[str, FakeDisk] = {}
@@ -103,6 +106,10 @@ class SimHost:
 
     def now(self) -> int:
         return EPOCH + int(asyncio.get_running_loop().time() * 1e9) + self.skew_ns
+
+    def boottime(self) -> float:
+        """Of no meaning but on this host."""
+        return 1000.0 * len(self.name) + asyncio.get_running_loop().time() * self.pace
 
     # --- the daemon's life ----------------------------------------------------------------------------------------------
     def start(self) -> Process:
@@ -128,6 +135,7 @@ class SimHost:
         """The machine is gone, with everything that ran on it."""
         await self.kill()
         self.engine.power_cut()
+        self.guard.power_cut()
         self.files.reboot()
 
     # --- what is asked of it -------------------------------------------------------------------------------------------
@@ -203,6 +211,8 @@ class Process:
         endpoint = RpcEndpoint(host.net, host.addr, host.now, self.spawn)
         seams = Seams(
             now=host.now,
+            boottime=host.boottime,
+            guard=lambda _: host.guard,
             rpc=endpoint,
             doors=endpoint,
             links=FakeLinks(endpoint),

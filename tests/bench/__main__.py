@@ -1,6 +1,6 @@
 """``./run bench``: our swarm beside Docker's own, on the same kind of hosts in the same run; writes docs/benchmarks.md.
 
-``./run bench raft`` is Raft alone, beside etcd's (``raft``).
+``./run bench raft`` is Raft alone, beside etcd's (``raft``), ``./run bench scheduler`` the scheduler alone (``scheduler``).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.bench import raft
-from tests.bench.raft_report import section_of
+from tests.bench import raft, scheduler
 from tests.bench.report import render
+from tests.bench.sections import sections
 from tests.bench.subjects import Docker, Ours, Subject, cpu_seconds, floor, pss_mb, timed
 from tests.cluster.network.lab import ROOT, until
 from tests.cluster.swarm_lab import IMAGE, swarm_lab
@@ -211,6 +211,9 @@ def main() -> None:
     if sys.argv[1:2] == ["raft"]:
         raft.main(sys.argv[2:])
         return
+    if sys.argv[1:2] == ["scheduler"]:
+        scheduler.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(prog="./run bench", allow_abbrev=False)
     parser.add_argument("--runs", type=int, default=3, help="times each measure is taken (default 3)")
     parser.add_argument(
@@ -229,7 +232,7 @@ def main() -> None:
     RAW.write_text(json.dumps(results, indent=2))
     if arguments.only is None:
         page = ROOT / "docs" / "benchmarks.md"
-        page.write_text(render(results) + section_of(page))
+        page.write_text(render(results) + sections(page))
         say(f"wrote {page}")
 
 

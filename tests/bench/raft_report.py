@@ -7,6 +7,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from tests.bench import sections
+
 BEGIN = "<!-- from here on: written by ./run bench raft -->"
 
 METHOD = """\
@@ -39,15 +41,8 @@ WAYS = (
 )
 
 
-def section_of(page: Path) -> str:
-    """The section as it stands, for whoever writes the rest of the page."""
-    _, found, rest = page.read_text().partition(BEGIN) if page.exists() else ("", "", "")
-    return f"\n{found}{rest}" if found else ""
-
-
 def write_section(page: Path, results: dict[str, Any]) -> None:
-    before = page.read_text().partition(BEGIN)[0].rstrip("\n") if page.exists() else "# Benchmarks"
-    page.write_text(f"{before}\n\n{BEGIN}\n\n{_render(results)}")
+    sections.write_section(page, BEGIN, _render(results))
 
 
 def _render(results: dict[str, Any]) -> str:

@@ -9,8 +9,10 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from swarm_agent.node.contents import Contents
+from swarm_agent.node.engine import Engine
 from swarm_agent.node.executor import Executor, Shared, container_events
 from swarm_agent.node.images import Images
+from swarm_agent.node.lease import Lease
 from swarm_agent.node.ports import HostPorts
 from swarm_agent.node.prestart import text
 from swarm_agent.node.runner import Runner
@@ -20,11 +22,17 @@ from swarm_agent.objects.records import Generic, Revision, Task, TaskStatus
 from swarm_agent.objects.specs import ContainerSpec, Healthcheck, Mount, TaskTemplate
 from swarm_agent.testing.fake_engine import FakeEngine, Program
 from swarm_agent.testing.fake_files import FakeFiles
+from swarm_agent.testing.fake_guard import FakeGuard
 from swarm_agent.testing.fake_network import FakeNodeNetwork
 from swarm_agent.testing.virtual_loop import run
 
 SECOND = 1_000_000_000
 MAIN, STEP = "web.1.t", "web.1.t.pre-start"
+
+
+def no_lease(engine: Engine) -> Lease:
+    """For tasks that need none."""
+    return Lease(engine, FakeGuard(FakeEngine("other", random.Random(1)), lambda: 0.0), lambda: 0.0)
 
 
 class World:
@@ -85,6 +93,7 @@ class World:
             Images(engine),
             asyncio.Semaphore(2),
             Contents("n", FakeFiles()),
+            no_lease(engine),
             HostPorts(lambda protocol, port: True),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -13,12 +14,15 @@ from swarm_agent.node.contents import Contents
 from swarm_agent.node.engine import EngineError, EngineUnreachable
 from swarm_agent.node.executor import Executor, Shared, TaskFailed
 from swarm_agent.node.images import Images
+from swarm_agent.node.lease import Lease
 from swarm_agent.node.ports import HostPorts
 from swarm_agent.node.runner import Runner
 from swarm_agent.objects.enums import TaskState as S
 from swarm_agent.objects.records import ContainerStatus, Revision, Task, TaskStatus
 from swarm_agent.objects.specs import ContainerSpec, TaskTemplate
+from swarm_agent.testing.fake_engine import FakeEngine
 from swarm_agent.testing.fake_files import FakeFiles
+from swarm_agent.testing.fake_guard import FakeGuard
 from swarm_agent.testing.fake_network import FakeNodeNetwork
 from swarm_agent.testing.virtual_loop import run
 
@@ -210,14 +214,11 @@ class ScriptedEngine:
 
 def executor(*states: dict[str, Any]) -> tuple[Executor, ScriptedEngine]:
     engine = ScriptedEngine(*states)
-    shared = Shared(
-        engine,
-        FakeNodeNetwork(),
-        Images(engine),
-        asyncio.Semaphore(1),
-        Contents("n", FakeFiles()),
-        HostPorts(lambda protocol, port: True),
-    )
+    guard = FakeGuard(FakeEngine("other", random.Random(1)), lambda: 0.0)
+    lease = Lease(engine, guard, lambda: 0.0)  # for tasks that need none
+    contents = Contents("n", FakeFiles())
+    ports = HostPorts(lambda protocol, port: True)
+    shared = Shared(engine, FakeNodeNetwork(), Images(engine), asyncio.Semaphore(1), contents, lease, ports)
     template = TaskTemplate(container_spec=ContainerSpec(image="a"))
     return Executor(shared, TASK, Revision(id="r", service_id="s", template=template), ""), engine
 

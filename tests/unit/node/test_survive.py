@@ -86,7 +86,7 @@ def test_a_session_that_fails_is_followed_by_another(monkeypatch: pytest.MonkeyP
                 raise asyncio.CancelledError
             raise TypeError("a bug")
 
-        monkeypatch.setattr(agent, "_choose", lambda: "10.0.0.1:2378")
+        monkeypatch.setattr(agent, "_choose", lambda tried: "10.0.0.1:2378")
         monkeypatch.setattr(agent, "_session", session)
         with contextlib.suppress(asyncio.CancelledError):
             await agent.run()

@@ -54,6 +54,9 @@ class Log:
             raise EntryTooLarge(len(data), self.most)
         return self.store.apply(self.store.index + 1, 1, data)
 
+    async def confirm(self) -> None:
+        """It always leads."""
+
 
 def ids() -> str:
     return "session"
@@ -64,7 +67,7 @@ RUNNING = TaskStatus(state=TaskState.RUNNING)
 
 async def reported(log: Log, node_id: str, *reports: Up) -> None:
     """One node says hello and its reports, then everything that can be written is."""
-    dispatcher = Dispatcher(log.store, log.propose, ids)
+    dispatcher = Dispatcher(log.store, log.propose, ids, log.confirm)
 
     async def up() -> AsyncIterator[Up]:
         yield Hello(NodeDescription(), "10.0.0.9")
@@ -94,7 +97,7 @@ def test_no_report_displaces_that_of_the_node_that_has_the_task() -> None:
     async def main() -> None:
         log = Log()
         await cluster(log, 1)
-        dispatcher = Dispatcher(log.store, log.propose, ids)
+        dispatcher = Dispatcher(log.store, log.propose, ids, log.confirm)
 
         async def up() -> AsyncIterator[Up]:
             yield Hello(NodeDescription(), "10.0.0.9")
@@ -172,7 +175,7 @@ async def told(
     log: Log, node_id: str, level: int, *between: Callable[[], Awaitable[object]]
 ) -> tuple[list[Down], Dispatcher]:
     """What a node is told from its hello on, with what happens after each assignment."""
-    dispatcher = Dispatcher(log.store, log.propose, ids)
+    dispatcher = Dispatcher(log.store, log.propose, ids, log.confirm)
     over = asyncio.Event()
 
     async def up() -> AsyncIterator[Up]:

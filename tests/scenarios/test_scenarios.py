@@ -1,4 +1,5 @@
-"""Every file in ``raft/`` is a story told in commands, with the trace that must come out. Read them: they say how the protocol works.
+"""Every file in ``raft/`` and ``control/`` is a story told in commands, with the trace that must come out. Read them: they say how
+the protocol works, and what a leader decides.
 
 After a change that is meant: ``SWARM_REWRITE=1 python -m pytest tests/scenarios``, and read the difference line by line before it is committed.
 """
@@ -10,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.scenarios.raft_script import Script
+from tests.scenarios import control_script, raft_script
 
-FILES = sorted((Path(__file__).parent / "raft").glob("*.txt"))
+SCRIPTS = {"raft": raft_script.Script, "control": control_script.Script}
+FILES = sorted(path for kind in SCRIPTS for path in (Path(__file__).parent / kind).glob("*.txt"))
 REWRITE = os.environ.get("SWARM_REWRITE", "") == "1"
 MARK = "----"
 
 
-def told(text: str) -> str:
+def told(text: str, kind: str) -> str:
     """The file as it should be: the same prose and commands, and what happens now."""
-    script, out, lines = Script(), [], iter(text.splitlines())
+    script, out, lines = SCRIPTS[kind](), [], iter(text.splitlines())
     commands: list[str] = []
     for line in lines:
         out.append(line)
@@ -37,22 +39,23 @@ def told(text: str) -> str:
     return "\n".join(out).rstrip("\n") + "\n"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_scenario(path: Path) -> None:
     text = path.read_text()
-    now = told(text)
+    now = told(text, path.parent.name)
     if REWRITE:
         path.write_text(now)
         return
     assert now == text
 
 
-def test_there_are_scenarios_and_a_wrong_trace_is_noticed() -> None:
-    assert len(FILES) >= 12
-    text = next(path for path in FILES if path.stem == "election").read_text()
-    trace = next(line for line in text.splitlines() if " -> " in line)
+@pytest.mark.parametrize(("kind", "stem", "least"), [("raft", "election", 12), ("control", "replicated", 16)])
+def test_there_are_scenarios_and_a_wrong_trace_is_noticed(kind: str, stem: str, least: int) -> None:
+    assert sum(path.parent.name == kind for path in FILES) >= least
+    text = next(path for path in FILES if path.parent.name == kind and path.stem == stem).read_text()
+    trace = text.splitlines()[text.splitlines().index(MARK) + 1]
     wrong = text.replace(trace, trace + "!", 1)
-    assert told(wrong) == text
+    assert told(wrong, kind) == text
     assert wrong != text
     with pytest.raises(ValueError, match="unknown command"):
-        Script().run("jump 1")
+        SCRIPTS[kind]().run("jump 1")

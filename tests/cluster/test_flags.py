@@ -395,23 +395,23 @@ def test_modes(lab: Lab) -> None:
 def test_generic_resources(lab: Lab) -> None:
     host = lab[1]
     host.swarm(
-        "service", "create", "-d", *BRIEF, "--generic-resource=gpu=2", "--name=gpu", SHELL, "sleep", "1000"
+        "service", "create", "-d", *BRIEF, "--generic-resource=tape=2", "--name=drive", SHELL, "sleep", "1000"
     )
     until(
         lambda: (
             "insufficient resources"
-            in host.swarm("service", "ps", "--no-trunc", "--format", "{{.Error}}", "gpu")
+            in host.swarm("service", "ps", "--no-trunc", "--format", "{{.Error}}", "drive")
         ),
         "why it waits",
     )
-    kinds = host.get("/services/gpu")["Spec"]["TaskTemplate"]["Resources"]["Reservations"]["GenericResources"]
-    assert kinds == [{"DiscreteResourceSpec": {"Kind": "gpu", "Value": 2}}]
-    host.swarm("service", "update", "-d", "--no-resolve-image", "--generic-resource-rm=gpu", "gpu")
-    lab.running(1, "gpu", 1)
-    host.swarm("service", "update", "-d", "--no-resolve-image", "--generic-resource-add=gpu=1", "gpu")
-    kinds = host.get("/services/gpu")["Spec"]["TaskTemplate"]["Resources"]["Reservations"]["GenericResources"]
-    assert kinds == [{"DiscreteResourceSpec": {"Kind": "gpu", "Value": 1}}]
-    gone(lab, "gpu")
+    kinds = host.get("/services/drive")["Spec"]["TaskTemplate"]["Resources"]["Reservations"]["GenericResources"]
+    assert kinds == [{"DiscreteResourceSpec": {"Kind": "tape", "Value": 2}}]
+    host.swarm("service", "update", "-d", "--no-resolve-image", "--generic-resource-rm=tape", "drive")
+    lab.running(1, "drive", 1)
+    host.swarm("service", "update", "-d", "--no-resolve-image", "--generic-resource-add=tape=1", "drive")
+    kinds = host.get("/services/drive")["Spec"]["TaskTemplate"]["Resources"]["Reservations"]["GenericResources"]
+    assert kinds == [{"DiscreteResourceSpec": {"Kind": "tape", "Value": 1}}]
+    gone(lab, "drive")
 
 
 def test_with_registry_auth(lab: Lab, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from swarm_agent.control.filters import (
@@ -37,7 +37,8 @@ Rank = tuple[Any, ...]  # numbers, then the node's id
 MAX_ENTRIES = 1_000_000  # of all remembered heaps, about
 MAX_REMEMBERED = 1000  # pools, and groups
 COPIED = 256  # entries copied are as dear as one look, about
-FEW = 8  # special nodes that are looked at one by one rather than kept in order
+FEW = 8  # special nodes that may always be looked at one by one rather than kept in order
+AGAIN = 4  # single tasks of a service after which its order is kept
 NEVER = 1 << 62
 ANY = Demand()
 _NO: dict[str, None] = {}
@@ -50,6 +51,7 @@ class Boards:
         self.ledger = ledger
         self.looks = 0  # nodes compared with a demand, and heaps copied, since the beginning
         self.awaited: set[str] = set()  # ids of services beside which tasks would go that wait
+        self._asked: dict[str, int] = {}  # how often for single tasks, by service
         self._demands: dict[str, Demand] = {}
         self._pools: OrderedDict[tuple[Demand, str], Pool] = OrderedDict()
         self._groups: OrderedDict[Wish, Group] = OrderedDict()
@@ -84,25 +86,42 @@ class Boards:
     def single(self, wish: Wish, pool: Pool, now: int) -> str | None:
         """The best node for one task of a service that is special to few, "" when there is none; ``None``: ask a group."""
         ledger = self.ledger
-        special = {**ledger.hosting.get(wish.service_id, _NO), **ledger.failed.get(wish.revision_id, _NO)}
-        if not is_simple(wish) or wish.spread or wish in self._groups or len(special) > FEW:
+        if not is_simple(wish) or wish.spread or self._is_kept(wish):
             return None
-        plain = pool.best()
-        passed = []
-        while plain is not None and plain[-1] in special:
-            passed.append(pool.pop())
-            plain = pool.best()
-        for rank in passed:
-            heapq.heappush(pool.heap, rank)
+        special = {**ledger.hosting.get(wish.service_id, _NO), **ledger.failed.get(wish.revision_id, _NO)}
+        self.looks += 2 * len(special)
+        plain = pool.best_but(special)
         best: Rank | None = None if plain is None else (0, 0, plain)
+        failed = wish.revision_id in ledger.failed
         for node_id in special:
-            use, rank_there = ledger.nodes[node_id], pool.rank(node_id)
-            mine = 0 if pool.packs else use.by_service.get(wish.service_id, 0)
-            if rank_there is None or pool.verdict(node_id) or wish_refusal(wish, node_id, use, ledger):
+            rank_there = pool.rank(node_id)
+            if rank_there is None:
                 continue
-            rank = (ledger.failures(node_id, wish.revision_id, now), mine, rank_there)
-            best = rank if best is None or rank < best else best
+            use = ledger.nodes[node_id]
+            rank = (
+                ledger.failures(node_id, wish.revision_id, now) if failed else 0,
+                0 if pool.packs else use.by_service.get(wish.service_id, 0),
+                rank_there,
+            )
+            if best is not None and rank > best:
+                continue
+            if not pool.verdict(node_id) and not wish_refusal(wish, node_id, use, ledger):
+                best = rank
         return "" if best is None else str(best[-1][-1])
+
+    def _is_kept(self, wish: Wish) -> bool:
+        """Whether a service's order is kept, or is to be: it asks for single tasks often, and is on many nodes."""
+        group = self._groups.get(wish)
+        if group is not None and self.ledger.written - group.seen < 4 * len(self.ledger.rows) + 64:
+            return True
+        if len(self.ledger.hosting.get(wish.service_id, _NO)) <= FEW:
+            return False
+        asked = self._asked[wish.service_id] = self._asked.get(wish.service_id, 0) + 1
+        if asked < AGAIN:
+            return False
+        if len(self._asked) > MAX_REMEMBERED:
+            self._asked.clear()
+        return True
 
     def is_awaited(self, task: Task) -> bool:
         """Whether a task on a node may be what others waited for that go beside its service."""
@@ -137,6 +156,9 @@ class Pool:
         self.demand = demand
         self.packs = strategy == "binpack"
         self._undemanding = demand == ANY
+        self._lasting = not (
+            demand.cpu or demand.memory or demand.generic
+        )  # nothing is asked before the node's row
         self.refused: dict[str, str] = {}  # node id -> code, for nodes that came to the top
         self.counts: Counter[str] = Counter()  # of those codes
         self._good: set[str] = set()  # nodes that came to the top and may stay there
@@ -161,7 +183,7 @@ class Pool:
             self.heap = [r for r in ranks if r is not None]
             heapq.heapify(self.heap)
             self.boards.looks += len(ledger.rows)
-        self._seen = self._judged = ledger.written
+        self.seen = self._judged = ledger.written
 
     def rank(self, node_id: str) -> Rank | None:
         """Where a node stands; ``None`` when it takes no tasks."""
@@ -183,16 +205,16 @@ class Pool:
 
     def refresh(self) -> None:
         """Take in what changed since the last time."""
-        changed = changes(self.ledger, self._seen)
+        changed = changes(self.ledger, self.seen)
         if not changed:
             if changed is None:
                 self._fill()
             return
         self.judge_again()
-        self._seen = self._judged
+        self.seen = self._judged
         for node_id in changed:
             rank = self.rank(node_id)
-            if rank is not None and self._entries.get(node_id) != rank:
+            if rank is not None and node_id not in self.refused and self._entries.get(node_id) != rank:
                 self._entries[node_id] = rank
                 heapq.heappush(self.heap, rank)
         if len(self.heap) > 2 * len(self.ledger.up) + 64:
@@ -209,10 +231,17 @@ class Pool:
         if self._undemanding:
             return
         for node_id in changed:
+            if self._lasting and self._is_refused_for_good(node_id):
+                continue
             self._good.discard(node_id)
             code = self.refused.pop(node_id, None)
             if code is not None:
                 self.counts[code] -= 1
+
+    def _is_refused_for_good(self, node_id: str) -> bool:
+        """Whether what refuses a node is in its row, which is as it was."""
+        static = self._static.get(node_id)
+        return static is not None and static[1] != "" and static[0] is self.ledger.rows.get(node_id)
 
     def verdict(self, node_id: str) -> str:
         """The code of the filter that refuses a ready node, "" when it may have such a task."""
@@ -246,6 +275,21 @@ class Pool:
             self.pop()
         return None
 
+    def best_but(self, special: Collection[str]) -> Rank | None:
+        """As :meth:`best`, among the nodes that are not special."""
+        top = self.best()
+        if top is None or top[-1] not in special:
+            return top
+        if self.ledger.up.issubset(special):
+            return None
+        others = [rank for rank in self.heap if rank[-1] not in special]
+        heapq.heapify(others)
+        while others:
+            top = heapq.heappop(others)
+            if top == self.rank(top[-1]) and not self.verdict(top[-1]):
+                return top
+        return None
+
     def pop(self) -> Rank:
         top = heapq.heappop(self.heap)
         if self._entries.get(top[-1]) == top:
@@ -270,7 +314,7 @@ class Partition:
         self._paths: dict[str, tuple[Node, Path]] = {}
         self._heaps: dict[Path, list[Rank]] = {}
         self._members: Counter[Path] = Counter()  # how many entries were left when a heap was last compacted
-        self._seen = -1
+        self.seen = -1
 
     def path(self, node_id: str) -> Path:
         node = self._pool.ledger.rows[node_id]
@@ -281,8 +325,8 @@ class Partition:
 
     def refresh(self) -> None:
         ledger = self._pool.ledger
-        changed = changes(ledger, self._seen)
-        self._seen = ledger.written
+        changed = changes(ledger, self.seen)
+        self.seen = ledger.written
         if changed is None:
             self._heaps.clear()
             changed = ledger.rows
@@ -324,23 +368,34 @@ class Group:
 
     def _fill(self) -> None:
         wish, ledger = self.wish, self.ledger
-        self._seen = ledger.written
+        self.seen = ledger.written
         self.expires = ledger.forgiven_at(wish.revision_id, self.now) if ledger.failed else NEVER
         self.tree = Tree(len(wish.spread))
         self._leaves: dict[Path, _Leaf] = {}
         self._entries: dict[str, tuple[Path, Rank]] = {}  # as a pool's
         if self._part is not None:
             self._part.refresh()
-            for path, heap in self._part.copies():
-                self._leaf(path).plain = heap
+            for branch, heap in self._part.copies():
+                self._leaf(branch).plain = heap
         else:
             self.pool.best()  # what is refused at its top need not be copied
             self._leaf(()).plain = [] if self._restricted else self.pool.heap.copy()
         self.pool.boards.looks += 1 + len(self.pool.heap) // COPIED
-        for node_id in self._specials():
-            self._enter(node_id)
+        path: Path = ()
+        specials = self._specials()
+        self.pool.boards.looks += 2 * len(specials)
+        for node_id in specials:
+            path = ()
+            if self._part is not None:
+                path = self._part.path(node_id) if node_id in ledger.rows else ()
+                self._count(node_id, path)
+            rank = self.rank(node_id)
+            if rank is not None:
+                self._leaf(path).special.append(rank)
+        for leaf in self._leaves.values():
+            heapq.heapify(leaf.special)
 
-    def _specials(self) -> Iterable[str]:
+    def _specials(self) -> dict[str, None]:
         wish, ledger = self.wish, self.ledger
         found = dict.fromkeys(ledger.hosting.get(wish.service_id, ()))
         found.update(ledger.failed.get(wish.revision_id, {}))
@@ -390,13 +445,14 @@ class Group:
     def refresh(self) -> None:
         """Take in what changed since the last time."""
         self.pool.judge_again()
-        changed = changes(self.ledger, self._seen)
+        changed = changes(self.ledger, self.seen)
         if changed is None:
             self._fill()
             return
         if not changed:
             return
-        self._seen = self.ledger.written
+        self.seen = self.ledger.written
+        self.pool.boards.looks += len(changed)
         for leaf in self._leaves.values():
             leaf.plain_sure = leaf.special_sure = False
         failed = self.ledger.failed.get(self.wish.revision_id)
@@ -412,7 +468,7 @@ class Group:
         if self._part is not None:
             path = self._part.path(node_id) if known else ()
             self._count(node_id, path)
-        if not known:
+        if not known or node_id in self.pool.refused:
             return
         special = self._special(node_id)
         rank = self.rank(node_id) if special else None if self._restricted else self.pool.rank(node_id)
@@ -442,7 +498,7 @@ class Group:
     def best(self, now: int) -> str:
         """The id of the node the next task should go to, "" when there is none."""
         self.now = now
-        if self._seen != self.ledger.written:
+        if self.seen != self.ledger.written:
             self.refresh()
         return self.tree.best(self._best_of)
 
@@ -450,9 +506,9 @@ class Group:
         """Take in that a task was just placed where :meth:`best` said: no other node has changed, unless the journal says so."""
         ledger = self.ledger
         rank = self.rank(node_id)
-        if ledger.written != self._seen + 1 or ledger.journal[-1] != node_id or rank is None:
+        if ledger.written != self.seen + 1 or ledger.journal[-1] != node_id or rank is None:
             return
-        self._seen += 1
+        self.seen += 1
         self.pool.judge_again()
         path: Path = ()
         if self._part is not None:
@@ -523,7 +579,7 @@ class _Leaf:
         self.special: list[Rank] = []
 
 
-def changes(ledger: Ledger, seen: int) -> Iterable[str] | None:
+def changes(ledger: Ledger, seen: int) -> Collection[str] | None:
     """Ids of the nodes that changed since the journal was read to ``seen``, each once; ``None``: it does not reach back so far."""
     new = ledger.written - seen
     if not new:

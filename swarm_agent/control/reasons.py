@@ -133,7 +133,7 @@ def _resources(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Nod
         ("of memory", demand.memory, total.memory_bytes - use.memory, _size),
         *((kind, n, free_generic(node, use, kind), str) for kind, n in demand.generic),
     ]
-    short = [(what, n, max(0, free), show) for what, n, free, show in wanted if n > free]
+    short = [(what, n, max(0, free), show) for what, n, free, show in wanted if n and n > free]
     far = max((1 - free / n for _, n, free, _ in short), default=0.0)
     parts = [
         f"needs {show(n)} {what}, most free is {show(free)} on {_name(node)}" for what, n, free, show in short

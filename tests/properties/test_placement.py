@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from typing import Any
+from unittest import mock
 
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_agent.control.boards import Boards
+from swarm_agent.control import boards
 from swarm_agent.control.filters import ARCHITECTURES, demand_of, host_ports, local_volumes, options_of
 from swarm_agent.control.spread import path_of
 from swarm_agent.objects import defaults
@@ -353,8 +354,16 @@ class Plain:
 
 
 @settings(max_examples=150, deadline=None)
-@given(STEPS)
-def test_placements_are_those_of_the_plain_rules_and_give_nothing_twice(steps: list[Any]) -> None:
+@given(STEPS, st.booleans())
+def test_placements_are_those_of_the_plain_rules_and_give_nothing_twice(
+    steps: list[Any], large: bool
+) -> None:
+    """``large``: as if these few nodes were many."""
+    with mock.patch.multiple(boards, **({"FEW": 0, "AGAIN": 2, "MAX_REMEMBERED": 2} if large else {})):
+        _go(steps)
+
+
+def _go(steps: list[Any]) -> None:
     desk, forgetful = Desk(), Desk()
     for step in steps:
         do(desk, step)
@@ -362,7 +371,7 @@ def test_placements_are_those_of_the_plain_rules_and_give_nothing_twice(steps: l
         waiting = desk.waiting()
         expected = Plain(desk).place(waiting)
         desk.run()
-        forgetful.ledger.boards = Boards(forgetful.ledger)
+        forgetful.ledger.boards = boards.Boards(forgetful.ledger)
         forgetful.run()
         assert {t.id: desk.task(t).node_id for t in waiting} == expected
         assert {t.id: t for t in desk.store.tasks.all()} == {t.id: t for t in forgetful.store.tasks.all()}

@@ -239,6 +239,22 @@ def test_the_service_is_spread_first_then_all_tasks(desk: Desk) -> None:
     assert Counter(nodes(desk.place("api", 1))) == Counter(["n1"]), "but none of this service"
 
 
+def test_single_tasks_go_where_groups_of_them_would(desk: Desk) -> None:
+    """Also with more nodes than are looked at one by one, and some that are away."""
+    for number in range(20):
+        desk.node(f"m{number:02}")
+    together = Desk()
+    for node in desk.store.nodes.all():
+        together.node(node.id)
+    for each in (desk, together):
+        each.service("web", placement=Placement(max_replicas=3))
+        each.place("web", 22)
+        each.node("m03", state=NodeState.DOWN)
+    alone = [task.node_id for _ in range(9) for task in desk.place("web")]
+    assert alone == [t.node_id for t in together.place("web", 9)]
+    assert alone[0] == "n3", "the one node without"
+
+
 def test_a_node_where_it_keeps_failing_comes_last_for_five_minutes(desk: Desk) -> None:
     desk.service("web")
     for _ in range(5):

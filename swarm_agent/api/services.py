@@ -14,7 +14,7 @@ from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
 from swarm_agent.api.writes import version_of, write, write_spec
 from swarm_agent.control import jobs
-from swarm_agent.control.contents import resolve_contents
+from swarm_agent.control.contents import dealt_with, must_be_kept, resolve_contents
 from swarm_agent.control.depends import cycle
 from swarm_agent.control.revisions import next_number, previous_of, revision_of
 from swarm_agent.control.update import PAUSED, going
@@ -177,6 +177,7 @@ def back_to(
 ) -> list[Put | Delete]:
     """The writes of a rollback to ``spec`` and its ``revision``."""
     _ports_are_free(backend, spec, now.id)
+    must_be_kept(backend.store, revision)
     known = backend.store.revisions.get(revision.id) is not None
     status = UpdateStatus(state="rollback_started", message=message, started_at=backend.now())
     changed = msgspec.structs.replace(
@@ -185,6 +186,7 @@ def back_to(
         previous_spec=now.spec,
         revision_id=revision.id,
         previous_revision_id=now.revision_id,
+        tracked=dealt_with(backend.store, spec),
         update_status=None if defaults.is_job(spec) else status,
     )
     if _runs_again(now, spec):

@@ -93,6 +93,33 @@ def _must_exist(view: View, kind: str, refs: list[Reference]) -> None:
         raise InvalidSpec(f"{word} not found: {', '.join(missing)}")
 
 
+def must_be_kept(view: View, revision: Revision) -> None:
+    """Whether a revision that is gone back to still has all its secrets and configs.
+
+    Raises:
+        InvalidSpec: one was removed, or its version is not kept any more.
+    """
+    refs = list(references(defaults.container(revision.template)))
+    for kind in ("secret", "config"):
+        _must_exist(view, kind, [r for r in refs if r.kind == kind])
+    numbers = [c.number for c in revision.contents]
+    for i, ref in enumerate(refs):
+        number = numbers[i] if i < len(numbers) else 0
+        if view.contents.get(f"{ref.owner}.{number}") is None:
+            raise InvalidSpec(f"version {number} of {ref.kind} {ref.name} is not kept any more")
+
+
+def dealt_with(view: View, spec: ServiceSpec) -> tuple[ContentRef, ...]:
+    """``Service.tracked`` of a service that was just taken back: only what is newer than now rolls it again."""
+    wanted = options(spec.labels)
+    out = []
+    for ref in references(defaults.container(spec.task_template)):
+        owner = owner_of(view, ref.kind, ref.owner)
+        if owner is not None and wanted.version_of(ref.kind, ref.name) == "track":
+            out.append(ContentRef(owner=ref.owner, number=owner.number))
+    return tuple(out)
+
+
 def versions(view: View, owner_id: str) -> list[Content]:
     """All kept versions, oldest first."""
     return sorted(view.contents.by("owner", owner_id), key=lambda c: c.number)

@@ -348,4 +348,5 @@ def _same_for_tasks(old: Node, new: Node) -> bool:
         and old.number == new.number
         and old.description == new.description
         and old.status.addr == new.status.addr
+        and old.feature_level == new.feature_level
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from swarm_agent.objects import defaults
+from swarm_agent.objects import defaults, features
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import NodeState
 from swarm_agent.objects.errors import InvalidSpec
@@ -45,6 +45,7 @@ class Demand(NamedTuple):
     platforms: tuple[tuple[str, str], ...] = ()  # (os, architecture), "" where any will do; one of them
     ports: tuple[tuple[str, int], ...] = ()  # (protocol, port) on the host
     addressed: bool = False  # whether it stands on the node network
+    leased: bool = False  # whether it runs under a lease, which agents know from a level on
 
 
 class Wish(NamedTuple):
@@ -82,6 +83,7 @@ def demand_of(revision: Revision, view: View) -> Demand:
         platforms=_platforms(revision),
         ports=tuple(sorted(set(host_ports(revision)))),
         addressed=bool(revision.networks or revision.endpoint.ports),
+        leased=revision.singleton,
     )
 
 
@@ -205,6 +207,8 @@ def refusal(demand: Demand, node: Node, use: NodeUse, addresses: int, static: st
 
 def static_refusal(demand: Demand, node: Node) -> str:
     """The same of the filters that look at nothing but the node's own row."""
+    if demand.leased and node.feature_level < features.ORCHESTRATION:
+        return "agent"
     if demand.plugins and missing_plugins(demand, node):
         return "plugins"
     if demand.constraints and not node_matches(demand.constraints, node):
@@ -299,6 +303,7 @@ def _on_nodes(text: str) -> Callable[[int], str]:
 TEXTS: Mapping[str, Callable[[int], str]] = {
     "ready": lambda n: f"{n} node{'' if n == 1 else 's'} not available for new tasks",
     "resources": _on_nodes("insufficient resources"),
+    "agent": _on_nodes("the agent is too old for a strict singleton"),
     "plugins": _on_nodes("missing plugin"),
     "constraints": _on_nodes("scheduling constraints not satisfied"),
     "platform": _on_nodes("unsupported platform"),

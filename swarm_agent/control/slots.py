@@ -293,6 +293,8 @@ def _start(p: Pass, service: Service, task: Task, tasks: list[Task]) -> None:
     if p.now < task.start_after:
         p.wake(key, task.start_after)
         return
+    if not task.node_id:
+        return  # what has stopped by now may run again by the time there is a place
     status = service.update_status
     if (
         status is not None

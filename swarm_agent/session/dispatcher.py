@@ -19,7 +19,6 @@ from swarm_agent.node.worker import Assignment
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.errors import NotFound, SwarmError
-from swarm_agent.objects.leases import FENCE_S
 from swarm_agent.objects.records import (
     Cluster,
     Network,
@@ -32,6 +31,7 @@ from swarm_agent.objects.records import (
 )
 from swarm_agent.raft import EntryTooLarge
 from swarm_agent.session import derive
+from swarm_agent.session.fence import Fence
 from swarm_agent.session.wire import (
     Assignments,
     Beat,
@@ -39,7 +39,6 @@ from swarm_agent.session.wire import (
     Described,
     Down,
     Hello,
-    Leased,
     Leaving,
     LogsWanted,
     Managers,
@@ -103,10 +102,8 @@ class Dispatcher:
         new_id: Callable[[], str],
         confirm: Callable[[], Awaitable[None]],
     ) -> None:
-        """``confirm`` returns when this manager was the leader, in the term it made this for, at some moment after the call;
-        raises SwarmError when that cannot be said."""
+        """``confirm``: see ``Fence``."""
         self._store = store
-        self._confirm = confirm
         self._propose = propose
         self._new_id = new_id
         self.sessions: dict[str, _Session] = {}
@@ -119,14 +116,7 @@ class Dispatcher:
         self._status_news = asyncio.Event()
         self._level_news = asyncio.Event()
         self._picture: derive.NetworkPicture | None = None
-        # Leases: whoever led before us may have granted some until the moment we were elected.
-        self._began = asyncio.get_running_loop().time()
-        self._wishes: dict[str, tuple[_Session, int, float]] = {}  # node id -> session, number, when it came
-        self._wish_news = asyncio.Event()
-        self._fence_at: dict[str, float] = {}  # node id -> loop time when the lease it was granted is over
-        self._fencing: set[str] = (
-            set()
-        )  # those that are about to be fenced, or are: no lease before they say hello
+        self._fence = Fence(store, confirm, self.sessions, self._change_node)
         self.on_level: Callable[[], None] = lambda: None  # a node has said its feature level
         self._unwatch = store.watch(self._on_commit)
 
@@ -139,8 +129,7 @@ class Dispatcher:
                 group.create_task(self._watch_silence())
                 group.create_task(self._write_statuses())
                 group.create_task(self._write_descriptions())
-                group.create_task(self._grant_leases())
-                group.create_task(self._fence())
+                group.create_task(self._fence.run())
         finally:
             self.close()
 
@@ -224,8 +213,7 @@ class Dispatcher:
             match message:
                 case Beat(number):
                     if number:
-                        self._wishes[node_id] = (session, number, asyncio.get_running_loop().time())
-                        self._wish_news.set()
+                        self._fence.asked(session, number)
                 case Statuses(items):
                     for task_id, status in items:
                         task = self._store.tasks.get(task_id)
@@ -382,6 +370,7 @@ class Dispatcher:
                 case Network():
                     network = True
                 case Node() as node:
+                    self._fence.changed(node.id, change.new)
                     network = network or _network_sees_node(change)
                     managers = True
                     session = self.sessions.get(node.id)
@@ -450,67 +439,6 @@ class Dispatcher:
             log.warning("cannot mark a silent node down yet: %s", err, extra={"node": node_id})
             self._deadline.setdefault(node_id, asyncio.get_running_loop().time())
 
-    # --- leases ------------------------------------------------------------------------------------------------------
-    async def _grant_leases(self) -> None:
-        """Confirm the beats that ask for it: one read barrier for all that came before it."""
-        while True:
-            await self._wish_news.wait()
-            await asyncio.sleep(COALESCE_S)
-            self._wish_news.clear()
-            wishes, self._wishes = self._wishes, {}
-            try:
-                await self._confirm()
-            except SwarmError as err:
-                log.info("no leases are granted: %s", err)
-                continue  # the nodes ask again
-            for node_id, (session, number, heard) in wishes.items():
-                if self._may_hold(session):
-                    self._fence_at[node_id] = heard + FENCE_S
-                    session.extra.append(Leased(number))
-                    session.touch()
-
-    def _may_hold(self, session: _Session) -> bool:
-        node = self._store.nodes.get(session.node_id)
-        return (
-            not session.closed
-            and not session.leaving
-            and self.sessions.get(session.node_id) is session
-            and session.node_id not in self._fencing
-            and node is not None
-            and node.status.state == NodeState.READY
-        )
-
-    async def _fence(self) -> None:
-        """Say of nodes that are down when nothing can run on them under a lease any more."""
-        while True:
-            await asyncio.sleep(CHECK_S)
-            if self._store.feature_level < features.ORCHESTRATION:
-                continue
-            for node in list(self._store.nodes.all()):
-                if self._lease_is_over(node):
-                    try:
-                        await self._change_node(node.id, self._fenced)
-                    except NotFound:
-                        pass  # removed meanwhile
-                    except SwarmError as err:
-                        log.info("cannot fence a node yet: %s", err, extra={"node": node.id})
-
-    def _lease_is_over(self, node: Node) -> bool:
-        if node.status.state != NodeState.DOWN or node.status.fenced:
-            return False
-        session = self.sessions.get(node.id)
-        over = max(self._began + FENCE_S, self._fence_at.get(node.id, 0.0))
-        return (
-            session is None or session.closed or session.leaving
-        ) and asyncio.get_running_loop().time() >= over
-
-    def _fenced(self, node: Node) -> Node:
-        """Looked at again before each attempt to write; from here on it gets no lease."""
-        if not self._lease_is_over(node):
-            return node
-        self._fencing.add(node.id)
-        return msgspec.structs.replace(node, status=msgspec.structs.replace(node.status, fenced=True))
-
     async def _register(self, node_id: str, hello: Hello, peer: str) -> None:
         addr = hello.data_addr or peer
 
@@ -527,7 +455,7 @@ class Dispatcher:
             )
 
         await self._change_node(node_id, change)
-        self._fencing.discard(node_id)
+        self._fence.registered(node_id)
 
     def _writable(self, description: NodeDescription) -> NodeDescription:
         """As much of it as the cluster's level lets us write."""

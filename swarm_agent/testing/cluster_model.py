@@ -88,6 +88,7 @@ class PaperCluster:
                 hostname=name, nano_cpus=cpus * SECOND, memory_bytes=memory, os="linux", architecture="x86_64"
             ),
             status=NodeStatus(state=NodeState.READY, addr="192.0.2.1"),
+            feature_level=features.LEVEL,
         )
         self.write(node)
         return node

@@ -76,7 +76,8 @@ def names(lab: Lab, number: int) -> str:
 
 def settled(lab: Lab) -> None:
     def ready() -> bool:
-        return all(n["Status"]["State"] == "ready" for n in lab.nodes(1).values())
+        status, found = lab[1].call_api("GET", "/nodes")
+        return status == 200 and all(n["Status"]["State"] == "ready" for n in found)
 
     until(ready, "all nodes are ready", 60)
     lab.running(1, "db", 1)
@@ -153,6 +154,25 @@ def test_a_restarted_agent_keeps_it_running(lab: Lab) -> None:
     time.sleep(LEASE_S + 3)
     assert inspected(lab, old, container)["Running"]
     assert holder(lab) == (old, container)
+
+
+def test_a_task_finds_the_devices_it_was_given(lab: Lab) -> None:
+    """The engine's own resources and the agent's."""
+    lab[1].kill_agent(signal.SIGTERM)
+    lab[1].start_agent(more='[generic_resources]\ncard = ["/dev/kmsg"]\n')
+    settled(lab)
+    until(lambda: "GenericResources" in str(lab.nodes(1)[lab.node_id(1)]), "host 1 tells of them")
+    lab[1].swarm(
+        *CREATE, "--name", "dev", "--constraint", f"node.id=={lab.node_id(1)}", "--generic-resource", "gpu=2",
+        "--generic-resource", "disk=1", "--generic-resource", "card=1", SHELL, "/bin/sleep", "1000",
+    )  # fmt: skip
+    lab.running(1, "dev", 1)
+    container = lab[1].docker("ps", "-q", "--filter", "label=com.docker.swarm.service.name=dev").strip()
+    env = lab[1].docker("exec", container, "/bin/busybox", "env").split()
+    wanted = ["DOCKER_RESOURCE_CARD=/dev/kmsg", "DOCKER_RESOURCE_DISK=1", "DOCKER_RESOURCE_GPU=one,two"]
+    assert [line for line in env if line.startswith("DOCKER_RESOURCE_")] == wanted
+    lab[1].docker("exec", container, "/bin/test", "-c", "/dev/kmsg")
+    lab[1].swarm("service", "rm", "dev")
 
 
 def test_a_pre_start_step_runs_once_before_the_task(lab: Lab) -> None:

@@ -21,7 +21,7 @@ from swarm_agent.objects.errors import SwarmError
 from swarm_agent.objects.leases import FENCE_S, LEASE_S
 from swarm_agent.raft.core.leading import Leading
 from swarm_agent.session.agent import SessionAgent
-from swarm_agent.session.dispatcher import Dispatcher
+from swarm_agent.session.fence import Fence
 from swarm_agent.testing.fake_engine import Program
 from swarm_agent.testing.fake_guard import FakeGuard
 from swarm_agent.testing.sim_checks import ClusterChecks, Violation, unsettled
@@ -442,17 +442,17 @@ def nobody_guards(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_leader_does_not_wait(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("swarm_agent.session.dispatcher.FENCE_S", 0.0)
+    patch.setattr("swarm_agent.session.fence.FENCE_S", 0.0)
 
 
 def a_new_leader_does_not_wait(patch: pytest.MonkeyPatch) -> None:
-    over = Dispatcher._lease_is_over
+    over = Fence._is_over
 
-    def at_once(self: Dispatcher, node: Any) -> bool:
+    def at_once(self: Fence, node: Any) -> bool:
         self._began = -1000.0
         return over(self, node)
 
-    patch.setattr(Dispatcher, "_lease_is_over", at_once)
+    patch.setattr(Fence, "_is_over", at_once)
 
 
 def beats_are_confirmed_without_a_barrier(patch: pytest.MonkeyPatch) -> None:

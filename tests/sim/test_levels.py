@@ -14,6 +14,7 @@ import pytest
 
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.errors import SwarmError
+from swarm_agent.objects.features import LEVEL
 from swarm_agent.store import writes
 from swarm_agent.testing.sim_checks import ClusterChecks, unsettled
 from swarm_agent.testing.sim_cluster import SimCluster, simulation
@@ -94,21 +95,21 @@ def test_the_level_rises_after_the_last_manager(monkeypatch: pytest.MonkeyPatch)
         assert "SetStatus" not in kinds, "nobody writes above the cluster's level"
         assert all(n.feature_level == 0 for n in c.store.nodes.all())
         await upgrade(c, "m3")
-        await c.until("the level rises", lambda: "" if level(c) == 2 else "still 1", 30)
+        await c.until("the level rises", lambda: "" if level(c) == LEVEL else "still 1", 30)
         await c.scale("web", 8)
         await c.until_running("web", 8)
         assert "SetStatus" in kinds
         await settle()
         known = {n.description.hostname: n.feature_level for n in c.store.nodes.all()}
-        assert known == {"m1": 2, "m2": 2, "m3": 2, "w1": 1}, "a worker holds nothing back"
+        assert known == {"m1": LEVEL, "m2": LEVEL, "m3": LEVEL, "w1": 1}, "a worker holds nothing back"
 
     play(story)
 
 
 def test_a_new_cluster_is_at_the_level_of_its_founder() -> None:
     async def story(c: SimCluster) -> None:
-        assert level(c) == 2
-        assert (await c.api("GET", "/info"))["Swarm"]["FeatureLevel"] == 2
+        assert level(c) == LEVEL
+        assert (await c.api("GET", "/info"))["Swarm"]["FeatureLevel"] == LEVEL
 
     play(story, level=None)
 
@@ -125,7 +126,7 @@ def test_a_manager_that_is_away_keeps_the_level_down() -> None:
         shown = await c.api("GET", f"/nodes/{gone.id}")
         demoted = {**shown["Spec"], "Role": "worker"}
         await c.api("POST", f"/nodes/{gone.id}/update", demoted, f"version={shown['Version']['Index']}")
-        await c.until("the level rises", lambda: "" if level(c) == 2 else "still 1", 30)
+        await c.until("the level rises", lambda: "" if level(c) == LEVEL else "still 1", 30)
         c["m3"].feature_level = None
         c["m3"].start()
 
@@ -163,10 +164,10 @@ def test_a_downgrade_after_the_level_rose_is_refused_and_heals_with_the_upgrade(
     async def story(c: SimCluster) -> None:
         for name in ("m1", "m2", "m3"):
             await upgrade(c, name)
-        await c.until("the level rises", lambda: "" if level(c) == 2 else "still 1", 30)
+        await c.until("the level rises", lambda: "" if level(c) == LEVEL else "still 1", 30)
         before = {t.id for t in c.running("web")}
         await restart(c, "m2", 1)
-        await refused(c, "m2", "knows feature level 1, the swarm is at level 2")
+        await refused(c, "m2", f"knows feature level 1, the swarm is at level {LEVEL}")
         assert "Its data is untouched" in c["m2"].daemon.error
         assert "agent.toml" in c["m2"].daemon.error, "it says what to do"
         assert (c["m2"].directory / "raft").is_dir()
@@ -176,7 +177,7 @@ def test_a_downgrade_after_the_level_rose_is_refused_and_heals_with_the_upgrade(
         assert c["m2"].daemon.state == "active", "its tasks go on: it is a node still"
         assert {t.id for t in c.running("web")} >= before, "and none was restarted"
         await restart(c, "m2", 1)  # a second start says the same, whatever came meanwhile
-        await refused(c, "m2", "knows feature level 1, the swarm is at level 2")
+        await refused(c, "m2", f"knows feature level 1, the swarm is at level {LEVEL}")
         await upgrade(c, "m2")
         assert c["m2"].daemon.error == ""
 
@@ -187,7 +188,7 @@ def test_a_refused_manager_can_be_made_a_worker() -> None:
     async def story(c: SimCluster) -> None:
         for name in ("m1", "m2", "m3"):
             await upgrade(c, name)
-        await c.until("the level rises", lambda: "" if level(c) == 2 else "still 1", 30)
+        await c.until("the level rises", lambda: "" if level(c) == LEVEL else "still 1", 30)
         await restart(c, "m2", 1)
         await refused(c, "m2", "feature level 1")
         await c.set_node("m2", Role="worker")
@@ -203,14 +204,14 @@ def test_a_manager_below_the_level_is_refused_at_the_door() -> None:
         c.feature_level = 1
         host = c.add_host("m4")
         with pytest.raises(
-            ApiError, match=r"cannot join as a manager.*knows feature level 1, the swarm is at level 2"
+            ApiError, match=rf"cannot join as a manager.*knows feature level 1, the swarm is at level {LEVEL}"
         ):
             await c.join(host, "Manager")
         assert host.daemon.state == "inactive"
         assert len(c.store.nodes) == nodes
         await c.join(host, "Worker")
         await c.set_node("m4", Role="manager")
-        await refused(c, "m4", "knows feature level 1, the swarm is at level 2")
+        await refused(c, "m4", f"knows feature level 1, the swarm is at level {LEVEL}")
         await c.set_node("m4", Role="worker")
         await c.until("m4 is a worker again", c.nodes_trouble, 60)
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from swarm_agent.control import allocate, schedule, slots
+from swarm_agent.control import allocate, filters, slots
 from swarm_agent.control.ledger import Ledger
 from swarm_agent.manager.manager import Manager
 from swarm_agent.member import Member
@@ -193,7 +193,7 @@ def ports_are_never_given_back(m: pytest.MonkeyPatch) -> None:
 
 
 def ports_are_not_looked_at(m: pytest.MonkeyPatch) -> None:
-    m.setattr(schedule, "host_ports", lambda revision: [])
+    m.setattr(filters, "host_ports", lambda revision: [])
 
 
 def taken_addresses_are_given(m: pytest.MonkeyPatch) -> None:

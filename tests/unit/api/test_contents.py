@@ -301,3 +301,41 @@ def test_what_was_rolled_back_from_is_not_taken_again_by_an_update(tmp_path: Pat
         assert contents_of(home) == {id_: 3}
 
     play(tmp_path, story)
+
+
+async def roll_back(home: House) -> tuple[int, Any]:
+    version = (await home.get("/services/web"))["Version"]["Index"]
+    return await home.ask("POST", f"/services/web/update?version={version}&rollback=previous", {})
+
+
+def test_a_rollback_brings_the_contents_back_and_is_not_undone(tmp_path: Path) -> None:
+    async def story(home: House) -> None:
+        id_ = await make(home, "secret")
+        spec = service("secret", reference("secret", id_))
+        assert (
+            await home.ask("POST", "/services/create", {**spec, "Labels": {"swarm-agent.secret.x": "track"}})
+        )[0] == 201
+        await new_version(home, b"two")
+        assert (await again(home, spec, Labels={"swarm-agent.secret.x": "2"}))[0] == 200
+        assert (contents_of(home), web(home).tracked) == ({id_: 2}, ())
+        assert (await roll_back(home))[0] == 200
+        assert (contents_of(home), web(home).tracked) == ({id_: 1}, (ContentRef(owner=id_, number=2),))
+
+    play(tmp_path, story)  # fmt: skip
+
+
+def test_there_is_no_way_back_to_a_secret_that_was_removed(tmp_path: Path) -> None:
+    async def story(home: House) -> None:
+        old, new = await make(home, "secret"), await make(home, "secret", "y")
+        spec = service("secret", reference("secret", old))
+        assert (await home.ask("POST", "/services/create", spec))[0] == 201
+        changed = service("secret", reference("secret", new, "y"))
+        assert (await again(home, changed))[0] == 200
+        assert (await home.ask("DELETE", "/secrets/x"))[0] == 204
+        status, answer = await roll_back(home)
+        assert (status, answer["message"]) == (
+            400,
+            "rpc error: code = InvalidArgument desc = secret not found: x",
+        )
+
+    play(tmp_path, story)  # fmt: skip

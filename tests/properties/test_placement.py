@@ -383,9 +383,9 @@ def _retold(before: tuple[Generic, ...], after: tuple[Generic, ...]) -> list[Any
 
 
 @settings(max_examples=EXAMPLES or 120, derandomize=not EXAMPLES, database=None, deadline=None)
-@example(_retold(COUNTED, NAMED), large=False)
-@example(_retold(NAMED, COUNTED), large=False)
-@example(_retold(COUNTED, NAMED), large=True)
+@example(steps=_retold(COUNTED, NAMED), large=False)
+@example(steps=_retold(NAMED, COUNTED), large=False)
+@example(steps=_retold(COUNTED, NAMED), large=True)
 @given(STEPS, st.booleans())
 def test_placements_are_those_of_the_plain_rules_and_give_nothing_twice(
     steps: list[Any], large: bool

@@ -11,7 +11,7 @@ from swarm_agent.control.tasks import aim, live
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 
-MAX_OPEN = 500  # places with something to decide that a look at the whole service decides; the others follow one by one
+MAX_OPEN = 100  # places with something to decide that a look at the whole service decides; the others follow one by one
 
 
 def reconcile_service(p: Pass, service_id: str) -> None:
@@ -35,12 +35,13 @@ def reconcile_service(p: Pass, service_id: str) -> None:
         p.more(Key("slot", service.id, place))
     seen.look_again(now)
     if defaults.is_global(service.spec):
-        everywhere.reconcile(p, service)
-        seen = Survey(p, service)
+        if everywhere.reconcile(p, service, seen.present):
+            seen = Survey(p, service)
     else:
         replicated.scale(p, service, seen)
     handed = update.advance(p, service, seen)
-    for place in {**seen.open, **dict.fromkeys(handed)}.keys() - later:
+    unread = seen.waiting.union(later)  # those that wait have no history
+    for place in dict.fromkeys([*(n for n in seen.open if n not in unread), *handed]):
         reap_place(p, service, p.at(service.id, place))
 
 

@@ -20,7 +20,7 @@ class Key(NamedTuple):
 
 
 RESCHEDULE = Key("pending", "")
-MAX_WRITES = 750  # rows in one pass, about: an entry of the log is bounded
+MAX_WRITES = 200  # rows in one pass, about: one costs some 60 us, and so does placing it; an entry of the log is bounded too
 MAX_LOOKS = 10_000  # rows looked at in one pass, about: a call may not hold up the loop for more than some milliseconds
 PLACING = 40  # looks that placing the tasks of one revision costs besides, about
 
@@ -40,6 +40,7 @@ class Pass:
         self.most = most
         self.most_looks = MAX_LOOKS * max(1, most // MAX_WRITES)  # a pass without bounds has none here either
         self.looks = 0
+        self.puts = 0  # how often a row was written or deleted
         self.unplaced: dict[str, None] = {}  # tasks this pass wrote that wait for a node
         self._to_place: set[str] = set()  # their revisions
         self.healthy: dict[str, int] = {}  # service id -> tasks that run, as far as counted in this pass
@@ -58,6 +59,7 @@ class Pass:
 
     def put(self, row: Record) -> None:
         """Write a row; the books see it at once."""
+        self.puts += 1
         self._written.add((type(row), row.id))
         self._book(self.view.row(type(row), row.id), row)
         self.view.put(row)
@@ -66,6 +68,7 @@ class Pass:
             self._to_place.add(row.revision_id)
 
     def delete(self, row: Record) -> None:
+        self.puts += 1
         self._written.add((type(row), row.id))
         self._book(self.view.row(type(row), row.id), None)
         self.view.delete(row)

@@ -36,7 +36,9 @@ MAX_KEYS = 200  # a pass looks at this many keys, the rest waits for the next
 MAX_BOOKED = 5000  # tasks a new leader books in one call
 MAX_PLACED = 1000  # waiting tasks a pass looks at again
 LARGE = 1000  # tasks; the looks at a larger service that its tasks ask for while it is updated are spaced
-SPACING = 10_000  # nanoseconds for each task between two of them: so they take a tenth of the leader's time at most
+SPACING = (
+    10_000  # nanoseconds for each task between two of them: so they take a tenth of the leader's time at most
+)
 
 
 class Controllers:
@@ -101,6 +103,7 @@ class Controllers:
                         self._dirty[Key("prepared", service.id)] = None
                     if change.old is None or change.new is None:
                         self._wake_dependents(service)
+                        self.ledger.surveys.pop(service.id, None)
                     if _frees_something(change):
                         self._dirty[RESCHEDULE] = None
                 case Node():
@@ -184,6 +187,7 @@ class Controllers:
         self._dirty[Key("node", node_id)] = None
         if old is not None and new is not None and _same_for_tasks(old, new):
             return
+        self.ledger.surveys.clear()
         self._dirty[RESCHEDULE] = None
         for service_id in self._everywhere:
             self._dirty[Key("slot", service_id, node_id)] = None

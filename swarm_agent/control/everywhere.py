@@ -65,7 +65,7 @@ def _has(service: Service, tasks: list[Task]) -> bool:
     return bool(mine) and newest(mine).status.state != TaskState.SHUTDOWN and given_up(service, mine)
 
 
-def reconcile(p: Pass, service: Service, present: Container[int | str]) -> bool:
+def reconcile(p: Pass, service: Service, present: Container[int | str] = ()) -> bool:
     """All nodes of a global service; whether anything was written. ``present``: places with one task, as it should be."""
     nodes = list(p.view.nodes.all())
     p.looked(len(nodes))

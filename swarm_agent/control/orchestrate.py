@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from swarm_agent.control import everywhere, jobs, replicated, update
-from swarm_agent.control.passes import Key, Pass
+from swarm_agent.control.passes import SETTLING, Key, Pass
 from swarm_agent.control.reap import forget_removed, reap_place
 from swarm_agent.control.slots import is_current, settle
-from swarm_agent.control.survey import Survey
+from swarm_agent.control.survey import survey
 from swarm_agent.control.tasks import aim, live
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
@@ -23,7 +23,7 @@ def reconcile_service(p: Pass, service_id: str) -> None:
     if defaults.is_job(service.spec):
         jobs.reconcile(p, service)
         return
-    seen = Survey(p, service)
+    seen = survey(p, service)
     places = sorted(place for place in seen.open if place not in seen.waiting)
     now, later = places[:MAX_OPEN], places[MAX_OPEN:]
     for place in now:
@@ -31,12 +31,13 @@ def reconcile_service(p: Pass, service_id: str) -> None:
             p.more(Key("service", service.id))
             return
         settle(p, service, place)
+        p.looked(SETTLING)
     for place in later:
         p.more(Key("slot", service.id, place))
     seen.look_again(now)
     if defaults.is_global(service.spec):
         if everywhere.reconcile(p, service, seen.present):
-            seen = Survey(p, service)
+            seen = survey(p, service)
     else:
         replicated.scale(p, service, seen)
     handed = update.advance(p, service, seen)
@@ -61,7 +62,7 @@ def reconcile_slot(p: Pass, service_id: str, place: int | str) -> None:
     """One place after one of its tasks, or its node, changed. An update in progress makes the caller look at the service too."""
     service = p.view.services.get(service_id)
     tasks = p.at(service_id, place)
-    p.looked(1 + len(tasks))
+    p.looked(SETTLING + len(tasks))
     if service is None:
         for task in tasks:
             forget_removed(p, aim(p, task, TaskState.REMOVE))

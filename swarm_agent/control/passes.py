@@ -22,6 +22,9 @@ class Key(NamedTuple):
 RESCHEDULE = Key("pending", "")
 MAX_WRITES = 200  # rows in one pass, about: one costs some 60 us, and so does placing it; an entry of the log is bounded too
 MAX_LOOKS = 10_000  # rows looked at in one pass, about: a call may not hold up the loop for more than some milliseconds
+SETTLING = 40  # looks that it costs to settle one place, about
+WRITING = 50  # looks that it costs to make and place a task, about
+LEAST = 25  # tasks that are made at once in any case
 PLACING = 40  # looks that placing the tasks of one revision costs besides, about
 
 
@@ -92,6 +95,12 @@ class Pass:
     def looked(self, rows: int) -> None:
         """Say that so many rows were looked at."""
         self.looks += rows
+
+    @property
+    def portion(self) -> int:
+        """How many tasks a look at a whole service may make now: fewer where the look itself was dear, but some always."""
+        left = min(self.most - len(self._written), (self.most_looks - self.looks) // WRITING)
+        return min(self.most, max(LEAST, left))
 
     @property
     def spent(self) -> bool:

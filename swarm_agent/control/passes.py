@@ -22,9 +22,9 @@ class Key(NamedTuple):
 RESCHEDULE = Key("pending", "")
 MAX_WRITES = 200  # rows in one pass, about: one costs some 60 us, and so does placing it; an entry of the log is bounded too
 MAX_LOOKS = 10_000  # rows looked at in one pass, about: a call may not hold up the loop for more than some milliseconds
-SETTLING = 40  # looks that it costs to settle one place, about
-WRITING = 50  # looks that it costs to make and place a task, about
-LEAST = 25  # tasks that are made at once in any case
+SETTLING = 60  # looks that it costs to settle one place, about
+WRITING = 60  # looks that it costs to make and place a task, about
+LEAST = 50  # tasks that are made at once in any case
 PLACING = 40  # looks that placing the tasks of one revision costs besides, about
 
 
@@ -105,7 +105,8 @@ class Pass:
     @property
     def spent(self) -> bool:
         """Whether nothing new should be begun in this pass, but what was begun be finished."""
-        return self.full or self.looks + len(self._to_place) * PLACING >= self.most_looks
+        done = self.looks + len(self._to_place) * PLACING + len(self._written) * WRITING // 2
+        return self.full or done >= self.most_looks
 
     @property
     def full(self) -> bool:

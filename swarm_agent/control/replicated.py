@@ -18,7 +18,8 @@ def scale(p: Pass, service: Service, seen: Survey) -> None:
     """Make or remove slots."""
     wanted = defaults.replicas(service.spec)
     most = p.portion  # made or removed in one pass
-    open_taken = {slot for slot, tasks in seen.open.items() if taken(service, tasks)}
+    waiting = seen.waiting  # they have a live task
+    open_taken = {s for s, tasks in seen.open.items() if s in waiting or taken(service, tasks)}
     have = len(seen.present) + len(seen.older) + len(open_taken)
     if have < wanted:
         free = (

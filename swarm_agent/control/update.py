@@ -114,12 +114,24 @@ class _Touched:
     __slots__ = ("count", "failed", "patience", "reached", "unreached", "unsteady")
 
     def __init__(self, places: list[_Place], settled: list[Task], rules: _Rules, now: int) -> None:
-        touched = [s for s in places if s.fresh]
-        failed = {s.number: task for s in touched if (task := s.failure(now)) is not None}
+        failed: dict[int | str, Task] = {}
+        stalls: list[int] = []
+        at: list[int] = []
+        self.unsteady = False
+        for s in places:
+            if not s.fresh:
+                continue
+            reached = s.reached_at
+            if s.stalled_at:
+                stalls.append(s.stalled_at)
+                reached = s.stalled_at if s.stalled_at <= now else 0
+            at.append(reached)
+            if s.unsteady:
+                self.unsteady = True
+            task = s.failure(now) if s.failed or s.stalled_at else None
+            if task is not None:
+                failed[s.number] = task
         self.failed = [task for _, task in sorted(failed.items())]
-        self.unsteady = any(s.unsteady for s in touched)
-        stalls = [s.stalled_at for s in touched if s.stalled_at]
-        at = [s.reached_at or (s.stalled_at if 0 < s.stalled_at <= now else 0) for s in touched]
         stalled: list[Task] = []
         for task in settled:
             if task.status.state >= TaskState.RUNNING:
@@ -157,7 +169,7 @@ def advance(p: Pass, service: Service, seen: Survey) -> list[int | str]:
         service = _say(p, service, status)
         rules.since, open_ = p.now, []
         seen.steps.clear()
-    p.looked((len(open_) + len(seen.present)) // 4)
+    p.looked(len(open_) // 2 + len(seen.present) // 4)
     settled = [t for t in seen.present.values() if t.created_at >= rules.since or not t.created_at]
     touched = _Touched(open_, settled, rules, p.now)
     if touched.patience:

@@ -48,10 +48,9 @@ CASES = (
         for nodes in (100, 1_000)
         for what in ("bring-up", "update, all at once", "update, 10 at a time", "node loss")
     ),
-    *(
-        Case(what, 1_000, 100, 1_000)
-        for what in ("bring-up", "update, all at once", "update, 10 at a time", "node loss")
-    ),
+    Case("bring-up", 1_000, 100, 1_000),
+    Case("node loss", 1_000, 100, 1_000),
+    Case("update, all at once", 1_000, 100, 1_000),  # of one of them
     Case("status changes", 1_000, 1_000, 10),
     Case("status changes", 1_000, 1, 10_000),
 )

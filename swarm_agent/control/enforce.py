@@ -1,12 +1,18 @@
-"""Nodes that shrank: what they run must fit into what they have (BEHAVIOUR 13.1)."""
+"""What a change of a node does to the tasks that stand there: it shrank (BEHAVIOUR 13.1), or it is gone for good (17.5)."""
 
 from __future__ import annotations
 
+from collections import Counter
+
 from swarm_agent.control.ledger import NodeUse, reserved
-from swarm_agent.control.passes import Pass
+from swarm_agent.control.passes import Key, Pass
 from swarm_agent.control.slots import reject
-from swarm_agent.control.tasks import live
+from swarm_agent.control.tasks import live, observe
+from swarm_agent.objects import defaults
+from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Node
+
+PATIENCE = 24 * 3600 * defaults.SECOND
 
 
 def fit_in(p: Pass, node: Node) -> None:
@@ -22,10 +28,32 @@ def fit_in(p: Pass, node: Node) -> None:
         revision = p.ledger.revision(task)
         if _fits(node, use):
             return
-        if revision is not None and reserved(revision) != (0, 0):
+        if revision is not None and (reserved(revision) != (0, 0) or task.generic):
             p.view.group(task.service_id)
             reject(p, task)
 
 
 def _fits(node: Node, use: NodeUse) -> bool:
-    return use.cpu <= node.description.nano_cpus and use.memory <= node.description.memory_bytes
+    about = node.description
+    if use.cpu > about.nano_cpus or use.memory > about.memory_bytes:
+        return False
+    named = {(g.kind, g.name) for g in about.generic if g.name}
+    counts = Counter({g.kind: g.count for g in about.generic if not g.name})
+    return set(use.names) <= named and all(count <= counts[kind] for kind, count in use.generic.items())
+
+
+def orphan(p: Pass, node: Node) -> None:
+    """A node that has been down for a day: what ran there is given up, and its addresses are free again."""
+    since = node.status.since
+    if node.status.state != NodeState.DOWN or not since:
+        return
+    if p.now < since + PATIENCE:
+        p.wake(Key("node", node.id), since + PATIENCE)
+        return
+    for task in p.view.tasks.by("node", node.id):
+        if p.full:
+            p.more(Key("node", node.id))
+            return
+        if not task.status.state.terminal:
+            p.view.group(task.service_id)
+            observe(p, task, TaskState.ORPHANED, "its node has been down for a day")

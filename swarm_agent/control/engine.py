@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from swarm_agent.control.allocate import allocate_network, allocate_node, allocate_service
-from swarm_agent.control.enforce import fit_in
+from swarm_agent.control.enforce import fit_in, orphan
 from swarm_agent.control.ledger import Ledger, takes_tasks
 from swarm_agent.control.moves import drain
 from swarm_agent.control.orchestrate import reconcile_prepared, reconcile_service, reconcile_slot
@@ -246,6 +246,7 @@ class Controllers:
                     if node is not None:
                         allocate_node(p, node)
                         fit_in(p, node)
+                        orphan(p, node)
                 case "track":
                     p.view.group(f"{TRACK}/{key.id}")
                     reconcile_tracking(p, key.id)

@@ -27,7 +27,7 @@ from swarm_agent.control.tasks import (
     observe,
     stopped,
 )
-from swarm_agent.objects import defaults
+from swarm_agent.objects import defaults, features
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
@@ -101,7 +101,7 @@ def _check(p: Pass, service: Service, task: Task) -> None:
     if why:
         _lost(p, service, task, why)
     elif draining(node):
-        if defaults.is_job(service.spec) or task.preset:
+        if defaults.is_job(service.spec) or task.preset or p.level < features.ORCHESTRATION:
             _lost(p, service, task, "drain")  # others are moved, so many at a time
     elif misplaced(p.view, task, p.ledger.revision(task)):
         reject(p, task)
@@ -216,6 +216,8 @@ def _may_take_over(p: Pass, service: Service, new: Task) -> bool:
         return True
     if new.desired_state != TaskState.READY or starts_first(service, new) or depends.unmet(p.view, service):
         return False
+    if p.level < features.ORCHESTRATION:
+        return True  # managers of the release before, one of which may lead next, stop the old one at once
     return p.now >= new.start_after and (new.status.state >= TaskState.READY or _blocked(new))
 
 

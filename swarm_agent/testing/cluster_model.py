@@ -43,7 +43,7 @@ GiB = 1 << 30
 class PaperCluster:
     """See the module. ``start`` is the clock at the beginning, nanoseconds."""
 
-    def __init__(self, seed: int = 1, start: int = 1_000_000 * SECOND) -> None:
+    def __init__(self, seed: int = 1, start: int = 1_000_000 * SECOND, level: int = features.LEVEL) -> None:
         self.now = start
         self.store = Store()
         self.rng = random.Random(seed)
@@ -57,7 +57,7 @@ class PaperCluster:
                 spec=ClusterSpec(name="default"),
                 root_ca=RootCA(cert=b"", key=b"", digest=""),
                 join_tokens=JoinTokens(worker="", manager=""),
-                feature_level=features.LEVEL,
+                feature_level=level,
             )
         )
         self.controllers = Controllers(self.store, self.id)

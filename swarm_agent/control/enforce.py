@@ -6,7 +6,7 @@ from collections import Counter
 
 from swarm_agent.control.ledger import NodeUse, reserved
 from swarm_agent.control.passes import Key, Pass
-from swarm_agent.control.slots import reject
+from swarm_agent.control.slots import evict
 from swarm_agent.control.tasks import live, observe
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import NodeState, TaskState
@@ -20,26 +20,38 @@ def fit_in(p: Pass, node: Node) -> None:
     if node.spec.availability != "active" or not node.description.nano_cpus:
         return
     use = p.ledger.nodes[node.id]
-    if _fits(node, use):
+    if not _short(node, use):
         return
     tasks = [t for t in p.view.tasks.by("node", node.id) if live(t) and not t.status.state.terminal]
     p.looked(len(tasks))
     for task in sorted(tasks, key=lambda t: (t.created_at, t.id), reverse=True):
-        revision = p.ledger.revision(task)
-        if _fits(node, use):
+        revision, service = p.ledger.revision(task), p.view.services.get(task.service_id)
+        short = _short(node, use)
+        if not short:
             return
-        if revision is not None and (reserved(revision) != (0, 0) or task.generic):
+        if revision is None or service is None:
+            continue
+        cpu, memory = reserved(revision)
+        takes = {kind for kind, amount in (("cpu", cpu), ("memory", memory)) if amount} | {
+            g.kind for g in task.generic
+        }
+        if takes & short:
             p.view.group(task.service_id)
-            reject(p, task)
+            evict(p, service, task)
 
 
-def _fits(node: Node, use: NodeUse) -> bool:
+def _short(node: Node, use: NodeUse) -> set[str]:
+    """Of what more is given than there is: "cpu", "memory", kinds of generic resources."""
     about = node.description
-    if use.cpu > about.nano_cpus or use.memory > about.memory_bytes:
-        return False
+    short = set()
+    if use.cpu > about.nano_cpus:
+        short.add("cpu")
+    if use.memory > about.memory_bytes:
+        short.add("memory")
     named = {(g.kind, g.name) for g in about.generic if g.name}
     counts = Counter({g.kind: g.count for g in about.generic if not g.name})
-    return set(use.names) <= named and all(count <= counts[kind] for kind, count in use.generic.items())
+    short |= {kind for kind, name in use.names if (kind, name) not in named}
+    return short | {kind for kind, count in use.generic.items() if count > counts[kind]}
 
 
 def orphan(p: Pass, node: Node) -> None:

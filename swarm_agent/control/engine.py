@@ -124,6 +124,10 @@ class Controllers:
             self._dirty[Key(kind if slash else "service", id_)] = None
             if not slash:
                 self._dirty[Key("prepared", id_)] = None
+                self._dirty[Key("rebalance", id_)] = None
+                for node in self.store.nodes.all():  # the group may have held successors of theirs
+                    if draining(node):
+                        self._dirty[Key("drain", node.id)] = None
         self._dirty[RESCHEDULE] = None
 
     def _note_service(self, old: Service | None, new: Service | None) -> None:

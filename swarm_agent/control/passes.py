@@ -25,6 +25,13 @@ MAX_LOOKS = 10_000  # rows looked at in one pass, about: a call may not hold up 
 PLACING = 40  # looks that placing the tasks of one revision costs besides, about
 
 
+class Health(NamedTuple):
+    """Of a service: how many tasks run and are to go on, and how many places have stopped one and not started its successor yet."""
+
+    healthy: int
+    between: int
+
+
 class Pass:
     """The hands of a controller. Everything it may do is here, nothing of it is I/O."""
 
@@ -42,7 +49,8 @@ class Pass:
         self.looks = 0
         self.unplaced: dict[str, None] = {}  # tasks this pass wrote that wait for a node
         self._to_place: set[str] = set()  # their revisions
-        self.healthy: dict[str, int] = {}  # service id -> tasks that run, as far as counted in this pass
+        self.health: dict[str, Health] = {}  # by service id, as far as counted in this pass
+        self.unmet: dict[str, str] = {}  # by service id, what it waits for, as far as looked at in this pass
         self.for_health: list[Key] = []  # what waits for more of its service's tasks to run
         self._written: set[tuple[type[Record], str]] = set()
         self._journal: list[Change] = []

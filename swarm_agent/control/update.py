@@ -120,7 +120,9 @@ class _Touched:
     def __init__(self, places: list[_Place], settled: list[Task], rules: _Rules, now: int) -> None:
         touched = [s for s in places if s.fresh]
         self.failed = [s.failed for s in touched if s.failed is not None]
-        self.unsteady = any(s.unsteady for s in touched)
+        self.unsteady = any(
+            s.unsteady and s.failed is None for s in touched
+        )  # a tolerated failure keeps nothing open
         stalls = [s.stalled_at for s in touched if s.stalled_at]
         at = [s.reached_at or (s.stalled_at if 0 < s.stalled_at <= now else 0) for s in touched]
         for task in settled:
@@ -168,7 +170,7 @@ def advance(p: Pass, service: Service, seen: Survey) -> list[int | str]:
     if dirty or older:
         dirty.update((n, [t]) for n, t in older.items())
         return _hand_out(p, service, rules, touched, dirty)
-    if not any(s.old and s.kept for s in open_):
+    if not any(s.old and s.kept and s.failed is None for s in open_):
         _complete(p, service, status, rules, touched)
     return []
 

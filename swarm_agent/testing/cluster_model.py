@@ -14,6 +14,7 @@ import msgspec
 from swarm_agent.control import jobs
 from swarm_agent.control.engine import Controllers
 from swarm_agent.control.revisions import revision_of
+from swarm_agent.control.update import going
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.defaults import SECOND
@@ -119,7 +120,8 @@ class PaperCluster:
     def update(self, service_id: str, spec: ServiceSpec, networks: tuple[str, ...] = ()) -> None:
         service = self.service(service_id)
         revision = revision_of(service_id, spec, networks)
-        status = service.update_status if revision.id == service.revision_id else None
+        same = revision.id == service.revision_id and going(service)
+        status = service.update_status if same else None
         changed = msgspec.structs.replace(
             service,
             spec=spec,

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from swarm_agent.control.allocate import allocate_network, allocate_node, allocate_service
-from swarm_agent.control.enforce import fit_in
+from swarm_agent.control.enforce import fit_in, orphan
 from swarm_agent.control.ledger import Ledger, takes_tasks
 from swarm_agent.control.moves import drain
 from swarm_agent.control.orchestrate import reconcile_prepared, reconcile_service, reconcile_slot
@@ -129,6 +129,10 @@ class Controllers:
             self._dirty[Key(kind if slash else "service", id_)] = None
             if not slash:
                 self._dirty[Key("prepared", id_)] = None
+                self._dirty[Key("rebalance", id_)] = None
+                for node in self.store.nodes.all():  # the group may have held successors of theirs
+                    if draining(node):
+                        self._dirty[Key("drain", node.id)] = None
         self._dirty[RESCHEDULE] = None
 
     def _note_service(self, old: Service | None, new: Service | None) -> None:
@@ -266,6 +270,7 @@ class Controllers:
                     if node is not None:
                         allocate_node(p, node)
                         fit_in(p, node)
+                        orphan(p, node)
                 case "track":
                     p.view.group(f"{TRACK}/{key.id}")
                     reconcile_tracking(p, key.id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swarm_agent.control import everywhere, jobs, replicated, update
+from swarm_agent.control import depends, everywhere, jobs, replicated, update
 from swarm_agent.control.passes import SETTLING, Key, Pass
 from swarm_agent.control.reap import forget_removed, reap_place
 from swarm_agent.control.slots import is_current, settle
@@ -50,9 +50,13 @@ def reconcile_prepared(p: Pass, service_id: str) -> None:
     """Have every place looked at in which a task waits to be started or to take over: nobody may have asked for it by now."""
     tasks = list(p.view.tasks.by("service", service_id))
     p.looked(len(tasks))
+    service = p.view.services.get(service_id)
+    waits = depends.waits(p, service) if service is not None else ""
     held: set[int | str] = set()  # places with a live task
     for task in tasks:
-        if task.desired_state == TaskState.READY or (live(task) and task.place in held):
+        if waits and task.desired_state == TaskState.READY and any(r.text == waits for r in task.reasons):
+            held.add(task.place)  # it says so already
+        elif task.desired_state == TaskState.READY or (live(task) and task.place in held):
             p.more(Key("slot", service_id, task.place))
         elif live(task):
             held.add(task.place)

@@ -28,6 +28,13 @@ LEAST = 50  # tasks that are made at once in any case
 PLACING = 40  # looks that placing the tasks of one revision costs besides, about
 
 
+class Health(NamedTuple):
+    """Of a service: how many tasks run and are to go on, and how many places have stopped one and not started its successor yet."""
+
+    healthy: int
+    between: int
+
+
 class Pass:
     """The hands of a controller. Everything it may do is here, nothing of it is I/O."""
 
@@ -46,7 +53,8 @@ class Pass:
         self.puts = 0  # how often a row was written or deleted
         self.unplaced: dict[str, None] = {}  # tasks this pass wrote that wait for a node
         self._to_place: set[str] = set()  # their revisions
-        self.healthy: dict[str, int] = {}  # service id -> tasks that run, as far as counted in this pass
+        self.health: dict[str, Health] = {}  # by service id, as far as counted in this pass
+        self.unmet: dict[str, str] = {}  # by service id, what it waits for, as far as looked at in this pass
         self.for_health: list[Key] = []  # what waits for more of its service's tasks to run
         self._written: set[tuple[type[Record], str]] = set()
         self._journal: list[Change] = []

@@ -11,6 +11,7 @@ from swarm_agent.control.survey import Survey
 from swarm_agent.control.tasks import aim, live, make
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.options import options
 from swarm_agent.objects.records import Service
 
 
@@ -29,9 +30,10 @@ def scale(p: Pass, service: Service, seen: Survey) -> None:
         )
         if wanted - have > most:
             p.more(Key("service", service.id))
+        singleton = options(service.spec.labels).singleton  # whatever ran before must have ended
         numbers = list(itertools.islice(free, min(wanted - have, most)))
         for number in numbers:
-            task = make(p, service, number, cause="scale" if have else "create")
+            task = make(p, service, number, ready=singleton, cause="scale" if have else "create")
             if number in seen.open:
                 seen.look_again([number])
             else:

@@ -126,11 +126,11 @@ class _Touched:
                 stalls.append(s.stalled_at)
                 reached = s.stalled_at if s.stalled_at <= now else 0
             at.append(reached)
-            if s.unsteady:
-                self.unsteady = True
             task = s.failure(now) if s.failed or s.stalled_at else None
             if task is not None:
                 failed[s.number] = task
+            elif s.unsteady:  # a tolerated failure keeps nothing open
+                self.unsteady = True
         self.failed = [task for _, task in sorted(failed.items())]
         stalled: list[Task] = []
         for task in settled:
@@ -179,7 +179,7 @@ def advance(p: Pass, service: Service, seen: Survey) -> list[int | str]:
     if dirty or older:
         dirty.update((n, [t]) for n, t in older.items())
         return _hand_out(p, service, rules, touched, dirty)
-    if not any(s.old and s.kept for s in open_):
+    if not any(s.old and s.kept and s.failure(p.now) is None for s in open_):
         _complete(p, service, status, rules, touched)
     return []
 

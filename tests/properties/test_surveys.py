@@ -1,0 +1,105 @@
+"""What is kept of a service's slots from one look to the next is what a look at all of them finds."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swarm_agent.control import survey as surveys
+from swarm_agent.control.passes import Pass
+from swarm_agent.control.survey import Survey, survey
+from swarm_agent.objects import defaults
+from swarm_agent.objects.enums import NodeState
+from swarm_agent.objects.specs import (
+    ContainerSpec,
+    Replicated,
+    ServiceMode,
+    ServiceSpec,
+    TaskTemplate,
+    UpdateConfig,
+)
+from swarm_agent.testing.cluster_model import PaperCluster
+
+STEP = st.one_of(
+    st.tuples(st.just("scale"), st.integers(0, 12)),
+    st.tuples(st.just("image"), st.integers(0, 3)),
+    st.tuples(st.just("fail"), st.integers(0, 50)),
+    st.tuples(
+        st.just("node"), st.tuples(st.integers(0, 3), st.sampled_from((NodeState.READY, NodeState.DOWN)))
+    ),
+    st.tuples(st.just("wait"), st.sampled_from((1, 30, 400))),
+    st.tuples(st.just("freeze"), st.integers(0, 3)),
+)
+
+
+def spec(replicas: int, image: int, order: str) -> ServiceSpec:
+    return ServiceSpec(
+        name="s",
+        mode=ServiceMode(replicated=Replicated(replicas=replicas)),
+        task_template=TaskTemplate(container_spec=ContainerSpec(image=f"a:{image}")),
+        update_config=UpdateConfig(parallelism=3, order=order),
+    )
+
+
+def compare(cluster: PaperCluster, service_id: str) -> None:
+    service = cluster.store.services.get(service_id)
+    assert service is not None
+    p = Pass(cluster.store, cluster.controllers.ledger, cluster.now, lambda: "")
+    kept, fresh = survey(p, service), Survey(p, service)
+    assert kept.present == fresh.present
+    assert kept.older == fresh.older
+    assert kept.waiting == fresh.waiting
+    assert {n: sorted(t.id for t in ts) for n, ts in kept.open.items()} == {n: sorted(t.id for t in ts) for n, ts in fresh.open.items()}  # fmt: skip
+
+
+def do(cluster: PaperCluster, service_id: str, step: tuple[str, Any], order: str) -> None:
+    what, how = step
+    service = cluster.service(service_id)
+    replicas = defaults.replicas(service.spec)
+    container = defaults.container(service.spec.task_template)
+    match what:
+        case "scale":
+            cluster.update(service_id, spec(how, int(str(container.image)[2:]), order))
+        case "image":
+            cluster.update(service_id, spec(replicas, how, order))
+        case "fail":
+            running = cluster.running(service_id)
+            if running:
+                cluster.fail(running[how % len(running)])
+        case "node":
+            cluster.set_node(f"n{how[0]}", state=how[1])
+        case "freeze":
+            cluster.frozen ^= {f"n{how}"}
+        case _:
+            cluster.now += how * defaults.SECOND
+
+
+@settings(max_examples=40, derandomize=True, database=None, deadline=None)
+@given(st.lists(STEP, min_size=3, max_size=12), st.sampled_from(("stop-first", "start-first")))
+def test_surveys_that_are_kept_are_as_new_ones_and_decide_the_same(
+    steps: list[tuple[str, Any]], order: str
+) -> None:
+    both = {0: PaperCluster(), 1 << 30: PaperCluster()}  # one keeps every survey, the other none
+    with mock.patch.object(Survey, "outdated", return_value=False):
+        for kept, cluster in both.items():
+            with mock.patch.object(surveys, "KEPT", kept):
+                for number in range(4):
+                    cluster.add_node(f"n{number}", cpus=100)
+                service_id = cluster.create(spec(6, 0, order))
+        for step in steps:
+            for kept, cluster in both.items():
+                with mock.patch.object(surveys, "KEPT", kept):
+                    do(cluster, service_id, step, order)
+                    compare(cluster, service_id)
+                    for _ in range(3):
+                        cluster.step()
+                        compare(cluster, service_id)
+                    if step[0] == "wait":
+                        cluster.settle()
+                        compare(cluster, service_id)
+            one, other = both.values()
+            assert one.store.services.get(service_id) == other.store.services.get(service_id)
+            assert {t.id: t for t in one.store.tasks.all()} == {t.id: t for t in other.store.tasks.all()}

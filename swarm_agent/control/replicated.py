@@ -14,13 +14,11 @@ from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
 from swarm_agent.objects.records import Service
 
-MAX_SLOTS = 1000  # made or removed in one pass: an entry of the log is bounded
-
 
 def scale(p: Pass, service: Service, seen: Survey) -> None:
     """Make or remove slots."""
     wanted = defaults.replicas(service.spec)
-    most = min(MAX_SLOTS, p.most)
+    most = p.portion  # made or removed in one pass
     open_taken = {slot for slot, tasks in seen.open.items() if taken(service, tasks)}
     have = len(seen.present) + len(seen.older) + len(open_taken)
     if have < wanted:

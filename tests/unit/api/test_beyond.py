@@ -162,6 +162,9 @@ def test_a_job_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     async def story(home: House) -> None:
         with_nodes(home)
         await create(home, JOB)
+        await create(home, {**JOB, "Name": "one", "Mode": {"ReplicatedJob": {}}})
+        mode = (await home.get("/services/one"))["Spec"]["Mode"]
+        assert mode == {"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 1}}
         shown = await home.get("/services/job?status=1")
         assert shown["JobStatus"]["JobIteration"] == {}
         await swarmctl(home, capsys, "run", "job")

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
+
 from swarm_agent.control.ledger import Ledger
 from swarm_agent.objects.base import Record
+from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Task
 from swarm_agent.store import Change, Group, Overlay, Store, slot_key
 
@@ -83,6 +86,11 @@ class Pass:
         self._written.add((type(row), row.id))
         self._book(self.view.row(type(row), row.id), None)
         self.view.delete(row)
+
+    def discount(self, task: Task) -> None:
+        """For the rest of the pass ``task`` does not count where tasks are spread: its successor is placed as if it had gone.
+        What it holds (reservations, ports, addresses) it holds on to."""
+        self._book(task, msgspec.structs.replace(task, desired_state=TaskState.SHUTDOWN))
 
     def wake(self, key: Key, at: int) -> None:
         """Ask for another look at ``key`` at ``at`` (nanoseconds); the earliest wish counts."""

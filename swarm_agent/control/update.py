@@ -279,6 +279,9 @@ def _hand_out(
         p.more(key)
     numbers = sorted(dirty)[: min(room, most)]
     for number in numbers:
+        for old in dirty[number]:
+            if old.node_id:
+                p.discount(old)
         make(p, service, number, ready=config.order != "start-first" or not dirty[number], cause="update")
     return numbers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import msgspec
 import pytest
@@ -305,6 +306,25 @@ def test_a_new_leader_at_any_step_changes_nothing(bad: bool) -> None:
     assert entries > 12
     for at in range(1, entries + 1):
         assert story(at)[0] == undisturbed, f"another leader at entry {at}"
+
+
+@pytest.mark.parametrize("order", ["stop-first", "start-first"])
+@pytest.mark.parametrize("parallelism", [0, 1, 2])
+def test_an_update_leaves_tasks_as_even_as_they_were(
+    cluster: PaperCluster, order: str, parallelism: int
+) -> None:
+    """A new task is placed as if the one it takes over from had gone."""
+    for replicas in (3, 7):
+        sid = cluster.create(msgspec.structs.replace(spec("web:1", replicas), name=f"web{replicas}"))
+        cluster.advance(10)
+        policy = UpdateConfig(parallelism=parallelism, order=order, monitor=SECOND)
+        cluster.update(
+            sid, msgspec.structs.replace(spec("web:2", replicas, update=policy), name=f"web{replicas}")
+        )
+        cluster.advance(60)
+        assert images(cluster, sid) == {"web:2": replicas}
+        counts = Counter(t.node_id for t in cluster.running(sid))
+        assert max(counts.values()) - min(counts[n] for n in ("n1", "n2", "n3")) <= 1, counts
 
 
 # --- restarts --------------------------------------------------------------------------------------------------------

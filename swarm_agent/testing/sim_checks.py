@@ -7,11 +7,12 @@ from collections import Counter
 from swarm_agent.control import everywhere, jobs
 from swarm_agent.control.filters import host_ports
 from swarm_agent.control.ledger import Ledger, bare, reserved
-from swarm_agent.control.slots import moves_start_first
+from swarm_agent.control.slots import given_up, moves_start_first
 from swarm_agent.control.update import PAUSED, going
 from swarm_agent.manager.manager import Manager
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import NodeState, TaskState
+from swarm_agent.objects.options import options
 from swarm_agent.objects.records import Revision, Service, Task
 from swarm_agent.store import Store
 from swarm_agent.testing.fake_engine import Container
@@ -187,12 +188,22 @@ def _starts_first(service: Service) -> bool:
 
 
 # --- after the storm -------------------------------------------------------------------------------------------------------
-def unsettled(cluster: SimCluster) -> str:
-    """What is still not as it was declared; "" when everything is."""
+def unsettled(cluster: SimCluster, *, scheduled: bool = True) -> str:
+    """What is still not as it was declared; "" when everything is. ``scheduled``: jobs with a timetable must be at rest, too."""
     return (
         cluster.nodes_trouble()
         or _managers_differ(cluster)
-        or next(filter(None, (_service(cluster, s) for s in cluster.store.services.all())), "")
+        or next(
+            filter(
+                None,
+                (
+                    _service(cluster, s)
+                    for s in cluster.store.services.all()
+                    if scheduled or not _by_the_clock(s)
+                ),
+            ),
+            "",
+        )
         or next(filter(None, (_task(cluster, t) for t in cluster.store.tasks.all())), "")
         or next(filter(None, (_engine(cluster, h) for h in cluster.hosts.values())), "")
         or _books(cluster)
@@ -244,31 +255,36 @@ def _service(cluster: SimCluster, service: Service) -> str:
     return ""
 
 
+def _by_the_clock(service: Service) -> bool:
+    return options(service.spec.labels).schedule is not None
+
+
 def _job(cluster: SimCluster, service: Service) -> str:
-    """A job ends, or as many of its tasks run as may at once."""
-    tasks = list(cluster.store.tasks.by("service", service.id))
-    if jobs.finished(service, tasks) or jobs.waits_for_its_time(service):
+    """A job ends: each of its places is complete, or given up. One whose tasks do not end has as many running as may run at once."""
+    if jobs.waits_for_its_time(service):
         return ""
     iteration = service.job.iteration if service.job is not None else 0
-    mine = [t for t in tasks if t.iteration == iteration]
-    running = [
-        t for t in mine if t.status.state == TaskState.RUNNING and t.desired_state == TaskState.COMPLETE
-    ]
-    done = sum(1 for t in mine if t.status.state == TaskState.COMPLETE)
-    if defaults.is_global(service.spec):
-        wanted = len(list(everywhere.places(cluster.store, service)))
-        return (
-            ""
-            if len({t.place for t in mine}) >= wanted and running
-            else f"{service.spec.name} is not everywhere"
-        )
+    mine: dict[int | str, list[Task]] = {}
+    for task in cluster.store.tasks.by("service", service.id):
+        if task.iteration == iteration:
+            mine.setdefault(task.place, []).append(task)
     job = defaults.job(service.spec)
-    wanted = min(job.max_concurrent, job.total - done)
-    return (
-        ""
-        if len(running) == wanted
-        else f"{service.spec.name} runs {len(running)} tasks of its run, is to run {wanted}"
-    )
+    everywhere_ = defaults.is_global(service.spec)
+    wanted = set(everywhere.places(cluster.store, service)) if everywhere_ else set(range(job.total))
+    over = {
+        place
+        for place, tasks in mine.items()
+        if any(t.status.state == TaskState.COMPLETE for t in tasks) or given_up(service, tasks)
+    }
+    going_on = {
+        place
+        for place, tasks in mine.items()
+        if any(t.status.state == TaskState.RUNNING and t.desired_state == TaskState.COMPLETE for t in tasks)
+    }
+    missing = wanted - over - going_on
+    if not missing or (not everywhere_ and len(going_on) == job.max_concurrent):
+        return ""
+    return f"{service.spec.name} has nothing in {sorted(missing)} of run {iteration}, {sorted(over)} are over"
 
 
 def _task(cluster: SimCluster, task: Task) -> str:
@@ -293,7 +309,11 @@ def _engine(cluster: SimCluster, host: SimHost) -> str:
     for container in host.engine.containers.values():
         if said := _container(cluster, host, container):
             return f"on {host.name}, {container.name}: {said}"
-    known = {t.id for t in cluster.store.tasks.by("node", host.node_id)} if host.node_id else set()
+    tasks = list(cluster.store.tasks.by("node", host.node_id)) if host.node_id else []
+    known = {t.id for t in tasks}
+    needed = {t.id for t in tasks if t.desired_state <= TaskState.COMPLETE and not t.status.state.terminal}
+    if left := sorted(host.files.held.keys() - needed):
+        return f"on {host.name}, files of secrets are left of {left}"
     stray = next((t for t in host.network.attached if t not in known), "")
     return f"on {host.name}, the network still has task {stray}" if stray else ""
 

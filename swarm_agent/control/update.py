@@ -259,8 +259,9 @@ def _hand_out(
     if min(room, len(dirty)) > p.most:
         p.more(key)
     numbers = sorted(dirty)[: min(room, p.most)]
+    first = config.order == "start-first" and not options(service.spec.labels).singleton
     for number in numbers:
-        make(p, service, number, ready=config.order != "start-first" or not dirty[number], cause="update")
+        make(p, service, number, ready=not first or not dirty[number], cause="update")
     return numbers
 
 

@@ -110,8 +110,11 @@ def asked(spec: ServiceSpec) -> None:
         Timetable.parse(wanted.schedule.cron, wanted.schedule.timezone)
     if wanted.singleton and (defaults.mode(spec) != "replicated" or defaults.replicas(spec) > 1):
         raise _at_odds("singleton", "a strict singleton is a replicated service of one replica")
-    if wanted.singleton and spec.update_config is not None and spec.update_config.order == "start-first":
-        raise _at_odds("singleton", "a strict singleton cannot be updated start-first: two tasks would run")
+    orders = [c.order for c in (spec.update_config, spec.rollback_config) if c is not None]
+    if wanted.singleton and "start-first" in orders:
+        raise _at_odds(
+            "singleton", "a strict singleton cannot be updated or rolled back start-first: two tasks would run"
+        )
     for dependency in wanted.depends_on:
         if dependency.service == spec.name:
             raise _at_odds("depends-on", "a service cannot wait for itself")

@@ -337,7 +337,7 @@ class Dispatcher:
                 continue
             session.sent[task_id] = task.desired_state
             given.append(found)
-            if found.revision.contents and task.desired_state <= TaskState.RUNNING:
+            if found.revision.contents and task.desired_state <= TaskState.COMPLETE:
                 session.needs[task_id] = content_ids(found.revision)
             else:
                 session.needs.pop(task_id, None)

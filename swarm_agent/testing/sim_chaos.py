@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from swarm_agent.objects import defaults
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.testing.fake_engine import EngineFaults
 from swarm_agent.testing.fake_rpc import RpcFaults
@@ -86,6 +87,7 @@ class _Story:
         await asyncio.sleep(3.0)
         if said := unsettled(cluster, scheduled=False):
             raise Violation(f"seed {cluster.seed}: it settled, and then: {said}")
+        await self._calm()
         loop = asyncio.get_running_loop()
         return SimResult(cluster.trace, cluster.events, loop.time(), self.people.acknowledged, self._deeds)
 
@@ -267,6 +269,36 @@ class _Story:
                 except (TimeoutError, SwarmError, AssertionError):
                     continue
                 del names[name]
+
+    async def _calm(self) -> None:
+        """One deed that costs no more healthy tasks than was promised, now that nothing is broken. While something is, no
+        promise can be told from a broken one."""
+        cluster, people = self.cluster, self.people
+        floors = {
+            s.spec.name or "": defaults.replicas(s.spec)
+            for s in cluster.store.services.all()
+            if s.spec.mode.replicated is not None
+        }
+        deed = self.rng.choice(["update", "drain", "rebalance"])
+        if deed == "update":
+            service = self.rng.choice([s for s in cluster.store.services.all() if s.spec.name in floors])
+            config, name = defaults.update(service.spec.update_config), service.spec.name or ""
+            if config.order == "stop-first":
+                floors[name] -= config.parallelism or floors[name]
+            self.checks.floors = floors
+            await people.calm_update(name)
+        else:
+            self.checks.floors = {name: replicas - 1 for name, replicas in floors.items()}
+            if deed == "drain":
+                name = self.rng.choice(list(cluster.hosts))
+                await cluster.set_node(name, Availability="drain")
+                await self._peace()
+                await cluster.set_node(name, Availability="active")
+            else:
+                await cluster.api("POST", "/swarm-agent/rebalance", {"Apply": True, "Parallel": 1})
+        await self._peace()
+        self.checks.floors = {}
+        people.nothing_lost()
 
     async def _peace(self) -> None:
         """Until everything is as declared, with people who put right what is theirs to put right."""

@@ -16,7 +16,7 @@ from swarm_agent.objects.options import options
 from swarm_agent.objects.records import Revision, Service, Task
 from swarm_agent.store import Store
 from swarm_agent.testing.fake_engine import Container
-from swarm_agent.testing.sim_cluster import SimCluster
+from swarm_agent.testing.sim_cluster import PROGRAMS, SimCluster
 from swarm_agent.testing.sim_host import SimHost
 
 PATIENCE_NS = 60 * defaults.SECOND  # a new task waits this long for the one it replaces
@@ -37,6 +37,9 @@ class ClusterChecks:
         self._states: dict[str, TaskState] = {}
         self._excused: dict[str, None] = {}  # tasks on a node that was out of reach in their life
         self._starts = 0
+        self.floors: dict[str, int] = {}
+        """Service name -> how many of its tasks have to run and go on, whatever else happens. Only who knows that nothing is broken
+        can say so: see ``sim_chaos``."""
 
     def __call__(self) -> None:
         self._singletons()
@@ -93,6 +96,37 @@ class ClusterChecks:
         self._resources(store, tasks, revisions)
         self._addresses(store, tasks)
         self._slots(store, tasks)
+        self._jobs(store, tasks)
+        for name, least in self.floors.items():
+            well = sum(
+                1
+                for t in tasks
+                if t.service_name == name
+                and t.status.state == TaskState.RUNNING
+                and t.desired_state <= TaskState.RUNNING
+            )
+            if well < least:
+                self._fail(f"{name} has {well} healthy tasks, was promised {least}")
+
+    def _jobs(self, store: Store, tasks: list[Task]) -> None:
+        """Of the present run of a job a place has one live task, and no more places have any than may run at once."""
+        found: dict[str, Counter[int | str]] = {}
+        for task in tasks:
+            service = store.services.get(task.service_id)
+            if service is None or service.job is None or task.iteration != service.job.iteration:
+                continue
+            if task.desired_state <= TaskState.COMPLETE and not task.status.state.terminal:
+                found.setdefault(service.id, Counter())[task.place] += 1
+        for service_id, places in found.items():
+            service = store.services.get(service_id)
+            assert service is not None
+            if max(places.values()) > 1:
+                self._fail(f"a place of job {service.spec.name} has several live tasks: {places}")
+            if (
+                not defaults.is_global(service.spec)
+                and len(places) > defaults.job(service.spec).max_concurrent
+            ):
+                self._fail(f"job {service.spec.name} has {len(places)} tasks at once")
 
     def _monotone(self, tasks: list[Task]) -> None:
         for task in tasks:
@@ -276,8 +310,11 @@ def _job(cluster: SimCluster, service: Service) -> str:
         for place, tasks in mine.items()
         if any(t.status.state == TaskState.COMPLETE for t in tasks) or given_up(service, tasks)
     }
+    program = PROGRAMS.get(defaults.container(service.spec.task_template).image or "")
     going_on = {
         place
+        if program is None or program.runs_s is None
+        else ""
         for place, tasks in mine.items()
         if any(t.status.state == TaskState.RUNNING and t.desired_state == TaskState.COMPLETE for t in tasks)
     }

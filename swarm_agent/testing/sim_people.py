@@ -168,6 +168,7 @@ class People:
             return spec
         if kind == "single":
             spec["Labels"]["swarm-agent.singleton"] = "strict"
+            spec["UpdateConfig"]["Order"] = spec["RollbackConfig"]["Order"] = "stop-first"
             declared.most = 1
         else:
             self._wants(spec, declared)
@@ -346,6 +347,16 @@ class People:
                     await self._change(self.cluster.leader(), name, change)
             except (TimeoutError, SwarmError) as err:
                 self.cluster.note("refused", type(err).__name__)
+
+    async def calm_update(self, name: str) -> None:
+        """To an image that runs."""
+
+        def change(spec: Json) -> None:
+            spec["TaskTemplate"]["ContainerSpec"]["Image"] = self.rng.choice(GOOD)
+            spec["TaskTemplate"]["ForceUpdate"] = spec["TaskTemplate"].get("ForceUpdate", 0) + 1
+
+        if name in self._declared:
+            await self._change(self.cluster.leader(), name, change)
 
     def nothing_lost(self) -> None:
         there = {s.spec.name: s for s in self.cluster.store.services.all()}

@@ -7,6 +7,7 @@ from collections import Counter
 from swarm_agent.control import everywhere, jobs
 from swarm_agent.control.filters import host_ports
 from swarm_agent.control.ledger import Ledger, bare, reserved
+from swarm_agent.control.revisions import revision_of
 from swarm_agent.control.slots import given_up, moves_start_first
 from swarm_agent.control.update import PAUSED, going
 from swarm_agent.manager.manager import Manager
@@ -37,6 +38,7 @@ class ClusterChecks:
         self._states: dict[str, TaskState] = {}
         self._excused: dict[str, None] = {}  # tasks on a node that was out of reach in their life
         self._starts = 0
+        self._declared: dict[str, int] = {}  # service id -> version that was looked at
         self.floors: dict[str, int] = {}
         """Service name -> how many of its tasks have to run and go on, whatever else happens. Only who knows that nothing is broken
         can say so: see ``sim_chaos``."""
@@ -97,6 +99,7 @@ class ClusterChecks:
         self._addresses(store, tasks)
         self._slots(store, tasks)
         self._jobs(store, tasks)
+        self._declarations(store, revisions)
         for name, least in self.floors.items():
             well = sum(
                 1
@@ -107,6 +110,20 @@ class ClusterChecks:
             )
             if well < least:
                 self._fail(f"{name} has {well} healthy tasks, was promised {least}")
+
+    def _declarations(self, store: Store, revisions: dict[str, Revision]) -> None:
+        """What the tasks of a service are made from is what its spec says."""
+        for service in store.services.all():
+            if self._declared.get(service.id) == service.version:
+                continue
+            self._declared[service.id] = service.version
+            revision = revisions.get(service.revision_id)
+            if revision is None:
+                self._fail(f"{service.spec.name} has no revision")
+            elif (
+                revision_of(service.id, service.spec, revision.networks, revision.contents).id != revision.id
+            ):
+                self._fail(f"{service.spec.name} has another revision than its spec says")
 
     def _jobs(self, store: Store, tasks: list[Task]) -> None:
         """Of the present run of a job a place has one live task, and no more places have any than may run at once."""
@@ -311,12 +328,12 @@ def _job(cluster: SimCluster, service: Service) -> str:
         if any(t.status.state == TaskState.COMPLETE for t in tasks) or given_up(service, tasks)
     }
     program = PROGRAMS.get(defaults.container(service.spec.task_template).image or "")
+    ends = program is not None and program.runs_s is not None
     going_on = {
         place
-        if program is None or program.runs_s is None
-        else ""
         for place, tasks in mine.items()
         if any(t.status.state == TaskState.RUNNING and t.desired_state == TaskState.COMPLETE for t in tasks)
+        and not ends
     }
     missing = wanted - over - going_on
     if not missing or (not everywhere_ and len(going_on) == job.max_concurrent):

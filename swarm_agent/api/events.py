@@ -15,7 +15,7 @@ from swarm_agent.api.filters import Filters, label_matches
 from swarm_agent.api.http import HttpError
 from swarm_agent.node.engine import EngineClient, EngineError, EngineUnreachable, json_lines
 from swarm_agent.objects import defaults
-from swarm_agent.objects.records import Config, Network, Node, Secret, Service
+from swarm_agent.objects.records import Config, Network, Node, Secret, Service, Task
 from swarm_agent.store import Change, Store
 
 REMEMBERED = 256
@@ -28,6 +28,7 @@ _KINDS: dict[type[Any], str] = {
 }
 _encode = msgspec.json.Encoder().encode
 _TIME = re.compile(r"(\d{1,12})(?:\.(\d{1,9}))?")
+VOLUME_MOVED = "volume-moved"
 log = logging.getLogger(__name__)
 
 
@@ -38,7 +39,7 @@ class ClusterEvents:
         self._now = now
         self.past: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
         self._listeners: set[asyncio.Queue[dict[str, Any]]] = set()
-        self._unwatch = store.watch(self._on_commit, *_KINDS)
+        self._unwatch = store.watch(self._on_commit, *_KINDS, Task)
 
     def close(self) -> None:
         self._unwatch()
@@ -59,7 +60,15 @@ class ClusterEvents:
                 for queue in self._listeners:
                     queue.put_nowait(event)
 
+    def _warning(self, task: Task) -> dict[str, Any]:
+        """Ours: a task went where its volume is not, and begins with an empty one. About its service, as Docker has no events of tasks."""
+        text = next(r.text for r in task.reasons if r.code == VOLUME_MOVED)
+        attributes = {"name": task.service_name, "task": task.id, "reason": text}
+        return self._made("service", VOLUME_MOVED, task.service_id, attributes)
+
     def _event(self, change: Change) -> dict[str, Any] | None:
+        if isinstance(change.row, Task):
+            return self._warning(change.row) if _goes_astray(change) else None
         kind = _KINDS.get(type(change.row))
         if kind is None:
             return None
@@ -70,15 +79,28 @@ class ClusterEvents:
             if not what and not _user_visible(change.old, change.new):
                 return None
             attributes.update(what)
+        return self._made(kind, action, change.row.id, attributes)
+
+    def _made(self, kind: str, action: str, id_: str, attributes: dict[str, str]) -> dict[str, Any]:
         now = self._now()
         return {
             "Type": kind,
             "Action": action,
-            "Actor": {"ID": change.row.id, "Attributes": attributes},
+            "Actor": {"ID": id_, "Attributes": attributes},
             "scope": "swarm",
             "time": now // 1_000_000_000,
             "timeNano": now,
         }
+
+
+def _goes_astray(change: Change) -> bool:
+    old, new = change.old, change.new
+    return (
+        new is not None
+        and bool(new.reasons)
+        and (old is None or old.reasons != new.reasons)
+        and any(r.code == VOLUME_MOVED for r in new.reasons)
+    )
 
 
 def _name(row: Any) -> str:

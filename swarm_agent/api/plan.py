@@ -33,7 +33,7 @@ async def plan(backend: Backend, request: Request) -> Response:
     services.acceptable(backend, spec)
     store = backend.store
     now = next(iter(store.services.by("name", (spec.name or "").lower())), None)
-    if services.size(store, spec) > MAX_TASKS:
+    if max(services.size(store, s) for s in (spec, now.spec if now is not None else spec)) > MAX_TASKS:
         raise HttpError(
             400, f"a plan of more than {MAX_TASKS} tasks is not made: it would hold up the leader"
         )

@@ -17,7 +17,7 @@ from swarm_agent.control import jobs
 from swarm_agent.control.contents import dealt_with, must_be_kept, resolve_contents
 from swarm_agent.control.depends import cycle
 from swarm_agent.control.revisions import next_number, previous_of, revision_of
-from swarm_agent.control.update import PAUSED, going
+from swarm_agent.control.update import going
 from swarm_agent.node.engine import EngineError, EngineUnreachable
 from swarm_agent.objects import defaults, features, validate
 from swarm_agent.objects.errors import (
@@ -141,15 +141,18 @@ def updated(backend: Backend, now: Service, spec: ServiceSpec, auth: str) -> tup
     changed = msgspec.structs.replace(
         now,
         spec=spec,
-        previous_spec=now.spec,
+        previous_spec=(_before(now, spec) if same else None) or now.spec,
         revision_id=revision.id,
-        previous_revision_id=now.revision_id if _leveled(backend) else "",
+        previous_revision_id=(now.previous_revision_id if same else now.revision_id)
+        if _leveled(backend)
+        else "",
         registry_auth=auth,
-        update_status=now.update_status if same or _done(now, revision.id) else None,
+        update_status=now.update_status if same else None,
         tracked=contents.tracked,
     )
     if _runs_again(now, spec):
         changed = jobs.again(changed, backend.now())
+    changed = _timed(backend, changed, now.spec)
     _no_circle(backend, changed)
     return changed, revision
 
@@ -191,6 +194,7 @@ def back_to(
     )
     if _runs_again(now, spec):
         changed = jobs.again(changed, backend.now())
+    changed = _timed(backend, changed, now.spec)
     return [*(() if known else (Put(revision, 0),)), Put(changed, now.version)]
 
 
@@ -210,10 +214,22 @@ def _number(backend: Backend, service_id: str) -> int:
     return next_number(backend.store, service_id) if _leveled(backend) else 0
 
 
-def _done(now: Service, revision_id: str) -> bool:
-    """A finished update stays in view while nothing else is to be updated."""
-    status = now.update_status
-    return revision_id == now.revision_id and status is not None and status.state not in PAUSED
+def _before(now: Service, spec: ServiceSpec) -> ServiceSpec | None:
+    """What an update that goes on would be taken back to, after a change that makes no new revision (a scale, say)."""
+    before = now.previous_spec
+    if before is None:
+        return None
+    return msgspec.structs.replace(
+        spec, task_template=before.task_template, endpoint_spec=before.endpoint_spec
+    )
+
+
+def _timed(backend: Backend, changed: Service, before: ServiceSpec) -> Service:
+    """A timetable that is new counts from now, not from when the service was made."""
+    wanted = options(changed.spec.labels).schedule
+    if wanted is None or changed.job is None or wanted == options(before.labels).schedule:
+        return changed
+    return msgspec.structs.replace(changed, job=msgspec.structs.replace(changed.job, due=backend.now()))
 
 
 def _runs_again(now: Service, spec: ServiceSpec) -> bool:

@@ -174,6 +174,11 @@ def service_spec(spec: ServiceSpec, *, insert_defaults: bool = False) -> Json:
     shown["TaskTemplate"].setdefault("Runtime", "container")
     if defaults.is_replicated(spec):
         shown["Mode"] = {"Replicated": {"Replicas": defaults.replicas(spec)}}
+    elif spec.mode.replicated_job is not None:  # the docker CLI falls over a number that is left out
+        job = defaults.job(spec)
+        shown["Mode"] = {
+            "ReplicatedJob": {"MaxConcurrent": job.max_concurrent, "TotalCompletions": job.total}
+        }
     container = shown["TaskTemplate"].get("ContainerSpec")
     if container is not None:
         container.setdefault("Isolation", "default")

@@ -55,10 +55,10 @@ def _change(spec: Json, arguments: argparse.Namespace) -> None:
         spec["Mode"] = {"Replicated": {"Replicas": arguments.replicas}}
     if arguments.force:
         spec["TaskTemplate"]["ForceUpdate"] = spec["TaskTemplate"].get("ForceUpdate", 0) + 1
-    env = dict(line.partition("=")[::2] for line in container.get("Env") or ())
-    env.update(line.partition("=")[::2] for line in arguments.env_add)
+    env = {line.partition("=")[0]: line for line in container.get("Env") or ()}
+    env.update((line.partition("=")[0], line) for line in arguments.env_add)
     if arguments.env_add or arguments.env_rm:
-        container["Env"] = [f"{k}={v}" for k, v in env.items() if k not in arguments.env_rm]
+        container["Env"] = [line for name, line in env.items() if name not in arguments.env_rm]
     if arguments.constraint_add or arguments.constraint_rm:
         placement = spec["TaskTemplate"].setdefault("Placement", {})
         kept = [c for c in placement.get("Constraints") or () if c not in arguments.constraint_rm]

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from swarm_agent.control.passes import Pass
 from swarm_agent.control.tasks import STACK, live, named_service
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import Dependency, options
 from swarm_agent.objects.records import Service
 from swarm_agent.store import View
+
+
+def waits(p: Pass, service: Service) -> str:
+    """As :func:`unmet`, looked at once a pass."""
+    found = p.unmet.get(service.id)
+    if found is None:
+        found = p.unmet[service.id] = unmet(p.view, service)
+        for wanted in options(service.spec.labels).depends_on:
+            other = named_service(p.view, service, wanted.service)
+            if other is not None:
+                p.looked(sum(1 for _ in p.view.tasks.by("service", other.id)))
+    return found
 
 
 def unmet(view: View, service: Service) -> str:

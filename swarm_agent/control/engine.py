@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from swarm_agent.control.allocate import allocate_network, allocate_node, allocate_service
-from swarm_agent.control.enforce import fit_in
+from swarm_agent.control.enforce import fit_in, orphan
 from swarm_agent.control.ledger import Ledger, takes_tasks
 from swarm_agent.control.moves import drain
 from swarm_agent.control.orchestrate import reconcile_prepared, reconcile_service, reconcile_slot
@@ -35,6 +35,10 @@ from swarm_agent.store import Change, Group, Store
 MAX_KEYS = 200  # a pass looks at this many keys, the rest waits for the next
 MAX_BOOKED = 5000  # tasks a new leader books in one call
 MAX_PLACED = 1000  # waiting tasks a pass looks at again
+LARGE = 1000  # tasks; the looks at a larger service that its tasks ask for while it is updated are spaced
+SPACING = (
+    10_000  # nanoseconds for each task between two of them: so they take a tenth of the leader's time at most
+)
 
 
 class Controllers:
@@ -99,6 +103,7 @@ class Controllers:
                         self._dirty[Key("prepared", service.id)] = None
                     if change.old is None or change.new is None:
                         self._wake_dependents(service)
+                        self.ledger.surveys.pop(service.id, None)
                     if _frees_something(change):
                         self._dirty[RESCHEDULE] = None
                 case Node():
@@ -124,6 +129,10 @@ class Controllers:
             self._dirty[Key(kind if slash else "service", id_)] = None
             if not slash:
                 self._dirty[Key("prepared", id_)] = None
+                self._dirty[Key("rebalance", id_)] = None
+                for node in self.store.nodes.all():  # the group may have held successors of theirs
+                    if draining(node):
+                        self._dirty[Key("drain", node.id)] = None
         self._dirty[RESCHEDULE] = None
 
     def _note_service(self, old: Service | None, new: Service | None) -> None:
@@ -150,8 +159,10 @@ class Controllers:
         moved_on = (
             change.old is None or change.new is None or change.old.status.state != change.new.status.state
         )
-        if service is None or change.new is None or going(service) or defaults.is_job(service.spec):
+        if service is None or change.new is None or defaults.is_job(service.spec):
             self._dirty[Key("service", task.service_id)] = None
+        elif going(service):
+            self._progressed(service)
         if service is not None:
             self._dirty[Key("slot", task.service_id, task.place)] = None
             if moved_on and self._dependents:
@@ -180,6 +191,7 @@ class Controllers:
         self._dirty[Key("node", node_id)] = None
         if old is not None and new is not None and _same_for_tasks(old, new):
             return
+        self.ledger.surveys.clear()
         self._dirty[RESCHEDULE] = None
         for service_id in self._everywhere:
             self._dirty[Key("slot", service_id, node_id)] = None
@@ -191,6 +203,18 @@ class Controllers:
                     self._look_later(Key("even", service.id), self.store.now + SETTLING)
         for task in self.store.tasks.by("node", node_id):
             self._dirty[Key("slot", task.service_id, task.place)] = None
+
+    def _progressed(self, service: Service) -> None:
+        """Something happened to a task of a service that is being updated."""
+        key = Key("service", service.id)
+        tasks = self.store.tasks.count("service", service.id)
+        if tasks <= LARGE:
+            self._dirty[key] = None
+        elif key not in self._dirty:
+            at = self.store.now + tasks * SPACING
+            if self._due.get(key, at + 1) > at:
+                self._due[key] = at
+                heapq.heappush(self._timers, (at, key))
 
     def _look_later(self, key: Key, at: int) -> None:
         if key not in self._due:
@@ -246,6 +270,7 @@ class Controllers:
                     if node is not None:
                         allocate_node(p, node)
                         fit_in(p, node)
+                        orphan(p, node)
                 case "track":
                     p.view.group(f"{TRACK}/{key.id}")
                     reconcile_tracking(p, key.id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from swarm_agent.control.passes import Key, Pass
 from swarm_agent.control.slots import given_up, newest
@@ -65,13 +65,16 @@ def _has(service: Service, tasks: list[Task]) -> bool:
     return bool(mine) and newest(mine).status.state != TaskState.SHUTDOWN and given_up(service, mine)
 
 
-def reconcile(p: Pass, service: Service) -> None:
-    """All nodes of a global service."""
+def reconcile(p: Pass, service: Service, present: Container[int | str] = ()) -> bool:
+    """All nodes of a global service; whether anything was written. ``present``: places with one task, as it should be."""
     nodes = list(p.view.nodes.all())
     p.looked(len(nodes))
+    before = p.puts
     gone = {t.preset for t in p.view.tasks.by("service", service.id)} - {n.id for n in nodes}
-    for node_id in [*sorted(gone), *(n.id for n in nodes)]:
+    wanting = (n.id for n in nodes if n.id not in present or n.spec.availability != "active")
+    for node_id in [*sorted(gone), *wanting]:
         if p.full:
             p.more(Key("service", service.id))
-            return
+            break
         fill(p, service, node_id)
+    return p.puts != before

@@ -228,11 +228,15 @@ def _fits(demand: Demand, node: Node, use: NodeUse) -> bool:
 
 
 def free_generic(node: Node, use: NodeUse, kind: str) -> int:
-    """How many of a kind are not given."""
+    """How many of a kind are not given. A node may have told of them by count before it told their names, or the other way
+    round: what was given then takes one each of what it tells now. A name it tells no more takes none of the others."""
+    counted = use.generic.get(kind, 0)
     names = [g.name for g in node.description.generic if g.kind == kind and g.name]
     if names:
-        return sum((kind, name) not in use.names for name in names)
-    return sum(g.count for g in node.description.generic if g.kind == kind) - use.generic.get(kind, 0)
+        return max(0, sum((kind, name) not in use.names for name in names) - counted)
+    named = sum(given == kind for given, _ in use.names) if use.names else 0
+    total = sum(g.count for g in node.description.generic if g.kind == kind)
+    return max(0, total - counted - named)
 
 
 def pick_generic(node: Node, use: NodeUse, wanted: Iterable[tuple[str, int]]) -> tuple[Generic, ...]:

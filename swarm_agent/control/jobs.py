@@ -126,9 +126,8 @@ def _by_the_clock(p: Pass, service: Service) -> Service:
     if due > p.now:
         p.wake(Key("service", service.id), due)
         return service
-    while (following := table.after(due)) <= p.now:
-        due = following
-    p.wake(Key("service", service.id), following)
+    due = table.latest(job.due or service.created_at or p.now, p.now)
+    p.wake(Key("service", service.id), table.after(p.now))
     job = msgspec.structs.replace(job, due=due)
     tasks = list(p.view.tasks.by("service", service.id))
     if schedule.overlap == "forbid" and job.iteration and not finished(service, tasks):

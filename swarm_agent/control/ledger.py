@@ -8,7 +8,7 @@ changed about nodes stands in a journal, from which the scheduler repairs what i
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swarm_agent.control.boards import Boards
 from swarm_agent.control.filters import host_ports
@@ -16,6 +16,9 @@ from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Network, Node, Revision, Service, Task
 from swarm_agent.store import Change, Store
+
+if TYPE_CHECKING:
+    from swarm_agent.control.survey import Survey
 
 FAILURE_MEMORY = 300 * defaults.SECOND  # a node's failures of a revision count this long against it
 FAILURES_THAT_COUNT = 5  # fewer are bad luck
@@ -70,6 +73,9 @@ class Ledger:
         self.journal: list[str] = []  # ids of nodes whose row or use changed, in order, the newest part of it
         self.written = 0  # how many entries it ever had
         self.boards = Boards(self)
+        self.surveys: dict[
+            str, Survey
+        ] = {}  # service id -> how its slots stood when they were last looked at
         self._revisions: dict[str, Revision] = {}
         self._taken: dict[str, _Taken] = {}  # revision id -> what each of its tasks takes
         for table in (store.revisions, store.nodes, store.networks, store.services):
@@ -92,7 +98,12 @@ class Ledger:
     def apply(self, change: Change) -> None:
         """Book one row's change."""
         match change.row:
-            case Task():
+            case Task() as task:
+                seen = self.surveys.get(task.service_id)
+                if seen is not None:
+                    seen.changed.add(task.place)
+                    if seen.outdated(2):  # it is of no more use, and holds rows nobody else does
+                        del self.surveys[task.service_id]
                 if self._unbooked:
                     self._task(self._unbooked.pop(change.row.id, None), +1)
                 if _takes_the_same(change.old, change.new):

@@ -10,7 +10,7 @@ from swarm_agent.control.passes import Key, Pass
 from swarm_agent.control.restarts import delay, ended_at
 from swarm_agent.control.slots import moves_start_first
 from swarm_agent.control.tasks import draining, live, make
-from swarm_agent.objects import defaults
+from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Service, Task
 
@@ -18,8 +18,8 @@ from swarm_agent.objects.records import Service, Task
 def drain(p: Pass, node_id: str) -> None:
     """Make a successor for each task that is still on a draining node."""
     node = p.view.nodes.get(node_id)
-    if not draining(node):
-        return
+    if not draining(node) or p.level < features.ORCHESTRATION:
+        return  # below that level a place of a draining node is simply filled elsewhere (``slots``)
     rows = [t for t in p.view.tasks.by("node", node_id) if live(t) and not t.status.state.terminal]
     p.looked(len(rows))
     for task in sorted(rows, key=lambda t: (t.service_id, t.slot)):

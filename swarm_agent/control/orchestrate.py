@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from swarm_agent.control import everywhere, jobs, replicated, update
-from swarm_agent.control.passes import Key, Pass
+from swarm_agent.control import depends, everywhere, jobs, replicated, update
+from swarm_agent.control.passes import SETTLING, Key, Pass
 from swarm_agent.control.reap import forget_removed, reap_place
 from swarm_agent.control.slots import is_current, settle
-from swarm_agent.control.survey import Survey
+from swarm_agent.control.survey import survey
 from swarm_agent.control.tasks import aim, live
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 
-MAX_OPEN = 500  # places with something to decide that a look at the whole service decides; the others follow one by one
+MAX_OPEN = 100  # places with something to decide that a look at the whole service decides; the others follow one by one
 
 
 def reconcile_service(p: Pass, service_id: str) -> None:
@@ -23,7 +23,7 @@ def reconcile_service(p: Pass, service_id: str) -> None:
     if defaults.is_job(service.spec):
         jobs.reconcile(p, service)
         return
-    seen = Survey(p, service)
+    seen = survey(p, service)
     places = sorted(place for place in seen.open if place not in seen.waiting)
     now, later = places[:MAX_OPEN], places[MAX_OPEN:]
     for place in now:
@@ -31,16 +31,18 @@ def reconcile_service(p: Pass, service_id: str) -> None:
             p.more(Key("service", service.id))
             return
         settle(p, service, place)
+        p.looked(SETTLING)
     for place in later:
         p.more(Key("slot", service.id, place))
     seen.look_again(now)
     if defaults.is_global(service.spec):
-        everywhere.reconcile(p, service)
-        seen = Survey(p, service)
+        if everywhere.reconcile(p, service, seen.present):
+            seen = survey(p, service)
     else:
         replicated.scale(p, service, seen)
     handed = update.advance(p, service, seen)
-    for place in {**seen.open, **dict.fromkeys(handed)}.keys() - later:
+    unread = seen.waiting.union(later)  # those that wait have no history
+    for place in dict.fromkeys([*(n for n in seen.open if n not in unread), *handed]):
         reap_place(p, service, p.at(service.id, place))
 
 
@@ -48,9 +50,13 @@ def reconcile_prepared(p: Pass, service_id: str) -> None:
     """Have every place looked at in which a task waits to be started or to take over: nobody may have asked for it by now."""
     tasks = list(p.view.tasks.by("service", service_id))
     p.looked(len(tasks))
+    service = p.view.services.get(service_id)
+    waits = depends.waits(p, service) if service is not None else ""
     held: set[int | str] = set()  # places with a live task
     for task in tasks:
-        if task.desired_state == TaskState.READY or (live(task) and task.place in held):
+        if waits and task.desired_state == TaskState.READY and any(r.text == waits for r in task.reasons):
+            held.add(task.place)  # it says so already
+        elif task.desired_state == TaskState.READY or (live(task) and task.place in held):
             p.more(Key("slot", service_id, task.place))
         elif live(task):
             held.add(task.place)
@@ -60,7 +66,7 @@ def reconcile_slot(p: Pass, service_id: str, place: int | str) -> None:
     """One place after one of its tasks, or its node, changed. An update in progress makes the caller look at the service too."""
     service = p.view.services.get(service_id)
     tasks = p.at(service_id, place)
-    p.looked(1 + len(tasks))
+    p.looked(SETTLING + len(tasks))
     if service is None:
         for task in tasks:
             forget_removed(p, aim(p, task, TaskState.REMOVE))

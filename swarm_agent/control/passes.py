@@ -20,9 +20,19 @@ class Key(NamedTuple):
 
 
 RESCHEDULE = Key("pending", "")
-MAX_WRITES = 750  # rows in one pass, about: an entry of the log is bounded
+MAX_WRITES = 200  # rows in one pass, about: one costs some 60 us, and so does placing it; an entry of the log is bounded too
 MAX_LOOKS = 10_000  # rows looked at in one pass, about: a call may not hold up the loop for more than some milliseconds
+SETTLING = 40  # looks that it costs to settle one place, about
+WRITING = 50  # looks that it costs to make and place a task, about
+LEAST = 25  # tasks that are made at once in any case
 PLACING = 40  # looks that placing the tasks of one revision costs besides, about
+
+
+class Health(NamedTuple):
+    """Of a service: how many tasks run and are to go on, and how many places have stopped one and not started its successor yet."""
+
+    healthy: int
+    between: int
 
 
 class Pass:
@@ -40,9 +50,11 @@ class Pass:
         self.most = most
         self.most_looks = MAX_LOOKS * max(1, most // MAX_WRITES)  # a pass without bounds has none here either
         self.looks = 0
+        self.puts = 0  # how often a row was written or deleted
         self.unplaced: dict[str, None] = {}  # tasks this pass wrote that wait for a node
         self._to_place: set[str] = set()  # their revisions
-        self.healthy: dict[str, int] = {}  # service id -> tasks that run, as far as counted in this pass
+        self.health: dict[str, Health] = {}  # by service id, as far as counted in this pass
+        self.unmet: dict[str, str] = {}  # by service id, what it waits for, as far as looked at in this pass
         self.for_health: list[Key] = []  # what waits for more of its service's tasks to run
         self._written: set[tuple[type[Record], str]] = set()
         self._journal: list[Change] = []
@@ -58,6 +70,7 @@ class Pass:
 
     def put(self, row: Record) -> None:
         """Write a row; the books see it at once."""
+        self.puts += 1
         self._written.add((type(row), row.id))
         self._book(self.view.row(type(row), row.id), row)
         self.view.put(row)
@@ -66,6 +79,7 @@ class Pass:
             self._to_place.add(row.revision_id)
 
     def delete(self, row: Record) -> None:
+        self.puts += 1
         self._written.add((type(row), row.id))
         self._book(self.view.row(type(row), row.id), None)
         self.view.delete(row)
@@ -89,6 +103,12 @@ class Pass:
     def looked(self, rows: int) -> None:
         """Say that so many rows were looked at."""
         self.looks += rows
+
+    @property
+    def portion(self) -> int:
+        """How many tasks a look at a whole service may make now: fewer where the look itself was dear, but some always."""
+        left = min(self.most - len(self._written), (self.most_looks - self.looks) // WRITING)
+        return min(self.most, max(LEAST, left))
 
     @property
     def spent(self) -> bool:

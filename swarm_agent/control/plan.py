@@ -32,7 +32,7 @@ class Step(msgspec.Struct, frozen=True):
     action: str  # create, replace, move, remove, keep, wait
     before: str = ""  # node ids
     after: str = ""
-    reasons: tuple[Reason, ...] = ()  # of a task that finds no place
+    reasons: tuple[Reason, ...] = ()  # why it finds no place, or what is to be said of the one it finds
 
 
 def forecast(
@@ -125,7 +125,7 @@ def _step(place_: int | str, before: Task | None, after: Task | None) -> Step:
     assert before is not None
     if before.id == after.id:
         action = "keep" if after.node_id or after.status.state != TaskState.PENDING else "wait"
-        return Step(place_, action, before.node_id, after.node_id, () if after.node_id else after.reasons)
+        return Step(place_, action, before.node_id, after.node_id, after.reasons)
     if not after.node_id:
         return Step(place_, "wait", before.node_id, "", after.reasons)
     return Step(

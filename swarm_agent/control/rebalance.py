@@ -10,7 +10,7 @@ by its policy when a node joins.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
 import msgspec
@@ -29,6 +29,8 @@ from swarm_agent.store import Store
 
 SETTLING = 30 * defaults.SECOND  # a node that has just come may go again; whoever reacts to it waits so long
 EVERYTHING = 1 << 30
+MAX_SUGGESTED = 1000  # moves; who follows them may ask again
+TRIES = 3  # nodes whose tasks are not worth a move, until a service counts as even
 
 
 class Suggestion(msgspec.Struct, frozen=True):
@@ -62,8 +64,8 @@ def suggest(
     found: list[Suggestion] = []
     try:
         for service in services:
-            if not movable(service):
-                found += _moves(p, service, EVERYTHING, pretend=True)
+            if not movable(service) and len(found) < MAX_SUGGESTED:
+                found += _moves(p, service, MAX_SUGGESTED - len(found), pretend=True)
     finally:
         p.finish()
     return tuple(found)
@@ -102,37 +104,47 @@ def _under_way(p: Pass, service: Service) -> int:
 
 
 def _moves(p: Pass, service: Service, most: int, *, pretend: bool) -> list[Suggestion]:
+    """From the most crowded node to where the scheduler would have a task, until that gains nothing. A few nodes are tried:
+    what suits a task depends a little on where it stands."""
     p.view.group(service.id)
     rows = [t for t in p.view.tasks.by("service", service.id) if live(t) and not t.status.state.terminal]
     p.looked(len(rows))
     leaving = {t.replaces for t in rows if t.replaces}
     counts = Counter(t.node_id for t in rows if t.node_id and t.id not in leaving)
-    standing = [
-        t
-        for t in rows
-        if t.id not in leaving
-        and t.status.state == TaskState.RUNNING
-        and not t.replaces
-        and t.revision_id == service.revision_id
-        and not draining(p.view.nodes.get(t.node_id))
-    ]
+    standing: defaultdict[str, list[Task]] = defaultdict(list)
+    for task in rows:
+        if (
+            task.id not in leaving
+            and not task.replaces
+            and task.status.state == TaskState.RUNNING
+            and task.revision_id == service.revision_id
+            and not draining(p.view.nodes.get(task.node_id))
+        ):
+            standing[task.node_id].append(task)
+    for tasks in standing.values():
+        tasks.sort(key=lambda t: t.slot)
     out: list[Suggestion] = []
-    hopeless: set[str] = set()
-    while len(out) < most:
-        candidates = [t for t in standing if t.node_id not in hopeless]
-        if not candidates or p.full:
+    failed: set[str] = set()
+    while len(out) < most and len(failed) < TRIES and not p.spent:
+        source = max(
+            (n for n, tasks in standing.items() if tasks and n not in failed),
+            key=lambda n: (counts[n], n),
+            default="",
+        )
+        p.looked(len(standing))
+        if not source or counts[source] < 2:
             break
-        task = max(candidates, key=lambda t: (counts[t.node_id], t.slot))
-        standing.remove(task)
+        task = standing[source][-1]
         target = _target(p, service, task)
-        if target is None or counts[task.node_id] - counts[target.node_id] < 2:
-            hopeless.add(task.node_id)
+        if target is None or counts[source] - counts[target.node_id] < 2:
+            failed.add(source)
             if target is not None:
                 _take_back(p, target)
             continue
-        text = f"{counts[task.node_id]} tasks of the service on its node, {counts[target.node_id]} there"
-        out.append(Suggestion(service.id, task.id, task.place, task.node_id, target.node_id, text))
-        counts[task.node_id] -= 1
+        standing[source].pop()
+        text = f"{counts[source]} tasks of the service on its node, {counts[target.node_id]} there"
+        out.append(Suggestion(service.id, task.id, task.place, source, target.node_id, text))
+        counts[source] -= 1
         counts[target.node_id] += 1
         if pretend:
             p.delete(task)

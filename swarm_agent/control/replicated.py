@@ -11,15 +11,14 @@ from swarm_agent.control.survey import Survey
 from swarm_agent.control.tasks import aim, live, make
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.options import options
 from swarm_agent.objects.records import Service
-
-MAX_SLOTS = 1000  # made or removed in one pass: an entry of the log is bounded
 
 
 def scale(p: Pass, service: Service, seen: Survey) -> None:
     """Make or remove slots."""
     wanted = defaults.replicas(service.spec)
-    most = min(MAX_SLOTS, p.most)
+    most = p.portion  # made or removed in one pass
     open_taken = {slot for slot, tasks in seen.open.items() if taken(service, tasks)}
     have = len(seen.present) + len(seen.older) + len(open_taken)
     if have < wanted:
@@ -30,9 +29,10 @@ def scale(p: Pass, service: Service, seen: Survey) -> None:
         )
         if wanted - have > most:
             p.more(Key("service", service.id))
+        singleton = options(service.spec.labels).singleton  # whatever ran before must have ended
         numbers = list(itertools.islice(free, min(wanted - have, most)))
         for number in numbers:
-            task = make(p, service, number, cause="scale" if have else "create")
+            task = make(p, service, number, ready=singleton, cause="scale" if have else "create")
             if number in seen.open:
                 seen.look_again([number])
             else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from swarm_agent.control import depends
-from swarm_agent.control.passes import Key, Pass
+from swarm_agent.control.passes import Health, Key, Pass
 from swarm_agent.control.restarts import attempt_of, restart
 from swarm_agent.control.revisions import same_but_placement
 from swarm_agent.control.tasks import (
@@ -27,7 +27,7 @@ from swarm_agent.control.tasks import (
     observe,
     stopped,
 )
-from swarm_agent.objects import defaults
+from swarm_agent.objects import defaults, features
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
@@ -101,17 +101,25 @@ def _check(p: Pass, service: Service, task: Task) -> None:
     if why:
         _lost(p, service, task, why)
     elif draining(node):
-        if defaults.is_job(service.spec) or task.preset:
+        if defaults.is_job(service.spec) or task.preset or p.level < features.ORCHESTRATION:
             _lost(p, service, task, "drain")  # others are moved, so many at a time
     elif misplaced(p.view, task, p.ledger.revision(task)):
-        reject(p, task)
-        gone = p.view.tasks.get(task.id)
-        if gone is not None:
-            _ended(p, service, gone)
+        evict(p, service, task)
 
 
-def reject(p: Pass, task: Task) -> None:
-    """What the constraint enforcer does to a task whose node changed under it."""
+def evict(p: Pass, service: Service, task: Task) -> None:
+    """What the constraint enforcer does to a task whose node changed under it: it counts as rejected, and another follows by the
+    restart policy. A strict singleton is stopped, as nobody may say it has ended before it has."""
+    if options(service.spec.labels).singleton:
+        _lost(p, service, task, "constraint")
+        return
+    _reject(p, task)
+    gone = p.view.tasks.get(task.id)
+    if gone is not None:
+        _ended(p, service, gone)
+
+
+def _reject(p: Pass, task: Task) -> None:
     observe(
         p,
         task,
@@ -214,8 +222,10 @@ def _may_take_over(p: Pass, service: Service, new: Task) -> bool:
     finds no place because the old one is still there."""
     if new.status.state >= TaskState.RUNNING:
         return True
-    if new.desired_state != TaskState.READY or starts_first(service, new) or depends.unmet(p.view, service):
+    if new.desired_state != TaskState.READY or starts_first(service, new) or depends.waits(p, service):
         return False
+    if p.level < features.ORCHESTRATION:
+        return True  # managers of the release before, one of which may lead next, stop the old one at once
     return p.now >= new.start_after and (new.status.state >= TaskState.READY or _blocked(new))
 
 
@@ -265,26 +275,37 @@ def _move(p: Pass, service: Service, mover: Task, old: Task) -> None:
     ready = _may_take_over(p, service, mover) or (stuck and floor is None)
     if not ready and not (stuck and floor is not None):
         return
-    replicas = defaults.replicas(service.spec)
-    least = floor.of(replicas) if floor is not None else replicas - 1
-    if stuck and floor is None:
-        least = 0  # there is no place: Docker's drain stops it all the same
-    if old.status.state != TaskState.RUNNING or healthy(p, service) - 1 >= least:
+    health = _health(p, service)
+    if floor is not None:
+        may = health.healthy - 1 >= floor.of(defaults.replicas(service.spec))
+    else:  # one at a time; and where there is no place Docker's drain stops it all the same
+        may = stuck or not health.between
+    if may or old.status.state != TaskState.RUNNING:
         aim(p, old, TaskState.SHUTDOWN)
-        p.healthy[service.id] = healthy(p, service) - 1
+        p.health[service.id] = Health(health.healthy - 1, health.between + (not stuck))
     else:
         p.wait_for_health(Key("slot", service.id, mover.place))
 
 
-def healthy(p: Pass, service: Service) -> int:
-    """How many tasks of a service run and are to go on; counted once a pass."""
-    count = p.healthy.get(service.id)
-    if count is None:
+def _health(p: Pass, service: Service) -> Health:
+    """Counted once a pass."""
+    found = p.health.get(service.id)
+    if found is None:
         rows = list(p.view.tasks.by("service", service.id))
         p.looked(len(rows))
-        count = sum(1 for t in rows if t.status.state == TaskState.RUNNING and live(t))
-        p.healthy[service.id] = count
-    return count
+        alive = {t.id for t in rows if live(t)}
+        healthy = sum(1 for t in rows if t.status.state == TaskState.RUNNING and t.id in alive)
+        between = sum(
+            1
+            for t in rows
+            if t.replaces
+            and t.id in alive
+            and t.status.state < TaskState.RUNNING
+            and t.node_id
+            and t.replaces not in alive
+        )
+        found = p.health[service.id] = Health(healthy, between)
+    return found
 
 
 # --- the start -------------------------------------------------------------------------------------------------------
@@ -310,15 +331,17 @@ def _start(p: Pass, service: Service, task: Task, tasks: list[Task]) -> None:
         live(t) and t.desired_state != TaskState.READY and not t.status.state.terminal for t in others
     ):
         return
-    waits = depends.unmet(p.view, service)
+    waits = depends.waits(p, service)
     _say_waiting(p, task, waits)
     if waits:
         return
+    if options(service.spec.labels).singleton:
+        every = p.view.tasks.by("service", service.id)
+        if any(t.id != task.id and not live(t) and not stopped(p.view, t) for t in every):
+            return
     leaving = [t for t in others if not live(t) and not stopped(p.view, t)]
     if leaving and not first:
         patience = max(task.created_at or p.now, task.start_after) + MINUTE
-        if options(service.spec.labels).singleton:
-            return
         if p.now < patience:
             p.wake(key, patience)
             return

@@ -51,11 +51,10 @@ class _Rules:
 class _Place:
     """How far one place is in the present update."""
 
-    __slots__ = ("failed", "fresh", "kept", "number", "old", "reached_at", "stalled_at", "tasks", "unsteady")
+    __slots__ = ("dirty", "failed", "fresh", "kept", "number", "old", "reached_at", "stalled_at", "unsteady")
 
     def __init__(self, number: int | str, tasks: list[Task], seen: Survey, rules: _Rules, now: int) -> None:
         self.number = number
-        self.tasks = tasks
         current = [t for t in tasks if seen.is_current(t)]
         self.fresh = [  # made by this update; what the leader stopped itself tells nothing of it
             t
@@ -76,21 +75,18 @@ class _Place:
         self.stalled_at = 0  # when its patience ends, or ended
         if self.fresh and not self.reached_at and rules.deadline:
             self.stalled_at = min((t.created_at or now) for t in self.fresh) + rules.deadline
-            if self.stalled_at <= now:
-                self.failed = self.failed or self.fresh[0]
         last = newest(self.fresh) if self.fresh else None
         # the new task is between two attempts: a crash loop, whatever the time between its crashes
         self.unsteady = (
             last is not None and live(last) and last.status.state != TaskState.RUNNING and last.failures > 0
         )
 
-    @property
-    def dirty(self) -> bool:
-        """Whether the place still has to be handed to a worker."""
-        if self.fresh or self.kept:
-            return False
-        newest_done = not any(live(t) for t in self.tasks)
-        return bool(self.old) or newest_done
+        # whether the place still has to be handed to a worker
+        self.dirty = not (self.fresh or self.kept) and (bool(self.old) or not any(live(t) for t in tasks))
+
+    def failure(self, now: int) -> Task | None:
+        """The task that makes it count as failed: by its end, or because our patience has ended."""
+        return self.failed or (self.fresh[0] if 0 < self.stalled_at <= now else None)
 
 
 def _ended_by_itself(task: Task) -> bool:
@@ -121,10 +117,13 @@ class _Touched:
 
     def __init__(self, places: list[_Place], settled: list[Task], rules: _Rules, now: int) -> None:
         touched = [s for s in places if s.fresh]
-        self.failed = [s.failed for s in touched if s.failed is not None]
-        self.unsteady = any(s.unsteady for s in touched)
+        failed = {s.number: task for s in touched if (task := s.failure(now)) is not None}
+        self.failed = [task for _, task in sorted(failed.items())]
+        # a tolerated failure keeps nothing open
+        self.unsteady = any(s.unsteady and s.number not in failed for s in touched)
         stalls = [s.stalled_at for s in touched if s.stalled_at]
         at = [s.reached_at or (s.stalled_at if 0 < s.stalled_at <= now else 0) for s in touched]
+        stalled: list[Task] = []
         for task in settled:
             if task.status.state >= TaskState.RUNNING:
                 at.append(task.status.started_at or task.status.finished_at)
@@ -133,9 +132,10 @@ class _Touched:
             if stall:
                 stalls.append(stall)
             if 0 < stall <= now:
-                self.failed.append(task)
+                stalled.append(task)
             at.append(stall if 0 < stall <= now else 0)
             self.unsteady = self.unsteady or task.failures > 0
+        self.failed += sorted(stalled, key=lambda t: (t.created_at, t.id))
         self.count = len(at)
         self.reached = [r for r in at if r]  # when each came to run, nanoseconds, or lost our patience
         self.unreached = self.count - len(self.reached)
@@ -148,12 +148,10 @@ def advance(p: Pass, service: Service, seen: Survey) -> list[int | str]:
     if status is not None and status.state in PAUSED:
         return []
     rules = _Rules(service, p.now)
-    open_ = [
-        _Place(n, tasks, seen, rules, p.now)
-        for n, tasks in sorted(seen.open.items())
-        if _counts(service, tasks, seen, rules.since) and _open_to_it(p, n)
-    ]
-    older = {n: t for n, t in seen.older.items() if _open_to_it(p, n)}
+    open_ = _open_places(p, service, seen, rules)
+    older = seen.older
+    if defaults.is_global(service.spec):
+        older = {n: t for n, t in older.items() if _open_to_it(p, n)}
     dirty = {s.number: s.old for s in open_ if s.dirty}
     if not going(service):
         if not dirty and not older:
@@ -161,6 +159,8 @@ def advance(p: Pass, service: Service, seen: Survey) -> list[int | str]:
         status = UpdateStatus(state="updating", message="update in progress", started_at=p.now)
         service = _say(p, service, status)
         rules.since, open_ = p.now, []
+        seen.steps.clear()
+    p.looked((len(open_) + len(seen.present)) // 4)
     settled = [t for t in seen.present.values() if t.created_at >= rules.since or not t.created_at]
     touched = _Touched(open_, settled, rules, p.now)
     if touched.patience:
@@ -170,9 +170,24 @@ def advance(p: Pass, service: Service, seen: Survey) -> list[int | str]:
     if dirty or older:
         dirty.update((n, [t]) for n, t in older.items())
         return _hand_out(p, service, rules, touched, dirty)
-    if not any(s.old and s.kept for s in open_):
+    if not any(s.old and s.kept and s.failure(p.now) is None for s in open_):
         _complete(p, service, status, rules, touched)
     return []
+
+
+def _open_places(p: Pass, service: Service, seen: Survey, rules: _Rules) -> list[_Place]:
+    """The open places that take part; what is found out about one is kept until something is written there."""
+    steps = seen.steps
+    wanted = (rules.since, rules.config, rules.deadline)
+    if seen.steps_for != wanted:
+        seen.steps_for = wanted
+        steps.clear()
+    if len(steps) < len(seen.open):
+        for n, tasks in seen.open.items():
+            if n not in steps:
+                takes_part = _counts(service, tasks, seen, rules.since) and _open_to_it(p, n)
+                steps[n] = _Place(n, tasks, seen, rules, p.now) if takes_part else None
+    return [step for step in steps.values() if step is not None]
 
 
 def _counts(service: Service, tasks: list[Task], seen: Survey, since: int) -> bool:
@@ -256,9 +271,10 @@ def _hand_out(
         p.wake(key, min(resting))
     busy = touched.unreached + len(resting)
     room = len(dirty) if not config.parallelism else max(0, config.parallelism - busy)
-    if min(room, len(dirty)) > p.most:
+    most = p.portion
+    if min(room, len(dirty)) > most:
         p.more(key)
-    numbers = sorted(dirty)[: min(room, p.most)]
+    numbers = sorted(dirty)[: min(room, most)]
     first = config.order == "start-first" and not options(service.spec.labels).singleton
     for number in numbers:
         make(p, service, number, ready=not first or not dirty[number], cause="update")

@@ -162,6 +162,13 @@ def _version(value: str) -> str:
     raise ValueError(f"{value!r} is none of track, pin or the number of a version")
 
 
+def _above_zero(value: str) -> int:
+    duration = parse_duration(value)
+    if not duration:
+        raise ValueError("it has to be above 0")
+    return duration
+
+
 def _strict(value: str) -> bool:
     _word("strict")(value)
     return True
@@ -187,6 +194,8 @@ def _dependencies(value: str) -> tuple[Dependency, ...]:
     out = []
     for part in _list(value):
         name, _, condition = part.partition(":")
+        if not name.strip():
+            raise ValueError(f"{part!r} names no service")
         _word(*CONDITIONS)(condition or "started")
         out.append(Dependency(name.strip(), condition or "started"))
     return tuple(out)
@@ -229,7 +238,7 @@ _KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "depends-on": ("depends_on", _dependencies),
     "pre-start": ("pre_start.command", _command),
     "pre-start.image": ("pre_start.image", _text),
-    "pre-start.timeout": ("pre_start.timeout", parse_duration),
+    "pre-start.timeout": ("pre_start.timeout", _above_zero),
     "secrets": ("secrets", _word("pin", "track")),
     "configs": ("configs", _word("pin", "track")),
 }

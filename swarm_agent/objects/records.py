@@ -102,6 +102,7 @@ class NodeStatus(Part, frozen=True, kw_only=True):
     state: NodeState = NodeState.UNKNOWN
     message: str = ""
     addr: str = ""
+    since: int = 0  # when it was found down, nanoseconds; 0 while it is not
     fenced: bool = (
         False  # it is down, and whatever ran on it under a lease (strict singletons) has ended by now
     )

@@ -39,6 +39,8 @@ _WORDS = {
     "@annually": "0 0 1 1 *",
 }
 _SECOND = 1_000_000_000
+_MINUTE = 60 * _SECOND
+_LOOK_BACK = dt.timedelta(hours=3)
 _YEARS = 9  # 29 February comes at least once in so many
 
 
@@ -82,9 +84,11 @@ class Timetable(NamedTuple):
 
     def after(self, now: int) -> int:
         """The first time after ``now`` (both nanoseconds since the epoch) at which it is due."""
-        moment = dt.datetime.fromtimestamp(now // _SECOND, dt.UTC)
-        local = moment.astimezone(self.zone).replace(tzinfo=None, second=0, microsecond=0)
-        local -= dt.timedelta(hours=3)  # what is local time's past may still come, where clocks go back
+        moment = dt.datetime.fromtimestamp(now // _SECOND, dt.UTC).astimezone(self.zone)
+        before = (moment - _LOOK_BACK).utcoffset()
+        local = moment.replace(tzinfo=None, second=0, microsecond=0)
+        if before != moment.utcoffset():
+            local -= _LOOK_BACK  # clocks were changed just now: what is local time's past may still come
         while True:
             found = self._search(local)
             assert found is not None  # parse() has looked
@@ -92,6 +96,20 @@ class Timetable(NamedTuple):
             if at > now:
                 return at
             local = found + dt.timedelta(minutes=1)
+
+    def latest(self, since: int, now: int) -> int:
+        """The last time in ``since`` < time <= ``now`` at which it was due, 0 if there was none. As quick for a year as for an hour."""
+        first = self.after(since)
+        if first > now:
+            return 0
+        low, high = since, now  # something is due after ``low`` and up to ``now``, nothing after ``high``
+        while high - low > _MINUTE:
+            middle = (low + high) // 2
+            if self.after(middle) <= now:
+                low = middle
+            else:
+                high = middle
+        return self.after(low)
 
     def _search(self, start: dt.datetime) -> dt.datetime | None:
         """The first matching local time from ``start`` on."""

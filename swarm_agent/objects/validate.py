@@ -110,14 +110,34 @@ def asked(spec: ServiceSpec) -> None:
         Timetable.parse(wanted.schedule.cron, wanted.schedule.timezone)
     if wanted.singleton and (defaults.mode(spec) != "replicated" or defaults.replicas(spec) > 1):
         raise _at_odds("singleton", "a strict singleton is a replicated service of one replica")
-    orders = [c.order for c in (spec.update_config, spec.rollback_config) if c is not None]
+    orders = {c.order for c in (spec.update_config, spec.rollback_config) if c is not None}
     if wanted.singleton and "start-first" in orders:
-        raise _at_odds(
-            "singleton", "a strict singleton cannot be updated or rolled back start-first: two tasks would run"
-        )
+        raise _at_odds("singleton", "a strict singleton cannot be updated start-first: two tasks would run")
     for dependency in wanted.depends_on:
         if dependency.service == spec.name:
             raise _at_odds("depends-on", "a service cannot wait for itself")
+    replicated, job, wide = (
+        defaults.mode(spec) == "replicated",
+        defaults.is_job(spec),
+        defaults.is_global(spec),
+    )
+    means_nothing: tuple[tuple[str, bool, str], ...] = (
+        ("update.progress-deadline", job, "a job is not updated, it runs again"),
+        ("rebalance", not replicated, "only replicated services are evened out"),
+        ("min-healthy", not replicated, "only tasks of replicated services are moved"),
+        ("placement.strategy", wide, "each node has its task"),
+        ("placement.affinity", wide, "each node has its task; use a constraint"),
+        ("volume-affinity", wide, "each node has its task"),
+    )
+    for key, present, why in means_nothing:
+        if present and f"{PREFIX}{key}" in spec.labels:
+            raise _at_odds(key, f"it means nothing in a {defaults.mode(spec)} service: {why}")
+    ctr = defaults.container(spec.task_template)
+    named = {f"secret/{r.secret_name}" for r in ctr.secrets or ()}
+    named |= {f"config/{r.config_name}" for r in ctr.configs or ()}
+    for name, _ in wanted.versions:
+        if name not in named:
+            raise _at_odds(name.replace("/", "."), f"the service uses no {name.replace('/', ' ')}")
 
 
 def _at_odds(key: str, why: str) -> InvalidSpec:

@@ -57,7 +57,12 @@ def assignment(store: Store, task: Task) -> Assignment | None:
 def needs_level(revision: Revision) -> int:
     """The feature level a node must know to run its tasks."""
     ctr = defaults.container(revision.template)
-    return features.ORCHESTRATION if revision.contents or templates.has_template(ctr) else features.FIRST
+    unnumbered = any(
+        defaults.publish_mode(port) == "host" and not port.published_port
+        for port in revision.endpoint.ports or ()
+    )
+    later = revision.contents or revision.pre_start is not None or unnumbered or templates.has_template(ctr)
+    return features.ORCHESTRATION if later else features.FIRST
 
 
 def pieces(store: Store, ids: Iterable[str]) -> Iterator[Piece]:

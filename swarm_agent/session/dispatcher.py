@@ -162,7 +162,7 @@ class Dispatcher:
         if node.id in self._heard:
             return node
         message = 'Node moved to "unknown" state due to leadership change in cluster'
-        return _with_state(node, NodeState.UNKNOWN, message)
+        return self._with_state(node, NodeState.UNKNOWN, message)
 
     # --- sessions --------------------------------------------------------------------------------------------------
     async def session(self, node_id: str, requests: AsyncIterator[Up], peer: str) -> AsyncIterator[Down]:
@@ -432,7 +432,7 @@ class Dispatcher:
             await self._change_node(
                 node_id,
                 lambda n: (
-                    n if n.id in self._deadline else _with_state(n, NodeState.DOWN, "heartbeat failure")
+                    n if n.id in self._deadline else self._with_state(n, NodeState.DOWN, "heartbeat failure")
                 ),
             )
         except NotFound:
@@ -486,8 +486,15 @@ class Dispatcher:
                     self._level_news.set()
                     break
 
+    def _with_state(self, node: Node, state: NodeState, message: str) -> Node:
+        since = 0
+        if state == NodeState.DOWN and self._store.feature_level >= features.ORCHESTRATION:
+            since = node.status.since or self._store.now
+        status = msgspec.structs.replace(node.status, state=state, message=message, since=since)
+        return msgspec.structs.replace(node, status=status)
+
     async def _set_state(self, node_id: str, state: NodeState, message: str) -> None:
-        await self._change_node(node_id, lambda n: _with_state(n, state, message))
+        await self._change_node(node_id, lambda n: self._with_state(n, state, message))
 
     async def _change_node(self, node_id: str, change: Callable[[Node], Node]) -> None:
         """Read, change, write, until the version fits. NotFound when the node was removed.
@@ -554,12 +561,6 @@ class Dispatcher:
         if self._store.feature_level >= features.COMPACT_STATUS:
             return Group(task_id, (SetStatus(task_id, status, task.version),))
         return Group(task_id, (Put(msgspec.structs.replace(task, status=status), task.version),))
-
-
-def _with_state(node: Node, state: NodeState, message: str) -> Node:
-    return msgspec.structs.replace(
-        node, status=msgspec.structs.replace(node.status, state=state, message=message)
-    )
 
 
 def _network_sees_task(change: Change) -> bool:

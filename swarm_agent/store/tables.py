@@ -95,6 +95,11 @@ class Table(Generic[R]):
         bucket = self._indexes[index].get(key, ())
         return [bucket] if isinstance(bucket, str) else list(bucket)
 
+    def count(self, index: str, key: Hashable) -> int:
+        """How many rows there are under a key, without looking at them."""
+        bucket = self._indexes[index].get(key, ())
+        return 1 if isinstance(bucket, str) else len(bucket)
+
     def has(self, index: str, key: Hashable) -> bool:
         return key in self._indexes[index]
 

@@ -14,6 +14,7 @@ import msgspec
 from swarm_agent.control import jobs
 from swarm_agent.control.engine import Controllers
 from swarm_agent.control.revisions import revision_of
+from swarm_agent.control.update import going
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.defaults import SECOND
@@ -43,7 +44,7 @@ GiB = 1 << 30
 class PaperCluster:
     """See the module. ``start`` is the clock at the beginning, nanoseconds."""
 
-    def __init__(self, seed: int = 1, start: int = 1_000_000 * SECOND) -> None:
+    def __init__(self, seed: int = 1, start: int = 1_000_000 * SECOND, level: int = features.LEVEL) -> None:
         self.now = start
         self.store = Store()
         self.rng = random.Random(seed)
@@ -57,7 +58,7 @@ class PaperCluster:
                 spec=ClusterSpec(name="default"),
                 root_ca=RootCA(cert=b"", key=b"", digest=""),
                 join_tokens=JoinTokens(worker="", manager=""),
-                feature_level=features.LEVEL,
+                feature_level=level,
             )
         )
         self.controllers = Controllers(self.store, self.id)
@@ -119,7 +120,8 @@ class PaperCluster:
     def update(self, service_id: str, spec: ServiceSpec, networks: tuple[str, ...] = ()) -> None:
         service = self.service(service_id)
         revision = revision_of(service_id, spec, networks)
-        status = service.update_status if revision.id == service.revision_id else None
+        same = revision.id == service.revision_id and going(service)
+        status = service.update_status if same else None
         changed = msgspec.structs.replace(
             service,
             spec=spec,

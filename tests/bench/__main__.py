@@ -1,6 +1,7 @@
 """``./run bench``: our swarm beside Docker's own, on the same kind of hosts in the same run; writes docs/benchmarks.md.
 
-``./run bench raft`` is Raft alone, beside etcd's (``raft``), ``./run bench scheduler`` the scheduler alone (``scheduler``).
+``./run bench raft`` is Raft alone, beside etcd's (``raft``), ``./run bench scheduler`` the scheduler alone (``scheduler``),
+``./run bench loop`` the leader's whole loop with nodes that obey at once (``loop``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.bench import raft, scheduler
+from tests.bench import loop, raft, scheduler
 from tests.bench.report import render
 from tests.bench.sections import sections
 from tests.bench.subjects import Docker, Ours, Subject, cpu_seconds, floor, pss_mb, timed
@@ -213,6 +214,9 @@ def main() -> None:
         return
     if sys.argv[1:2] == ["scheduler"]:
         scheduler.main(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["loop"]:
+        loop.main(sys.argv[2:])
         return
     parser = argparse.ArgumentParser(prog="./run bench", allow_abbrev=False)
     parser.add_argument("--runs", type=int, default=3, help="times each measure is taken (default 3)")

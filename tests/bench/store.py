@@ -302,7 +302,8 @@ class Leader:
         self.runs, self.books, self.looks = [], [], 0
         for _ in range(1_000_000):
             groups: tuple[Group, ...] = ()
-            if controllers.next_wake() == 0:
+            at = controllers.next_wake()
+            if at is not None and at <= world.now:
 
                 def call() -> None:
                     nonlocal groups
@@ -311,10 +312,9 @@ class Leader:
                 self.runs.append(timed(call))
                 self.looks = max(self.looks, controllers.looks)
             elif not (obey and self._news):
-                at = controllers.next_wake()
                 if at is None or at > world.now + 3600 * 10**9:
                     break
-                world.now = max(world.now, at)
+                world.now = at
             if not groups and obey and self._news:
                 groups = tuple(filter(None, map(self._report, list(self._news)[:1000])))
                 for id_ in list(self._news)[:1000]:
@@ -335,6 +335,9 @@ class Leader:
                 task.status, state=TaskState.SHUTDOWN, message="shutdown", finished_at=self.world.now
             )
             return Group(id_, (SetStatus(id_, ended, task.version),))
+        if task.desired_state == TaskState.READY and task.status.state < TaskState.READY:
+            ready = replace(task.status, state=TaskState.READY, message="prepared", timestamp=self.world.now)
+            return Group(id_, (SetStatus(id_, ready, task.version),))
         if task.status.state == TaskState.RUNNING or task.desired_state != TaskState.RUNNING:
             return None
         return set_status(self.world, task)

@@ -486,16 +486,11 @@ def test_the_swarms_settings_and_tokens(lab: Lab, cli: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ((*CREATE, "--mode", "global", SHELL), "global services"),
-        ((*CREATE, "--mode", "replicated-job", SHELL), "jobs"),
-        ((*CREATE, "--mode", "global-job", SHELL), "jobs"),
-        ((*CREATE, "--update-failure-action", "rollback", SHELL), "rollback"),
         ((*CREATE, "--endpoint-mode", "dnsrr", SHELL), "endpoint mode dnsrr"),
         ((*CREATE, "--credential-spec", "file://x.json", SHELL), "credential specs"),
         ((*CREATE, "--isolation", "hyperv", SHELL), "isolation"),
         ((*CREATE, "--mount", "type=npipe,source=//./pipe/a,target=//./pipe/b", SHELL), "named pipe"),
         ((*CREATE, "-p", "80:80/sctp", SHELL), "SCTP"),
-        (("service", "rollback", "changing"), "rollback"),
         (("swarm", "ca", "--rotate"), "root CA rotation"),
         (("network", "create", "-d", "overlay", "--attachable", "x"), "attachable"),
         (("network", "create", "-d", "overlay", "--ipv6", "x"), "IPv6"),

@@ -404,12 +404,16 @@ def test_generic_resources(lab: Lab) -> None:
         ),
         "why it waits",
     )
-    kinds = host.get("/services/drive")["Spec"]["TaskTemplate"]["Resources"]["Reservations"]["GenericResources"]
+    kinds = host.get("/services/drive")["Spec"]["TaskTemplate"]["Resources"]["Reservations"][
+        "GenericResources"
+    ]
     assert kinds == [{"DiscreteResourceSpec": {"Kind": "tape", "Value": 2}}]
     host.swarm("service", "update", "-d", "--no-resolve-image", "--generic-resource-rm=tape", "drive")
     lab.running(1, "drive", 1)
     host.swarm("service", "update", "-d", "--no-resolve-image", "--generic-resource-add=tape=1", "drive")
-    kinds = host.get("/services/drive")["Spec"]["TaskTemplate"]["Resources"]["Reservations"]["GenericResources"]
+    kinds = host.get("/services/drive")["Spec"]["TaskTemplate"]["Resources"]["Reservations"][
+        "GenericResources"
+    ]
     assert kinds == [{"DiscreteResourceSpec": {"Kind": "tape", "Value": 1}}]
     gone(lab, "drive")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from swarm_agent.objects import features
 from tests.cluster.network.lab import until
 from tests.cluster.swarm_lab import IMAGE, Lab, swarm_lab
 
@@ -52,13 +53,23 @@ def test_a_swarm_at_the_first_level(lab: Lab) -> None:
     status, said = lab[1].call_api(
         "POST", "/swarm/update?version=1", {"EncryptionConfig": {"AutoLockManagers": True}}
     )
-    assert (status, "feature level 2" in str(said)) == (400, True)
+    assert (status, f"feature level {features.AUTOLOCK}" in str(said)) == (400, True)
 
 
 def test_one_that_is_upgraded_and_taken_back_keeps_its_data(lab: Lab) -> None:
     restart(lab, 3)
     until(lambda: has_web(lab, 3), "the upgraded manager to serve", 30)
     assert level(lab, 3) == 1
+    wide = {
+        "Name": "wide",
+        "TaskTemplate": {"ContainerSpec": {"Image": f"{IMAGE}:1"}},
+        "Mode": {"Global": {}},
+    }
+    status, said = lab[3].call_api("POST", "/services/create", wide)
+    assert (status, f"a global service needs feature level {features.ORCHESTRATION}" in str(said)) == (
+        501,
+        True,
+    )
     restart(lab, 3, FIRST)
     until(lambda: has_web(lab, 3), "the manager that went back to serve", 30)
     lab.running(3, "web", 3)
@@ -68,11 +79,11 @@ def test_the_level_rises_with_the_last_and_then_nobody_goes_back(lab: Lab) -> No
     for number in (1, 2, 3):
         restart(lab, number)
         until(lambda number=number: has_web(lab, number), "it to serve", 30)  # type: ignore[misc]
-    until(lambda: level(lab, 1) == 2, "the level to rise", 30)
+    until(lambda: level(lab, 1) == features.LEVEL, "the level to rise", 30)
     restart(lab, 3, FIRST)
     said = until(lambda: lab[3].get("/info")["Swarm"]["Error"], "it to say why it does not work", 30)
     assert "feature level 1" in said
-    assert "level 2" in said
+    assert f"level {features.LEVEL}" in said
     assert not serves(lab, 3)
     assert has_web(lab, 1)
     restart(lab, 3)

@@ -106,8 +106,31 @@ def test_jobs(lab: Lab) -> None:
     until(lambda: "(4/4 completed)" in lab[1].swarm("service", "ls"), "it to complete", 60)
     out = lab[1].swarm(*CREATE, "--name", "each", "--mode", "global-job", SHELL, "sh", "-c", "exit 0")
     assert "job complete" in out
-    for name in ("sum", "each"):
+    (lab[1].folder / "word").write_text("open sesame")
+    lab[1].swarm("secret", "create", "word", str(lab[1].folder / "word"))
+    reads = ("sh", "-c", "test \"$(cat /run/secrets/word)\" = 'open sesame'")
+    out = lab[1].swarm(
+        *CREATE, "--name", "reads", "--mode", "replicated-job", "--secret", "word", SHELL, *reads
+    )
+    assert "job complete" in out
+    for name in ("sum", "each", "reads"):
         lab[1].swarm("service", "rm", name)
+
+
+def test_a_schedule(lab: Lab) -> None:
+    """Every minute; run by hand meanwhile."""
+    lab[1].swarm(
+        *CREATE, "-d", "--name", "tick", "--mode", "replicated-job", "--label", "swarm-agent.schedule=* * * * *", SHELL,
+        "sh", "-c", "exit 0",
+    )  # fmt: skip
+    assert "it runs next in" in swarmctl(lab[1], "why", "tick")
+    until(
+        lambda: "(1/1 completed)" in lab[1].swarm("service", "ls", "--filter", "name=tick"),
+        "the run that is due",
+        90,
+    )
+    assert lab[1].get("/services/tick")["JobStatus"]["JobIteration"] == {"Index": 1}
+    lab[1].swarm("service", "rm", "tick")
 
 
 def test_a_failing_image_rolls_back_by_itself(lab: Lab) -> None:
@@ -183,7 +206,7 @@ def test_revisions_and_stories(lab: Lab) -> None:
 def test_a_plan_is_what_happens(lab: Lab) -> None:
     planned = json.loads(swarmctl(lab[2], "plan", "web", "--replicas", "4", "--json"))
     assert planned["Tasks"] == {"keep": 4, "remove": 6}
-    lab[1].swarm("service", "scale", "-d", "web=4")
+    assert "converged" in lab[1].swarm("service", "scale", "web=4")
     until(lambda: len(lab.tasks(1, "web")) == 4, "four replicas", 30)
     kept = {s["Slot"] for s in planned["Placement"] if s["Action"] == "keep"}
     assert {t["Slot"] for t in lab.tasks(1, "web")} == kept

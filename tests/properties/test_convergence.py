@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from swarm_agent.control import everywhere
+from swarm_agent.control import everywhere, survey
 from swarm_agent.control.passes import Pass
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.control.slots import is_current
@@ -107,8 +107,12 @@ def a_mess(rng: random.Random, c: PaperCluster, sid: str, revisions: list[str], 
         c.write(task)
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["looks are kept", "fresh looks"])
 @pytest.mark.parametrize("seed", range(150))
-def test_from_any_state_to_the_declared_one(seed: int) -> None:
+def test_from_any_state_to_the_declared_one(seed: int, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``kept``: as if these few slots were thousands, of which a leader does not look at all each time."""
+    if kept:
+        monkeypatch.setattr(survey, "KEPT", 0)
     rng = random.Random(seed)
     c = PaperCluster(seed=seed)
     for n in range(rng.randrange(2, 6)):

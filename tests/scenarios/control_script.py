@@ -90,7 +90,8 @@ class Script:
                 self.cluster.set_node(name, availability=word)
             elif word in ("down", "up"):
                 state = NodeState.DOWN if word == "down" else NodeState.READY
-                status = msgspec.structs.replace(node.status, state=state, fenced=False)
+                since = self.cluster.now if word == "down" else 0
+                status = msgspec.structs.replace(node.status, state=state, fenced=False, since=since)
                 self.cluster.write(msgspec.structs.replace(node, status=status))
             elif word == "fenced":
                 status = msgspec.structs.replace(node.status, fenced=True)

@@ -162,6 +162,9 @@ def test_a_job_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     async def story(home: House) -> None:
         with_nodes(home)
         await create(home, JOB)
+        await create(home, {**JOB, "Name": "one", "Mode": {"ReplicatedJob": {}}})
+        mode = (await home.get("/services/one"))["Spec"]["Mode"]
+        assert mode == {"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 1}}
         shown = await home.get("/services/job?status=1")
         assert shown["JobStatus"]["JobIteration"] == {}
         await swarmctl(home, capsys, "run", "job")
@@ -206,5 +209,35 @@ def test_the_story_of_a_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ]
         said = await swarmctl(home, capsys, "story", newest.id)
         assert "made by an update" in said.splitlines()[-1]
+
+    play(tmp_path, story)
+
+
+def test_a_task_that_goes_where_its_volume_is_not_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the plan, in why and in the events."""
+
+    async def story(home: House) -> None:
+        with_nodes(home, "host2")
+        holder = home.backend.store.nodes.get("0" * 25)
+        assert holder is not None
+        about = replace(holder.description, volumes=("data",))
+        home.backend.put(replace(holder, description=about, spec=replace(holder.spec, availability="pause")))
+        mount = {"Mounts": [{"Type": "volume", "Source": "data", "Target": "/data"}]}
+        spec = {
+            **SPEC,
+            "Mode": {"Replicated": {"Replicas": 1}},
+            "TaskTemplate": {"ContainerSpec": {"Image": "db:1", **mount}},
+        }
+        _, planned = await home.ask("POST", "/swarm-agent/plan", spec)
+        assert [r["Code"] for r in planned["Placement"][0]["Reasons"]] == ["volume-moved"]
+        await create(home, spec)
+        said = await swarmctl(home, capsys, "why", "web")
+        assert said.startswith(".1  running, but on host1")
+        assert 'volume "data" is on node host2' in said
+        (event,) = [e for e in home.backend.events.past if e["Action"] == "volume-moved"]
+        assert event["Type"] == "service"
+        assert 'volume "data" is on node host2' in event["Actor"]["Attributes"]["reason"]
 
     play(tmp_path, story)

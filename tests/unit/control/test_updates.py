@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 
 from swarm_agent.objects.defaults import SECOND
-from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Task
 from swarm_agent.objects.specs import (
     ContainerSpec,
@@ -417,3 +418,57 @@ def test_a_service_waits_for_what_it_depends_on(cluster: PaperCluster) -> None:
     cluster.advance(5)
     assert images(cluster, sid) == {"web:1": 2}
     assert not cluster.running(sid)[0].reasons
+
+
+def test_below_the_level_nothing_is_written_that_older_managers_do_not_know() -> None:
+    """Updates, drains, crashes and losses in a cluster that still has managers of the release before."""
+    c = PaperCluster(level=2)
+    for name in ("n1", "n2", "n3"):
+        c.add_node(name)
+    known = {
+        "id",
+        "service_id",
+        "service_name",
+        "revision_id",
+        "slot",
+        "desired_state",
+        "status",
+        "cause",
+        "version",
+        "kind",
+    }
+    known |= {
+        "created_at",
+        "updated_at",
+        "node_id",
+        "networks",
+        "node_address",
+        "start_after",
+        "attempt",
+        "reasons",
+        "service_labels",
+    }
+
+    def look(index: int, changes: object) -> None:
+        for task in c.store.tasks.all():
+            assert set(msgspec.to_builtins(task)) <= known
+            assert all(set(msgspec.to_builtins(r)) <= {"code", "nodes", "text"} for r in task.reasons)
+        for revision in c.store.revisions.all():
+            assert not revision.number
+
+    c.store.watch(look)
+    sid = c.create(spec("web:1", 6))
+    c.advance(10)
+    c.update(sid, spec("web:2", 6))
+    c.advance(30)
+    assert len(c.running(sid)) == 6
+    c.set_node("n1", availability="drain")
+    c.advance(30)
+    assert {t.node_id for t in c.running(sid)} == {"n2", "n3"}
+    for _ in range(3):
+        c.fail(c.running(sid)[0])
+        c.advance(6)
+    c.set_node("n2", state=NodeState.DOWN)
+    c.advance(30)
+    assert {t.node_id for t in c.running(sid)} == {"n3"}
+    assert len(c.running(sid)) == 6

@@ -260,3 +260,28 @@ def test_networks_as_the_cli_sends_them() -> None:
 )  # fmt: skip
 def test_what_containers_cannot_be_asked(path: str, value: Any, text: str) -> None:
     assert text in str(refusal(changed(path, value, SERVICE)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "mode", "text"),
+    [
+        ({"schedule": "@daily"}, {"Replicated": {}}, "only jobs run by a timetable"),
+        ({"schedule": "@dayly"}, {"ReplicatedJob": {}}, "has 1 fields, not 5"),
+        ({"singleton": "strict"}, {"Replicated": {"Replicas": 2}}, "a replicated service of one replica"),
+        ({"rebalance": "on-join"}, {"Global": {}}, "it means nothing in a global service: only replicated services are evened out"),
+        ({"update.progress-deadline": "1m"}, {"GlobalJob": {}}, "a job is not updated"),
+        ({"placement.strategy": "binpack"}, {"Global": {}}, "each node has its task"),
+        ({"secret.db": "track"}, {"Replicated": {}}, "the service uses no secret db"),
+        ({"depends-on": "web"}, {"Replicated": {}}, "a service cannot wait for itself"),
+    ],
+)  # fmt: skip
+def test_labels_against_the_rest_of_the_spec(labels: dict[str, str], mode: dict[str, Any], text: str) -> None:
+    spec = {
+        **SERVICE,
+        "Name": "web",
+        "Mode": mode,
+        "Labels": {f"swarm-agent.{k}": v for k, v in labels.items()},
+    }
+    for part in ("UpdateConfig", "RollbackConfig"):
+        spec.pop(part, None)
+    assert text in str(refusal(spec))

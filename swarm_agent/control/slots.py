@@ -235,6 +235,8 @@ def _blocked(new: Task) -> bool:
 
 def starts_first(service: Service, task: Task) -> bool:
     """Whether ``task`` is to run before the one it takes over from is stopped."""
+    if options(service.spec.labels).singleton:
+        return False
     if task.replaces:
         return moves_start_first(service)
     status = service.update_status

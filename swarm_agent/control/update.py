@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from swarm_agent.control.contents import dealt_with, must_be_kept
 from swarm_agent.control.passes import Key, Pass
 from swarm_agent.control.restarts import ended_at
 from swarm_agent.control.revisions import previous_of
@@ -18,8 +19,9 @@ from swarm_agent.control.tasks import ENFORCED, live, make
 from swarm_agent.objects import defaults
 from swarm_agent.objects.durations import duration_text
 from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.errors import InvalidSpec
 from swarm_agent.objects.options import options
-from swarm_agent.objects.records import Service, Task, UpdateStatus
+from swarm_agent.objects.records import Revision, Service, Task, UpdateStatus
 
 GOING = ("updating", "rollback_started")
 PAUSED = ("paused", "rollback_paused")
@@ -231,19 +233,25 @@ def _stopped(
     cause = f"due to failure or early termination of task {task.id}"
     if not task.status.state.terminal:
         cause = f"because task {task.id} made no progress within {duration_text(rules.deadline)}"
-    if config.failure_action == "rollback" and not rules.back and _roll_back(p, service, cause):
-        return True
+    if config.failure_action == "rollback" and not rules.back:
+        before = previous_of(p.view, service)
+        if before is not None:
+            try:
+                must_be_kept(p.view, before)
+            except InvalidSpec as err:
+                cause = f"{cause}, and cannot be rolled back: {err}"
+            else:
+                _roll_back(p, service, before, cause)
+                return True
     word = "rollback" if rules.back else "update"
     state = "rollback_paused" if rules.back else "paused"
     _say(p, service, msgspec.structs.replace(status, state=state, message=f"{word} paused {cause}"))
     return True
 
 
-def _roll_back(p: Pass, service: Service, cause: str) -> bool:
-    """Take the update back; False when there is nothing to go back to. There is no way back from here."""
-    before = previous_of(p.view, service)
-    if service.previous_spec is None or before is None:
-        return False
+def _roll_back(p: Pass, service: Service, before: Revision, cause: str) -> None:
+    """Take the update back to the revision before. There is no way back from here."""
+    assert service.previous_spec is not None
     if p.view.revisions.get(before.id) is None:
         p.put(before)
     p.put(
@@ -253,13 +261,13 @@ def _roll_back(p: Pass, service: Service, cause: str) -> bool:
             revision_id=before.id,
             previous_spec=None,
             previous_revision_id="",
+            tracked=dealt_with(p.view, service.previous_spec),
             update_status=UpdateStatus(
                 state="rollback_started", message=f"update rolled back {cause}", started_at=p.now
             ),
         )
     )
     p.more(Key("service", service.id))
-    return True
 
 
 def _hand_out(
@@ -278,11 +286,12 @@ def _hand_out(
     if min(room, len(dirty)) > most:
         p.more(key)
     numbers = sorted(dirty)[: min(room, most)]
+    first = config.order == "start-first" and not options(service.spec.labels).singleton
     for number in numbers:
         for old in dirty[number]:
             if old.node_id:
                 p.discount(old)
-        make(p, service, number, ready=config.order != "start-first" or not dirty[number], cause="update")
+        make(p, service, number, ready=not first or not dirty[number], cause="update")
     return numbers
 
 

@@ -197,7 +197,7 @@ class Executor:
             self._news.clear()
             state = await self._state()
             if not state.get("Running"):
-                await self._wipe()
+                await self.wipe()
                 failure = self._end_of(state)
                 if failure.clean:
                     return
@@ -219,7 +219,7 @@ class Executor:
             await self._engine.call(
                 "POST", f"{self._path}/stop", query={"t": str(grace)}, timeout_s=grace + 60
             )
-        await self._wipe()
+        await self.wipe()
         await self._inspect()
 
     async def remove(self) -> None:
@@ -235,8 +235,8 @@ class Executor:
             await self._network.detach(self.task.id)
         self._ports.release(self.task.id)
 
-    async def _wipe(self) -> None:
-        """A container that has ended needs its secrets no more; it is never started again."""
+    async def wipe(self) -> None:
+        """A container that has ended, or is not made after all, needs its secrets no more; it is never started again."""
         if self.revision.contents:
             await self._contents.wipe(self.task.id)
 

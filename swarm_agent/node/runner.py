@@ -74,6 +74,8 @@ class Runner:
             self._changed.clear()
             step = next_step(self.status.state, self.desired)
             if step.do is Do.NOTHING:
+                if self.status.state in (TaskState.FAILED, TaskState.REJECTED):
+                    await self._wipe()  # between its files and its container, maybe
                 await self._changed.wait()
                 continue
             try:
@@ -89,6 +91,16 @@ class Runner:
             except Exception as err:  # a bug of ours must end the task visibly, not hang it
                 log.exception("task %s", self.task.id, extra={"task": self.task.id})
                 await self._give_up(step.do, f"internal error on this node, see its log: {err!r}")
+
+    async def _wipe(self) -> None:
+        while True:
+            try:
+                await self.executor.wipe()
+            except (SwarmError, OSError) as err:
+                log.warning("cannot wipe the secrets of %s yet: %s", self.task.name, err)
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
 
     async def _give_up(self, do: Do, err: str) -> None:
         """An operation failed, and nobody knows how far it came. What is reported as ended must have ended: until the

@@ -24,6 +24,7 @@ from swarm_agent.session.wire import (
     Contents,
     Described,
     Down,
+    Heard,
     Hello,
     Leased,
     Leaving,
@@ -42,7 +43,9 @@ BEATS_A_PERIOD = 5
 REPORT_COALESCE_S = 0.01
 CONNECT_TIMEOUT_S = 3.0
 WELCOME_TIMEOUT_S = 1.5
-CONFIRM_TIMEOUT_S = 2.5  # a manager that confirms no lease for so long leads no more: another one does
+CONFIRM_TIMEOUT_S = 2.5  # a manager that confirms no beat for so long leads no more: another one does
+CONFIRM_BEATS = 2.5  # so many beats, where they are more than a second apart
+LATE_S = 0.25
 LEAVE_TIMEOUT_S = 2.0
 BACK_OFF_S = (0.05, 1.0)  # first and longest pause between attempts
 
@@ -90,7 +93,9 @@ class SessionAgent:
         self._leaving = False
         self._assigned = False  # this session has told us all our tasks
         self._beat_now = False
-        self._confirmed_at: float | None = None  # the last lease, or the first beat that asked for one
+        self._answers = False  # the manager confirms beats
+        self._leasing = False  # the last beat asked for a lease
+        self._confirmed_at: float | None = None  # the last confirmation, or the first beat that asked for one
         self._goodbye_sent = asyncio.Event()
         self.leader: str = ""  # RPC address of the manager that serves us
         self.connected = asyncio.Event()
@@ -173,6 +178,7 @@ class SessionAgent:
             self.connected.set()
             await self._orders.root_changed(welcome.root)
             self._assigned, self._confirmed_at = False, None
+            self._answers, self._leasing = welcome.answers, False
             self._pending = dict(self._orders.statuses())
             self._news.set()
             beat_s = welcome.heartbeat_period / 1e9 / BEATS_A_PERIOD
@@ -188,6 +194,9 @@ class SessionAgent:
             if isinstance(message, Leased):
                 self._confirmed_at = asyncio.get_running_loop().time()
                 self._orders.leased(message.number)
+            elif isinstance(message, Heard):
+                if not self._leasing:  # who is refused a lease has to say hello again
+                    self._confirmed_at = asyncio.get_running_loop().time()
             else:
                 orders.put_nowait(message)
 
@@ -230,25 +239,37 @@ class SessionAgent:
             leasing = self._assigned and self._orders.lease_wanted()
             if now >= next_beat or (leasing and self._beat_now):
                 self._beat_now = False
-                self._must_be_confirmed(now, leasing)
-                await call.write(Beat(self._orders.lease_beat() if leasing else 0))
+                await call.write(Beat(self._orders.lease_beat()) if leasing else Beat(answer=self._answers))
+                self._asked(now, leasing)
                 next_beat = now + (min(beat_s, RENEW_S) if leasing else beat_s)
+            patience = CONFIRM_TIMEOUT_S if leasing else max(CONFIRM_TIMEOUT_S, CONFIRM_BEATS * beat_s)
+            self._must_be_confirmed(loop.time(), patience)
             self._news.clear()
             if self._pending or self._leaving or self._described is not None:
                 continue
+            until = next_beat
+            if self._confirmed_at is not None:
+                until = min(until, self._confirmed_at + patience)
             try:
-                async with asyncio.timeout(max(0.0, next_beat - loop.time())):
+                async with asyncio.timeout_at(until):
                     await self._news.wait()
             except TimeoutError:
+                late = loop.time() - until
+                if late > LATE_S and self._confirmed_at is not None:
+                    self._confirmed_at += late  # time we did not run is not the manager's
                 continue
             await asyncio.sleep(REPORT_COALESCE_S)
 
-    def _must_be_confirmed(self, now: float, leasing: bool) -> None:
-        if not leasing:
+    def _asked(self, now: float, leasing: bool) -> None:
+        """A beat was sent."""
+        if not leasing and not self._answers:
             self._confirmed_at = None
-        elif self._confirmed_at is None:
+        elif self._confirmed_at is None or leasing != self._leasing:
             self._confirmed_at = now
-        elif now - self._confirmed_at > CONFIRM_TIMEOUT_S:
+        self._leasing = leasing
+
+    def _must_be_confirmed(self, now: float, patience_s: float) -> None:
+        if self._confirmed_at is not None and now >= self._confirmed_at + patience_s:
             raise SwarmError("this manager does not confirm that it leads")
 
     def _outgoing(self) -> list[Up]:

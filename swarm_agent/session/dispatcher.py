@@ -185,7 +185,7 @@ class Dispatcher:
         try:
             cluster = self._store.cluster
             root = cluster.root_ca.cert if cluster is not None else b""
-            yield Welcome(session.id, int(self._period_s() * 1e9), root)
+            yield Welcome(session.id, int(self._period_s() * 1e9), root, answers=True)
             async for message in self._messages(session):
                 yield message
         finally:
@@ -211,9 +211,11 @@ class Dispatcher:
                 return  # taken for lost, or replaced by a newer one: its word is stale
             self._beat(node_id)
             match message:
-                case Beat(number):
+                case Beat(number, answer):
                     if number:
                         self._fence.asked(session, number)
+                    elif answer:
+                        self._fence.heard(session)
                 case Statuses(items):
                     for task_id, status in items:
                         task = self._store.tasks.get(task_id)

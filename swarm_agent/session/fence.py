@@ -1,11 +1,15 @@
 """The leader's side of leases: which beats it confirms, and when a node that is down is fenced (``docs/design/fencing.md``).
 
+Beats of nodes without a lease are confirmed too, about once a second for all of them: who hears nothing finds the next leader
+long before that one takes it for lost.
+
 Made with the dispatcher, for a term. Knows loop time only: time this process did not run makes it wait longer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
@@ -17,12 +21,13 @@ from swarm_agent.objects.enums import NodeState
 from swarm_agent.objects.errors import NotFound, SwarmError
 from swarm_agent.objects.leases import FENCE_S
 from swarm_agent.objects.records import Node
-from swarm_agent.session.wire import Down, Leased
+from swarm_agent.session.wire import Down, Heard, Leased
 from swarm_agent.store import Store
 
 log = logging.getLogger(__name__)
 
 COALESCE_S = 0.02  # one confirmation for all that ask within this time
+ANSWER_S = 0.9  # between confirmations that no lease waits for: less than the second between a node's beats
 CHECK_S = 0.25
 
 ChangeNode = Callable[[str, Callable[[Node], Node]], Awaitable[None]]
@@ -58,7 +63,9 @@ class Fence:
         # Whoever led before us may have granted leases until the moment we were elected.
         self._began = asyncio.get_running_loop().time()
         self._wishes: dict[str, tuple[Holder, int, float]] = {}  # node id -> session, number, when it came
+        self._askers: dict[str, Holder] = {}  # node id -> session that wants to hear that we lead
         self._news = asyncio.Event()
+        self._urgent = asyncio.Event()  # a lease waits
         self._over: dict[str, float] = {}  # node id -> loop time when the lease it was granted is over
         self._down = {n.id for n in store.nodes.all() if _unfenced(n)}
         self._fencing: set[str] = set()  # fenced, or about to be: no lease before they have said hello
@@ -72,6 +79,12 @@ class Fence:
     def asked(self, session: Holder, number: int) -> None:
         """A beat of this number came."""
         self._wishes[session.node_id] = (session, number, asyncio.get_running_loop().time())
+        self._news.set()
+        self._urgent.set()
+
+    def heard(self, session: Holder) -> None:
+        """A beat came that wants no lease, but an answer."""
+        self._askers[session.node_id] = session
         self._news.set()
 
     def registered(self, node_id: str) -> None:
@@ -87,16 +100,28 @@ class Fence:
 
     # --- leases ------------------------------------------------------------------------------------------------------
     async def _grant(self) -> None:
+        loop = asyncio.get_running_loop()
+        answered = loop.time() - ANSWER_S
         while True:
             await self._news.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(answered + ANSWER_S):
+                    await self._urgent.wait()
             await asyncio.sleep(COALESCE_S)
             self._news.clear()
+            self._urgent.clear()
+            answered = loop.time()
             wishes, self._wishes = self._wishes, {}
+            askers, self._askers = self._askers, {}
             try:
                 await self._confirm()
             except SwarmError as err:
                 log.info("no leases are granted: %s", err)
                 continue  # the nodes ask again
+            for asker in askers.values():
+                if not asker.closed:
+                    asker.extra.append(Heard())
+                    asker.touch()
             for node_id, (session, number, heard) in wishes.items():
                 if self._may_hold(session):
                     self._over[node_id] = heard + FENCE_S

@@ -29,6 +29,7 @@ class Beat(msgspec.Struct, frozen=True, tag="beat"):
     """Still here; sent five times per heartbeat period, and every second while a lease is wanted."""
 
     lease: int = 0  # a number to be confirmed with ``Leased``; 0: none is wanted
+    answer: bool = False  # ``Heard`` is wanted; only of managers whose ``Welcome`` offers it
 
 
 class Statuses(msgspec.Struct, frozen=True, tag="statuses"):
@@ -54,6 +55,7 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
     session_id: str
     heartbeat_period: int  # nanoseconds
     root: bytes
+    answers: bool = False  # it answers beats that ask for it
 
 
 class Assignments(msgspec.Struct, frozen=True, tag="assignments"):
@@ -99,7 +101,11 @@ class Leased(msgspec.Struct, frozen=True, tag="leased"):
     number: int
 
 
-Down = Welcome | Assignments | Contents | Networks | NodeChanged | Managers | LogsWanted | Leased
+class Heard(msgspec.Struct, frozen=True, tag="heard"):
+    """The manager led after it had got a beat. Sent only to whoever asks, and once for all beats of about a second."""
+
+
+Down = Welcome | Assignments | Contents | Networks | NodeChanged | Managers | LogsWanted | Leased | Heard
 
 
 # --- logs --------------------------------------------------------------------------------------------------------------

@@ -6,22 +6,19 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import msgspec
 
+from swarm_agent.objects import defaults
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.testing.fake_engine import EngineFaults
 from swarm_agent.testing.fake_rpc import RpcFaults
 from swarm_agent.testing.sim_checks import ClusterChecks, Violation, unsettled
-from swarm_agent.testing.sim_cluster import SimCluster, service_spec, simulation
-from swarm_agent.testing.sim_host import ApiError, SimHost
-
-IMAGES = ("web:1", "web:2", "slow:1", "deaf:1")
-CALL_S = 8.0  # people's patience with one call
+from swarm_agent.testing.sim_cluster import NotSettled, SimCluster, simulation
+from swarm_agent.testing.sim_host import SimHost
+from swarm_agent.testing.sim_people import CALL_S, People
 
 
 class SimPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,61 +51,28 @@ def chaos(seed: int, plan: SimPlan | None = None) -> SimResult:
         return sim.run(story.run())
 
 
-class _Declared:
-    """What somebody asked for and what may have become of it: an unanswered call may have been done.
-
-    Each wish is known by its number, in the order of asking: several people may ask for the same count.
-    """
-
-    def __init__(self, replicas: int) -> None:
-        self.wishes = {0: replicas}
-        self._serial = 0
-        self.removed = False  # asked for
-        self.acknowledged = False
-        self.gone = False  # removal acknowledged
-
-    def ask(self, replicas: int) -> int:
-        self._serial += 1
-        self.wishes[self._serial] = replicas
-        return self._serial
-
-    def refused(self, wish: int) -> None:
-        """Surely not done; what others asked meanwhile stays."""
-        self.wishes.pop(wish, None)
-
-    def done(self, wish: int) -> None:
-        """Whatever was asked for earlier was asked of an earlier version: overwritten, or refused. What was asked for
-        later may have been done on top, though this answer comes after it."""
-        self.wishes = {n: replicas for n, replicas in self.wishes.items() if n >= wish}
-
-
 class _Story:
     def __init__(self, cluster: SimCluster, plan: SimPlan) -> None:
         self.cluster = cluster
         self.plan = plan
         self.checks = ClusterChecks(cluster)
         self.rng = random.Random(cluster.rng.getrandbits(64))
-        self._declared: dict[str, _Declared] = {}
-        self._serial = 0
-        self._over = False
-        self._network = ""
-        self._acknowledged = 0
+        self.people = People(cluster, self.rng)
         self._deeds = 0
         self._work: dict[asyncio.Task[None], None] = {}
 
     async def run(self) -> SimResult:
         cluster, plan = self.cluster, self.plan
         await cluster.start(plan.managers, plan.workers)
-        answer = await cluster.api("POST", "/networks/create", {"Name": "net", "Driver": "overlay"})
-        self._network = answer["Id"]
-        people = [asyncio.create_task(self._person()) for _ in range(plan.people)]
+        await self.people.prepare()
+        people = [asyncio.create_task(self.people.run()) for _ in range(plan.people)]
         nemesis = asyncio.create_task(self._nemesis())
         done, _ = await asyncio.wait(
             [*people, nemesis], timeout=plan.seconds, return_when=asyncio.FIRST_EXCEPTION
         )
         for task in done:
             task.result()
-        self._over = True
+        self.people.over = True
         nemesis.cancel()
         await asyncio.wait([nemesis, *people])
         for task in people:
@@ -118,145 +82,14 @@ class _Story:
         if self._work:
             await asyncio.wait(list(self._work))
         await self._heal()
-        await cluster.until("everything is as declared", lambda: unsettled(cluster), plan.heal_s)
-        self._nothing_lost()
+        await self._peace()
+        self.people.nothing_lost()
         await asyncio.sleep(3.0)
-        if said := unsettled(cluster):
+        if said := unsettled(cluster, scheduled=False):
             raise Violation(f"seed {cluster.seed}: it settled, and then: {said}")
+        await self._calm()
         loop = asyncio.get_running_loop()
-        return SimResult(cluster.trace, cluster.events, loop.time(), self._acknowledged, self._deeds)
-
-    # --- people ------------------------------------------------------------------------------------------------------------
-    async def _person(self) -> None:
-        wishes = [
-            self._create,
-            self._create,
-            self._scale,
-            self._scale,
-            self._update,
-            self._update,
-            self._remove,
-        ]
-        while not self._over:
-            await asyncio.sleep(self.rng.uniform(0.2, 2.0))
-            asked = [h for h in self.cluster.hosts.values() if h.manager is not None]
-            if not asked:
-                continue
-            try:
-                async with asyncio.timeout(CALL_S):
-                    await self.rng.choice(wishes)(self.rng.choice(asked))
-            except (TimeoutError, SwarmError) as err:
-                self.cluster.note("refused", type(err).__name__)
-            else:
-                self._acknowledged += 1
-
-    async def _create(self, host: SimHost) -> None:
-        if sum(1 for d in self._declared.values() if not d.removed) >= 4:
-            return
-        self._serial += 1
-        name = f"s-{self._serial}"  # no identifier has a dash, and the beginning of one would do for a name
-        replicas = self.rng.randrange(0, 6)
-        self._declared[name] = declared = _Declared(replicas)
-        await host.api("POST", "/services/create", self._spec(name, replicas))
-        declared.acknowledged = True
-
-    def _spec(self, name: str, replicas: int) -> dict[str, Any]:
-        rng = self.rng
-        template: dict[str, Any] = {"RestartPolicy": {"Delay": rng.choice([0, 500_000_000, 2_000_000_000])}}
-        more: dict[str, Any] = {}
-        if rng.random() < 0.5:
-            template["Networks"] = [{"Target": self._network}]
-        if rng.random() < 0.3:
-            port = {"Protocol": "tcp", "TargetPort": 80, "PublishMode": "ingress"}
-            more["EndpointSpec"] = {"Ports": [port]}
-        elif rng.random() < 0.3:
-            port = {
-                "Protocol": "tcp",
-                "TargetPort": 80,
-                "PublishedPort": 9000 + self._serial,
-                "PublishMode": "host",
-            }
-            more["EndpointSpec"] = {"Ports": [port]}
-            replicas = min(replicas, 2)
-            self._declared[name].wishes = {0: replicas}
-        if rng.random() < 0.3:
-            template["Resources"] = {"Reservations": {"NanoCPUs": 200_000_000, "MemoryBytes": 1 << 28}}
-        more["UpdateConfig"] = {
-            "Parallelism": rng.choice([0, 1, 2]),
-            "Order": rng.choice(["stop-first", "stop-first", "start-first"]),
-            "FailureAction": "continue",
-            "Monitor": 1_000_000_000,
-        }
-        if "EndpointSpec" in more:
-            more["UpdateConfig"]["Order"] = "stop-first"
-        container = {"StopGracePeriod": 3_000_000_000}
-        return service_spec(
-            name, replicas, rng.choice(IMAGES), TaskTemplate=template, Container=container, **more
-        )
-
-    def _somebodys(self) -> str:
-        alive = [n for n, d in self._declared.items() if not d.removed]
-        return self.rng.choice(alive) if alive else ""
-
-    async def _scale(self, host: SimHost) -> None:
-        if name := self._somebodys():
-            replicas = self.rng.randrange(0, 6)
-
-            def change(spec: dict[str, Any]) -> None:
-                mode = (spec.get("EndpointSpec") or {}).get("Ports") or [{}]
-                wanted = min(replicas, 2) if mode[0].get("PublishMode") == "host" else replicas
-                spec["Mode"] = {"Replicated": {"Replicas": wanted}}
-
-            await self._change(host, name, change)
-
-    async def _update(self, host: SimHost) -> None:
-        if name := self._somebodys():
-            image = self.rng.choice(IMAGES)
-            await self._change(
-                host, name, lambda spec: spec["TaskTemplate"]["ContainerSpec"].update({"Image": image})
-            )
-
-    async def _change(self, host: SimHost, name: str, change: Callable[[dict[str, Any]], None]) -> None:
-        declared = self._declared[name]
-        shown = await host.api("GET", f"/services/{name}")
-        spec = copy.deepcopy(shown["Spec"])
-        change(spec)
-        replicas = spec["Mode"]["Replicated"]["Replicas"]
-        wish = declared.ask(replicas)
-        try:
-            await host.api("POST", f"/services/{name}/update", spec, f"version={shown['Version']['Index']}")
-        except ApiError as err:
-            if "update out of sequence" in str(err):
-                declared.refused(wish)
-            raise
-        if spec != shown["Spec"]:  # else calls from before it are still in sequence, and may yet be done
-            declared.done(wish)
-
-    async def _remove(self, host: SimHost) -> None:
-        if sum(1 for d in self._declared.values() if not d.removed) < 2:
-            return
-        if name := self._somebodys():
-            self._declared[name].removed = True
-            await host.api("DELETE", f"/services/{name}")
-            self._declared[name].gone = True
-
-    def _nothing_lost(self) -> None:
-        there = {s.spec.name: s for s in self.cluster.store.services.all()}
-        for name, declared in self._declared.items():
-            service = there.get(name)
-            if service is None:
-                if declared.acknowledged and not declared.removed:
-                    raise Violation(f"seed {self.cluster.seed}: service {name} was acknowledged and is lost")
-                continue
-            if declared.gone:
-                raise Violation(
-                    f"seed {self.cluster.seed}: the removal of {name} was acknowledged and is lost"
-                )
-            mode = service.spec.mode.replicated
-            if mode is None or mode.replicas not in declared.wishes.values():
-                raise Violation(
-                    f"seed {self.cluster.seed}: {name} has {mode and mode.replicas} replicas, asked for was {list(declared.wishes.values())}"
-                )
+        return SimResult(cluster.trace, cluster.events, loop.time(), self.people.acknowledged, self._deeds)
 
     # --- the nemesis ---------------------------------------------------------------------------------------------------------
     async def _nemesis(self) -> None:
@@ -436,3 +269,47 @@ class _Story:
                 except (TimeoutError, SwarmError, AssertionError):
                     continue
                 del names[name]
+
+    async def _calm(self) -> None:
+        """One deed that costs no more healthy tasks than was promised, now that nothing is broken. While something is, no
+        promise can be told from a broken one."""
+        cluster, people = self.cluster, self.people
+        floors = {
+            s.spec.name or "": defaults.replicas(s.spec)
+            for s in cluster.store.services.all()
+            if s.spec.mode.replicated is not None
+        }
+        deed = self.rng.choice(["update", "drain", "rebalance"])
+        if deed == "update":
+            service = self.rng.choice([s for s in cluster.store.services.all() if s.spec.name in floors])
+            config, name = defaults.update(service.spec.update_config), service.spec.name or ""
+            if config.order == "stop-first":
+                floors[name] -= config.parallelism or floors[name]
+            self.checks.floors = floors
+            await people.calm_update(name)
+        else:
+            self.checks.floors = {name: replicas - 1 for name, replicas in floors.items()}
+            if deed == "drain":
+                name = self.rng.choice(list(cluster.hosts))
+                await cluster.set_node(name, Availability="drain")
+                await self._peace()
+                await cluster.set_node(name, Availability="active")
+            else:
+                await cluster.api("POST", "/swarm-agent/rebalance", {"Apply": True, "Parallel": 1})
+        await self._peace()
+        self.checks.floors = {}
+        people.nothing_lost()
+
+    async def _peace(self) -> None:
+        """Until everything is as declared, with people who put right what is theirs to put right."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.plan.heal_s
+        while said := unsettled(self.cluster):
+            if loop.time() > deadline:
+                raise NotSettled(f"seed {self.cluster.seed}: not within {self.plan.heal_s:g} s: {said}")
+            if self.cluster.leading() is not None:
+                await self.people.mend()
+            for _ in range(25):
+                await asyncio.sleep(0.02)
+                if not unsettled(self.cluster):
+                    return

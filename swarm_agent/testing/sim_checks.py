@@ -7,15 +7,17 @@ from collections import Counter
 from swarm_agent.control import everywhere, jobs
 from swarm_agent.control.filters import host_ports
 from swarm_agent.control.ledger import Ledger, bare, reserved
-from swarm_agent.control.slots import moves_start_first
+from swarm_agent.control.revisions import revision_of
+from swarm_agent.control.slots import given_up, moves_start_first
 from swarm_agent.control.update import PAUSED, going
 from swarm_agent.manager.manager import Manager
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import NodeState, TaskState
+from swarm_agent.objects.options import options
 from swarm_agent.objects.records import Revision, Service, Task
 from swarm_agent.store import Store
 from swarm_agent.testing.fake_engine import Container
-from swarm_agent.testing.sim_cluster import SimCluster
+from swarm_agent.testing.sim_cluster import PROGRAMS, SimCluster
 from swarm_agent.testing.sim_host import SimHost
 
 PATIENCE_NS = 60 * defaults.SECOND  # a new task waits this long for the one it replaces
@@ -36,6 +38,10 @@ class ClusterChecks:
         self._states: dict[str, TaskState] = {}
         self._excused: dict[str, None] = {}  # tasks on a node that was out of reach in their life
         self._starts = 0
+        self._declared: dict[str, int] = {}  # service id -> version that was looked at
+        self.floors: dict[str, int] = {}
+        """Service name -> how many of its tasks have to run and go on, whatever else happens. Only who knows that nothing is broken
+        can say so: see ``sim_chaos``."""
 
     def __call__(self) -> None:
         self._singletons()
@@ -92,6 +98,52 @@ class ClusterChecks:
         self._resources(store, tasks, revisions)
         self._addresses(store, tasks)
         self._slots(store, tasks)
+        self._jobs(store, tasks)
+        self._declarations(store, revisions)
+        for name, least in self.floors.items():
+            well = sum(
+                1
+                for t in tasks
+                if t.service_name == name
+                and t.status.state == TaskState.RUNNING
+                and t.desired_state <= TaskState.RUNNING
+            )
+            if well < least:
+                self._fail(f"{name} has {well} healthy tasks, was promised {least}")
+
+    def _declarations(self, store: Store, revisions: dict[str, Revision]) -> None:
+        """What the tasks of a service are made from is what its spec says."""
+        for service in store.services.all():
+            if self._declared.get(service.id) == service.version:
+                continue
+            self._declared[service.id] = service.version
+            revision = revisions.get(service.revision_id)
+            if revision is None:
+                self._fail(f"{service.spec.name} has no revision")
+            elif (
+                revision_of(service.id, service.spec, revision.networks, revision.contents).id != revision.id
+            ):
+                self._fail(f"{service.spec.name} has another revision than its spec says")
+
+    def _jobs(self, store: Store, tasks: list[Task]) -> None:
+        """Of the present run of a job a place has one live task, and no more places have any than may run at once."""
+        found: dict[str, Counter[int | str]] = {}
+        for task in tasks:
+            service = store.services.get(task.service_id)
+            if service is None or service.job is None or task.iteration != service.job.iteration:
+                continue
+            if task.desired_state <= TaskState.COMPLETE and not task.status.state.terminal:
+                found.setdefault(service.id, Counter())[task.place] += 1
+        for service_id, places in found.items():
+            service = store.services.get(service_id)
+            assert service is not None
+            if max(places.values()) > 1:
+                self._fail(f"a place of job {service.spec.name} has several live tasks: {places}")
+            if (
+                not defaults.is_global(service.spec)
+                and len(places) > defaults.job(service.spec).max_concurrent
+            ):
+                self._fail(f"job {service.spec.name} has {len(places)} tasks at once")
 
     def _monotone(self, tasks: list[Task]) -> None:
         for task in tasks:
@@ -187,12 +239,22 @@ def _starts_first(service: Service) -> bool:
 
 
 # --- after the storm -------------------------------------------------------------------------------------------------------
-def unsettled(cluster: SimCluster) -> str:
-    """What is still not as it was declared; "" when everything is."""
+def unsettled(cluster: SimCluster, *, scheduled: bool = True) -> str:
+    """What is still not as it was declared; "" when everything is. ``scheduled``: jobs with a timetable must be at rest, too."""
     return (
         cluster.nodes_trouble()
         or _managers_differ(cluster)
-        or next(filter(None, (_service(cluster, s) for s in cluster.store.services.all())), "")
+        or next(
+            filter(
+                None,
+                (
+                    _service(cluster, s)
+                    for s in cluster.store.services.all()
+                    if scheduled or not _by_the_clock(s)
+                ),
+            ),
+            "",
+        )
         or next(filter(None, (_task(cluster, t) for t in cluster.store.tasks.all())), "")
         or next(filter(None, (_engine(cluster, h) for h in cluster.hosts.values())), "")
         or _books(cluster)
@@ -244,31 +306,39 @@ def _service(cluster: SimCluster, service: Service) -> str:
     return ""
 
 
+def _by_the_clock(service: Service) -> bool:
+    return options(service.spec.labels).schedule is not None
+
+
 def _job(cluster: SimCluster, service: Service) -> str:
-    """A job ends, or as many of its tasks run as may at once."""
-    tasks = list(cluster.store.tasks.by("service", service.id))
-    if jobs.finished(service, tasks) or jobs.waits_for_its_time(service):
+    """A job ends: each of its places is complete, or given up. One whose tasks do not end has as many running as may run at once."""
+    if jobs.waits_for_its_time(service):
         return ""
     iteration = service.job.iteration if service.job is not None else 0
-    mine = [t for t in tasks if t.iteration == iteration]
-    running = [
-        t for t in mine if t.status.state == TaskState.RUNNING and t.desired_state == TaskState.COMPLETE
-    ]
-    done = sum(1 for t in mine if t.status.state == TaskState.COMPLETE)
-    if defaults.is_global(service.spec):
-        wanted = len(list(everywhere.places(cluster.store, service)))
-        return (
-            ""
-            if len({t.place for t in mine}) >= wanted and running
-            else f"{service.spec.name} is not everywhere"
-        )
+    mine: dict[int | str, list[Task]] = {}
+    for task in cluster.store.tasks.by("service", service.id):
+        if task.iteration == iteration:
+            mine.setdefault(task.place, []).append(task)
     job = defaults.job(service.spec)
-    wanted = min(job.max_concurrent, job.total - done)
-    return (
-        ""
-        if len(running) == wanted
-        else f"{service.spec.name} runs {len(running)} tasks of its run, is to run {wanted}"
-    )
+    everywhere_ = defaults.is_global(service.spec)
+    wanted = set(everywhere.places(cluster.store, service)) if everywhere_ else set(range(job.total))
+    over = {
+        place
+        for place, tasks in mine.items()
+        if any(t.status.state == TaskState.COMPLETE for t in tasks) or given_up(service, tasks)
+    }
+    program = PROGRAMS.get(defaults.container(service.spec.task_template).image or "")
+    ends = program is not None and program.runs_s is not None
+    going_on = {
+        place
+        for place, tasks in mine.items()
+        if any(t.status.state == TaskState.RUNNING and t.desired_state == TaskState.COMPLETE for t in tasks)
+        and not ends
+    }
+    missing = wanted - over - going_on
+    if not missing or (not everywhere_ and len(going_on) == job.max_concurrent):
+        return ""
+    return f"{service.spec.name} has nothing in {sorted(missing)} of run {iteration}, {sorted(over)} are over"
 
 
 def _task(cluster: SimCluster, task: Task) -> str:
@@ -293,7 +363,11 @@ def _engine(cluster: SimCluster, host: SimHost) -> str:
     for container in host.engine.containers.values():
         if said := _container(cluster, host, container):
             return f"on {host.name}, {container.name}: {said}"
-    known = {t.id for t in cluster.store.tasks.by("node", host.node_id)} if host.node_id else set()
+    tasks = list(cluster.store.tasks.by("node", host.node_id)) if host.node_id else []
+    known = {t.id for t in tasks}
+    needed = {t.id for t in tasks if t.desired_state <= TaskState.COMPLETE and not t.status.state.terminal}
+    if left := sorted(host.files.held.keys() - needed):
+        return f"on {host.name}, files of secrets are left of {left}"
     stray = next((t for t in host.network.attached if t not in known), "")
     return f"on {host.name}, the network still has task {stray}" if stray else ""
 

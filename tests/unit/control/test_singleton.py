@@ -6,7 +6,7 @@ import msgspec
 
 from swarm_agent.objects import features
 from swarm_agent.objects.enums import NodeState, TaskState
-from swarm_agent.objects.specs import ContainerSpec, ServiceSpec, TaskTemplate
+from swarm_agent.objects.specs import ContainerSpec, ServiceSpec, TaskTemplate, UpdateConfig
 from swarm_agent.testing.cluster_model import PaperCluster
 
 
@@ -66,3 +66,21 @@ def test_an_agent_that_knows_no_leases_gets_none() -> None:
     c.write(msgspec.structs.replace(c.node("old"), feature_level=features.LEVEL))
     c.settle()
     assert [t.node_id for t in c.running(sid)] == ["old"]
+
+
+def test_it_is_not_rolled_back_start_first_either() -> None:
+    """The API refuses the order now; a service may have it from before."""
+    c = PaperCluster()
+    for name in ("n1", "n2"):
+        c.add_node(name)
+    order = UpdateConfig(order="start-first")
+    sid = c.create(msgspec.structs.replace(spec(), rollback_config=order))
+    c.settle()
+    again = TaskTemplate(container_spec=ContainerSpec(image="db:2"))
+    c.update(sid, msgspec.structs.replace(spec(), rollback_config=order, task_template=again))
+    c.advance(60)
+    (old,) = c.running(sid)
+    c.frozen.add(old.node_id)  # it is told to stop, and does not say that it has
+    c.roll_back(sid)
+    c.advance(300)
+    assert [t.id for t in c.tasks(sid, live=False) if t.status.state == TaskState.RUNNING] == [old.id]

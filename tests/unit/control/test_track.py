@@ -7,9 +7,10 @@ import msgspec
 from swarm_agent.control.contents import resolve_contents, versions
 from swarm_agent.control.engine import Controllers
 from swarm_agent.control.revisions import revision_of
+from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.normalise import normalise
-from swarm_agent.objects.records import Content, Secret, Service
-from swarm_agent.objects.specs import SecretSpec, ServiceSpec
+from swarm_agent.objects.records import Content, ContentRef, Secret, Service, Task
+from swarm_agent.objects.specs import SecretSpec, ServiceSpec, UpdateConfig
 from swarm_agent.store import Delete, Group
 from swarm_agent.testing.cluster_model import PaperCluster
 
@@ -127,3 +128,79 @@ def test_contents_whose_owner_is_gone_go() -> None:
     assert paper.commit((Group("t", (Delete("secret", "x", secret.version),)),)) == (True,)
     paper.settle()
     assert versions(paper.store, "x") == []
+
+
+def failing_version(paper: PaperCluster) -> str:
+    """A tracking service whose tasks fail with version 2 and which then goes back by itself."""
+    id_ = web(paper)
+    service = paper.service(id_)
+    config = UpdateConfig(failure_action="rollback")
+    paper.write(
+        msgspec.structs.replace(service, spec=msgspec.structs.replace(service.spec, update_config=config))
+    )
+
+    def outcome(task: Task) -> TaskState:
+        revision = paper.store.revisions.get(task.revision_id)
+        assert revision is not None
+        return TaskState.FAILED if revision.contents[0].number == 2 else TaskState.RUNNING
+
+    paper.outcome = outcome
+    return id_
+
+
+def test_an_automatic_rollback_stays_until_the_next_version() -> None:
+    paper = cluster()
+    id_ = failing_version(paper)
+    publish(paper, 2)
+    paper.advance(60)
+    status = paper.service(id_).update_status
+    assert status is not None
+    assert (number(paper, id_), status.state) == (1, "rollback_completed")
+    paper.controllers = Controllers(paper.store, paper.id)  # a new leader
+    paper.advance(10)
+    assert number(paper, id_) == 1
+    publish(paper, 3)
+    paper.advance(60)
+    assert number(paper, id_) == 3
+
+
+def test_a_rolled_back_spec_that_tracks_again_does_not_take_what_is_there_now() -> None:
+    """The update stopped tracking: only the previous spec says that it does."""
+    paper = cluster()
+    id_ = failing_version(paper)
+    service = paper.service(id_)
+    publish(paper, 2)
+    spec = msgspec.structs.replace(service.spec, labels={"swarm-agent.secret.key": "2"})
+    resolved = resolve_contents(paper.store, spec, service)
+    revision = revision_of(id_, spec, (), resolved.contents, 2)
+    paper.write(
+        revision,
+        msgspec.structs.replace(
+            service,
+            spec=spec,
+            revision_id=revision.id,
+            previous_spec=service.spec,
+            previous_revision_id=service.revision_id,
+            tracked=resolved.tracked,
+        ),
+    )
+    paper.advance(60)
+    assert number(paper, id_) == 1
+    assert paper.service(id_).tracked == (ContentRef(owner="s", number=2),)
+
+
+def test_an_update_whose_way_back_is_gone_pauses() -> None:
+    paper = cluster()
+    id_ = failing_version(paper)
+    publish(paper, 2)
+    content = paper.store.contents.get("s.1")
+    assert content is not None
+    assert paper.commit((Group("t", (Delete("content", "s.1", content.version),)),)) == (True,)
+    paper.advance(60)
+    status = paper.service(id_).update_status
+    assert status is not None
+    assert status.state == "paused"
+    assert status.message.endswith(
+        ", and cannot be rolled back: version 1 of secret key is not kept any more"
+    )
+    assert number(paper, id_) == 2

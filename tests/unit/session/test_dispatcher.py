@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import msgspec
+
 from swarm_agent.node.contents import Piece
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import (
@@ -205,6 +207,19 @@ def test_a_node_is_told_each_content_once_and_only_what_its_tasks_need() -> None
         assert messages[0] == Contents((Piece("k0.1", b"x" * 10),))
         others, _ = await told(log, "n2", 3)
         assert [type(m) for m in others] == [Assignments]
+
+    asyncio.run(main())
+
+
+def test_tasks_that_are_to_end_get_theirs_too() -> None:
+    async def main() -> None:
+        log = Log(1 << 24)
+        await with_contents(log, 10)
+        for task in list(log.store.tasks.by("node", "n1")):
+            ends = msgspec.structs.replace(task, desired_state=TaskState.COMPLETE)
+            await log.propose((Group("x", (Put(ends, task.version),)),))
+        messages, _ = await told(log, "n1", 3)
+        assert messages[0] == Contents((Piece("k0.1", b"x" * 10),))
 
     asyncio.run(main())
 

@@ -1,0 +1,120 @@
+"""A leader whose host is cut off: no connection ends, and yet every node finds the next leader before that one takes it for lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from swarm_agent.manager.manager import _Duties
+from swarm_agent.session import agent, dispatcher
+from swarm_agent.session.agent import SessionAgent
+from swarm_agent.session.fence import Fence
+from swarm_agent.session.wire import Beat, Welcome
+from swarm_agent.testing.sim_checks import ClusterChecks, unsettled
+from swarm_agent.testing.sim_cluster import SimCluster, simulation
+
+Story = Callable[[SimCluster], Awaitable[None]]
+
+
+def play(story: Story, seed: int) -> None:
+    async def main(cluster: SimCluster) -> None:
+        await cluster.start(3, 3)
+        await story(cluster)
+        await cluster.until("everything is as declared", lambda: unsettled(cluster), 120)
+
+    with simulation(seed) as sim:
+        sim.loop.after_step = ClusterChecks(sim.cluster)
+        sim.run(main(sim.cluster))
+
+
+async def the_leaders_host_is_cut_off(c: SimCluster) -> None:
+    await c.create("web", 6, TaskTemplate={"Placement": {"Constraints": ["node.role == worker"]}})
+    await c.until_running("web", 6)
+    await asyncio.sleep(c.rng.uniform(0, 2))
+    before = [t.id for t in c.tasks("web")]
+    c.isolate(c.leader().name)
+    await asyncio.sleep(30)
+    assert [t.id for t in c.tasks("web")] == before
+    assert sum(c[name].engine.starts for name in ("w1", "w2", "w3")) == 6
+    c.heal()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_tasks_of_workers_are_not_replaced(seed: int) -> None:
+    play(the_leaders_host_is_cut_off, seed)
+
+
+def test_without_answers_they_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fence, "heard", lambda self, session: None)
+    monkeypatch.setattr(SessionAgent, "_asked", lambda self, now, leasing: None)
+    with pytest.raises(AssertionError):
+        play(the_leaders_host_is_cut_off, 0)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often a leader asked its peers whether it leads."""
+    count = [0]
+    real = _Duties._confirm
+
+    async def confirm(self: _Duties) -> None:
+        count[0] += 1
+        await real(self)
+
+    monkeypatch.setattr(_Duties, "_confirm", confirm)
+    return count
+
+
+@pytest.mark.parametrize("workers", [0, 3, 12])
+def test_one_confirmation_a_second_serves_all_nodes(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = counted(monkeypatch)
+
+    async def story(c: SimCluster) -> None:
+        await c.start(3, workers)
+        count[0] = 0
+        await asyncio.sleep(60)
+        assert 50 <= count[0] <= 70
+
+    with simulation(1) as sim:
+        sim.run(story(sim.cluster))
+
+
+def test_sessions_of_an_idle_cluster_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[float] = []
+    real = SessionAgent._session
+
+    async def session(self: SessionAgent, addr: str) -> None:
+        try:
+            await real(self, addr)
+        finally:
+            ended.append(asyncio.get_running_loop().time())
+
+    monkeypatch.setattr(SessionAgent, "_session", session)
+
+    async def story(c: SimCluster) -> None:
+        await c.start(3, 3)
+        ended.clear()
+        await asyncio.sleep(300)
+        assert not ended
+
+    with simulation(2) as sim:
+        sim.run(story(sim.cluster))
+
+
+def test_a_leader_that_knows_no_answers_keeps_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    def welcome(session_id: str, heartbeat_period: int, root: bytes, *, answers: bool) -> Welcome:
+        return Welcome(session_id, heartbeat_period, root)
+
+    monkeypatch.setattr(dispatcher, "Welcome", welcome)
+    count = counted(monkeypatch)
+    test_sessions_of_an_idle_cluster_last(monkeypatch)
+    assert count[0] == 0
+
+
+def test_an_agent_that_asks_for_no_answers_keeps_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "Beat", lambda lease=0, answer=False: Beat(lease))
+    monkeypatch.setattr(SessionAgent, "_asked", lambda self, now, leasing: None)
+    count = counted(monkeypatch)
+    test_sessions_of_an_idle_cluster_last(monkeypatch)
+    assert count[0] == 0

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from swarm_agent.api import services
-from swarm_agent.control import allocate, filters, jobs, moves, slots, update
+from swarm_agent.control import allocate, filters, jobs, moves, slots
 from swarm_agent.control.ledger import Ledger
 from swarm_agent.manager.manager import Manager, _Duties
 from swarm_agent.member import Member
@@ -361,16 +361,6 @@ def secrets_are_left_on_the_node(m: pytest.MonkeyPatch) -> None:
     m.setattr(Executor, "wipe", nothing)
 
 
-def updates_take_all_at_once(m: pytest.MonkeyPatch) -> None:
-    real = update._hand_out
-
-    def hand_out(p: Any, service: Service, rules: Any, *rest: Any) -> Any:
-        rules.config = msgspec.structs.replace(rules.config, parallelism=0)
-        return real(p, service, rules, *rest)
-
-    m.setattr(update, "_hand_out", hand_out)
-
-
 CASES: tuple[tuple[Patch, Story], ...] = (
     (lower_states_count, a_node_stops_fitting),
     (nobody_waits_for_the_old_task, slow_ones_are_replaced),
@@ -402,9 +392,7 @@ def test_the_bug_is_caught(patch: Patch, story: Story, monkeypatch: pytest.Monke
         play(story)
 
 
-@pytest.mark.parametrize(
-    "patch", [secrets_are_left_on_the_node, updates_take_all_at_once, movers_do_not_wait]
-)
+@pytest.mark.parametrize("patch", [secrets_are_left_on_the_node])
 def test_stories_of_chance_catch_it(patch: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each seed of these passes without the bug (``test_sim_cluster.py``); one of them is enough."""
     patch(monkeypatch)

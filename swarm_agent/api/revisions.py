@@ -17,6 +17,7 @@ from swarm_agent.control.rebalance import movable, suggest
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.errors import FailedPrecondition, InvalidSpec, Unimplemented
 from swarm_agent.objects.normalise import parse_json
+from swarm_agent.objects.options import PREFIX, options
 from swarm_agent.objects.records import Revision, Service
 from swarm_agent.store import Delete, Put
 
@@ -77,6 +78,16 @@ async def roll_back_to(backend: Backend, request: Request, wanted: str) -> Respo
 
 
 def _back(backend: Backend, now: Service, revision: Revision) -> list[Put | Delete]:
+    wanted = options(now.spec.labels)
+    for what, asked, had in (
+        ("singleton", wanted.singleton, revision.singleton),
+        ("pre-start", wanted.pre_start, revision.pre_start),
+    ):
+        if asked != had:
+            raise FailedPrecondition(
+                f"revision {revision.number} was made when label {PREFIX}{what} said something else: "
+                "change the label back first, or update to what that revision ran"
+            )
     spec = msgspec.structs.replace(now.spec, task_template=revision.template, endpoint_spec=revision.endpoint)
     return back_to(backend, now, spec, revision, f"manually requested rollback to revision {revision.number}")
 

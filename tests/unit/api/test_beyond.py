@@ -154,6 +154,9 @@ def test_back_to_any_kept_revision(tmp_path: Path, capsys: pytest.CaptureFixture
         status, text = await home.refusal("POST", "/swarm-agent/services/web/rollback?to=9")
         assert (status, text) == (404, "service web has no revision 9: 1, 2, 3, 4 are kept")
         assert (await home.refusal("POST", "/swarm-agent/services/web/rollback?to=2"))[0] == 400
+        await update(home, {**image("web:2"), "Labels": {"swarm-agent.pre-start": "migrate"}})
+        refused = await home.refusal("POST", "/swarm-agent/services/web/rollback?to=1")
+        assert "revision 1 was made when label swarm-agent.pre-start said something else" in refused[1]
 
     play(tmp_path, story)
 

@@ -159,8 +159,11 @@ class Controllers:
         moved_on = (
             change.old is None or change.new is None or change.old.status.state != change.new.status.state
         )
-        if service is None or change.new is None or defaults.is_job(service.spec):
+        if service is None or change.new is None:
             self._dirty[Key("service", task.service_id)] = None
+        elif defaults.is_job(service.spec):
+            if change.new.status.state.terminal:  # another may take its turn; all else is about its place alone
+                self._progressed(service)
         elif going(service):
             self._progressed(service)
         if service is not None:

@@ -162,7 +162,9 @@ class Controllers:
         if service is None or change.new is None:
             self._dirty[Key("service", task.service_id)] = None
         elif defaults.is_job(service.spec):
-            if change.new.status.state.terminal:  # another may take its turn; all else is about its place alone
+            if (
+                change.new.status.state.terminal
+            ):  # another may take its turn; all else is about its place alone
                 self._progressed(service)
         elif going(service):
             self._progressed(service)

@@ -53,13 +53,11 @@ class Controllers:
         self._timers: list[tuple[int, Key]] = []
         self._due: dict[Key, int] = {}
         self._waiting: dict[str, None] = {}  # tasks without a node that are to be looked at again
-        self._for_health: defaultdict[str, set[Key]] = defaultdict(
-            set
-        )  # service id -> what waits for its health
+        # service id -> what waits for its health
+        self._for_health: defaultdict[str, set[Key]] = defaultdict(set)
         self._everywhere: dict[str, None] = {}  # services and jobs of a global mode
-        self._dependents: defaultdict[str, set[str]] = defaultdict(
-            set
-        )  # name of a service -> who waits for it
+        # name of a service -> who waits for it
+        self._dependents: defaultdict[str, set[str]] = defaultdict(set)
         self.looks = 0  # rows the last pass looked at
         for service in store.services.all():
             self._note_service(None, service)

@@ -33,7 +33,7 @@ from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
 from swarm_agent.objects.records import Reason, Service, Task
 
-FREED_BY_THE_OLD = frozenset({"resources", "generic", "ports", "max-replicas", "address", "volume"})
+FREED_BY_THE_OLD = frozenset({"resources", "generic", "ports", "max-replicas", "address"})
 """Filters that may refuse a new task only because the one it replaces is still there."""
 
 
@@ -48,9 +48,8 @@ def settle(p: Pass, service: Service, place: int | str) -> None:
         tasks = p.at(service.id, place)
     for task in tasks:
         if task.desired_state == TaskState.READY:
-            _start(
-                p, service, task, p.at(service.id, place)
-            )  # one that is started now keeps the others from it
+            # as they are now: one that is started keeps the others from it
+            _start(p, service, task, p.at(service.id, place))
 
 
 def taken(service: Service, tasks: list[Task]) -> bool:
@@ -146,9 +145,8 @@ def _lost(p: Pass, service: Service, task: Task, cause: str) -> None:
 
 
 def _ended(p: Pass, service: Service, task: Task) -> None:
-    if (
-        p.now < task.start_after
-    ):  # it failed while it was prepared for later: the next is not prepared any sooner
+    if p.now < task.start_after:
+        # it failed while it was prepared for later: the next is not prepared any sooner
         p.wake(Key("slot", task.service_id, task.place), task.start_after)
         return
     aim(p, task, TaskState.SHUTDOWN)

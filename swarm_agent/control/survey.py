@@ -45,9 +45,8 @@ class Survey:
         self.present: dict[int | str, Task] = {}
         self.older: dict[int | str, Task] = {}
         self.open: Slots = {}
-        self.waiting: set[int | str] = (
-            set()
-        )  # open ones in which a task is to take over from another, but not yet
+        # open ones in which a task is to take over from another, but not yet
+        self.waiting: set[int | str] = set()
         self.changed: set[int | str] = set()  # written to since they were looked at
         self.steps: dict[int | str, Any] = {}  # what an update found out about open ones
         self.steps_for: object = None  # under which rules

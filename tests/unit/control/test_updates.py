@@ -14,6 +14,7 @@ from swarm_agent.objects.records import Task
 from swarm_agent.objects.specs import (
     ContainerSpec,
     EndpointSpec,
+    Mount,
     Placement,
     PortConfig,
     Replicated,
@@ -223,6 +224,29 @@ def test_host_ports_make_room_for_the_new_task(cluster: PaperCluster) -> None:
     cluster.update(sid, spec("web:2", 3, ports=(port,)))
     cluster.advance(60)
     assert (images(cluster, sid), status(cluster, sid)) == ({"web:2": 3}, "completed")
+
+
+def test_a_task_whose_volume_is_on_a_paused_node_is_not_stopped_for_a_new_one(cluster: PaperCluster) -> None:
+    """The new one finds no place, and would find none if the old one had gone."""
+    node = cluster.node("n1")
+    about = msgspec.structs.replace(node.description, volumes=("data",))
+    cluster.write(msgspec.structs.replace(node, description=about))
+    mounts = (Mount(type="volume", source="data", target="/data"),)
+
+    def db(image_: str) -> ServiceSpec:
+        made = spec(image_, 1, labels={"swarm-agent.volume-affinity": "require"})
+        container = ContainerSpec(image=image_, mounts=mounts)
+        return msgspec.structs.replace(made, task_template=TaskTemplate(container_spec=container))
+
+    sid = cluster.create(db("db:1"))
+    cluster.advance(10)
+    cluster.set_node("n1", availability="pause")
+    cluster.update(sid, db("db:2"))
+    cluster.advance(60)
+    assert images(cluster, sid) == {"db:1": 1}
+    cluster.set_node("n1", availability="active")
+    cluster.advance(60)
+    assert images(cluster, sid) == {"db:2": 1}
 
 
 def test_a_change_of_placement_alone_restarts_only_who_must_move(cluster: PaperCluster) -> None:

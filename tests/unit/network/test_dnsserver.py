@@ -40,11 +40,17 @@ def reply_to(data: bytes, address: bytes = b"\xc0\0\2\7") -> bytes:
 
 
 def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
-        udp.bind((HOME, 0))
-        port: int = udp.getsockname()[1]
-        tcp.bind((HOME, port))
-        return port
+    """Free for both: what the kernel picks for one kind may be taken, or still waiting to end, for the other."""
+    for _ in range(100):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
+            udp.bind((HOME, 0))
+            port: int = udp.getsockname()[1]
+            try:
+                tcp.bind((HOME, port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free for both UDP and TCP")
 
 
 class Bench:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from swarm_agent import cli
-from swarm_agent.objects.records import NodeDescription
+from swarm_agent.objects.records import NodeDescription, UpdateStatus
 from tests.unit.api.backend_double import NODE_ID, House, a_node, play, replace
 
 SPEC: dict[str, Any] = {
@@ -242,5 +242,50 @@ def test_a_task_that_goes_where_its_volume_is_not_is_told_of(
         (event,) = [e for e in home.backend.events.past if e["Action"] == "volume-moved"]
         assert event["Type"] == "service"
         assert 'volume "data" is on node host2' in event["Actor"]["Attributes"]["reason"]
+
+    play(tmp_path, story)
+
+
+def test_a_new_timetable_counts_from_now(tmp_path: Path) -> None:
+    async def story(home: House) -> None:
+        with_nodes(home)
+        await create(home, JOB)
+        made = home.backend.store.services.get((await home.get("/services/job"))["ID"])
+        assert made is not None
+        home.backend.put(replace(made, created_at=made.created_at - 7 * 86400 * 10**9))
+        await update(home, {**JOB, "Labels": {"swarm-agent.schedule": "@daily"}})
+        now = home.backend.store.services.get(made.id)
+        assert now is not None
+        assert now.job is not None
+        assert (now.job.iteration, home.backend.now() - now.job.due < 10**9) == (0, True)
+
+    play(tmp_path, story)
+
+
+def test_a_scale_leaves_no_finished_update_in_view_and_keeps_the_way_back_of_one_that_goes_on(
+    tmp_path: Path,
+) -> None:
+    async def story(home: House) -> None:
+        with_nodes(home)
+        await create(home)
+        service_id = (await home.get("/services/web"))["ID"]
+
+        def stored() -> Any:
+            return home.backend.store.services.get(service_id)
+
+        await update(home, image("web:2"))
+        going = UpdateStatus(state="updating", message="update in progress", started_at=home.backend.now())
+        home.backend.put(replace(stored(), update_status=going))
+        version = (await home.get("/services/web"))["Version"]["Index"]
+        scaled = {**image("web:2"), "Mode": {"Replicated": {"Replicas": 5}}}
+        assert (await home.ask("POST", f"/services/web/update?version={version}", scaled))[0] == 200
+        before = stored().previous_spec
+        assert before.task_template.container_spec.image == "web:1"
+        assert before.mode.replicated.replicas == 5
+        assert stored().update_status == going
+        home.backend.put(replace(stored(), update_status=replace(going, state="completed")))
+        version = (await home.get("/services/web"))["Version"]["Index"]
+        assert (await home.ask("POST", f"/services/web/update?version={version}", image("web:2")))[0] == 200
+        assert "UpdateStatus" not in await home.get("/services/web")
 
     play(tmp_path, story)

@@ -1,0 +1,190 @@
+"""What a review found wrong once, on a paper cluster."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+import pytest
+
+from swarm_agent.control.engine import Key
+from swarm_agent.objects.defaults import SECOND
+from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.specs import (
+    ContainerSpec,
+    Placement,
+    Replicated,
+    Reservations,
+    Resources,
+    RestartPolicy,
+    ServiceMode,
+    ServiceSpec,
+    TaskTemplate,
+    UpdateConfig,
+)
+from swarm_agent.objects.timetable import Timetable
+from swarm_agent.testing.cluster_model import GiB, PaperCluster
+
+STRICT = {"swarm-agent.singleton": "strict"}
+
+
+def spec(
+    replicas: int = 1,
+    image: str = "web:1",
+    labels: dict[str, str] | None = None,
+    update: UpdateConfig | None = None,
+    **template: object,
+) -> ServiceSpec:
+    return ServiceSpec(
+        name="web",
+        labels=labels or {},
+        task_template=TaskTemplate(container_spec=ContainerSpec(image=image), **template),  # type: ignore[arg-type]
+        mode=ServiceMode(replicated=Replicated(replicas=replicas)),
+        update_config=update,
+    )
+
+
+@pytest.fixture
+def cluster() -> PaperCluster:
+    c = PaperCluster()
+    for name in ("n1", "n2", "n3"):
+        c.add_node(name)
+    c.outcome = lambda task: TaskState.FAILED if "bad" in image_of(c, task.revision_id) else TaskState.RUNNING
+    c.settle()
+    return c
+
+
+def image_of(c: PaperCluster, revision_id: str) -> str:
+    revision = c.store.revisions.get(revision_id)
+    assert revision is not None
+    assert revision.template.container_spec is not None
+    return revision.template.container_spec.image or ""
+
+
+def test_a_singleton_that_is_scaled_away_and_back_waits_for_its_end(cluster: PaperCluster) -> None:
+    sid = cluster.create(spec(labels=STRICT))
+    cluster.settle()
+    (old,) = cluster.running(sid)
+    cluster.frozen.add(old.node_id)
+    cluster.update(sid, spec(0, labels=STRICT))
+    cluster.settle()
+    cluster.update(sid, spec(1, labels=STRICT))
+    cluster.advance(600)
+    assert {t.desired_state for t in cluster.tasks(sid)} == {TaskState.READY}
+    cluster.frozen.clear()
+    cluster.advance(5)
+    assert len(cluster.running(sid)) == 1
+
+
+def test_a_singleton_whose_node_no_longer_suits_is_not_said_to_have_ended(cluster: PaperCluster) -> None:
+    where = Placement(constraints=("node.labels.off != yes",))
+    sid = cluster.create(spec(labels=STRICT, placement=where))
+    cluster.settle()
+    (old,) = cluster.running(sid)
+    cluster.frozen.add(old.node_id)
+    node = cluster.node(old.node_id)
+    cluster.write(
+        msgspec.structs.replace(node, spec=msgspec.structs.replace(node.spec, labels={"off": "yes"}))
+    )
+    cluster.advance(600)
+    (successor,) = cluster.tasks(sid)
+    assert (successor.desired_state, successor.node_id != old.node_id) == (TaskState.READY, True)
+    found = cluster.store.tasks.get(old.id)
+    assert found is not None
+    assert not found.status.state.terminal
+    cluster.frozen.clear()
+    cluster.advance(5)
+    assert [t.id for t in cluster.running(sid)] == [successor.id]
+
+
+def test_a_drain_survives_a_rejected_group(cluster: PaperCluster) -> None:
+    sid = cluster.create(spec(6))
+    cluster.settle()
+    cluster.set_node("n1", availability="drain")
+    groups = cluster.controllers.run(cluster.now)  # decided, and lost
+    assert any(g.key == sid for g in groups)
+    cluster.controllers.retry(g.key for g in groups)
+    cluster.advance(30)
+    assert {t.node_id for t in cluster.running(sid)} == {"n2", "n3"}
+
+
+def test_a_drain_does_not_wait_for_a_replica_that_is_sick_anyway(cluster: PaperCluster) -> None:
+    sid = cluster.create(spec(3, update=UpdateConfig(parallelism=1, order="stop-first")))
+    cluster.settle()
+    sick = next(t for t in cluster.running(sid) if t.node_id == "n2")
+    outcome = cluster.outcome
+    cluster.outcome = lambda task: TaskState.FAILED if task.slot == sick.slot else outcome(task)
+    cluster.fail(sick)
+    cluster.advance(5)
+    cluster.set_node("n1", availability="drain")
+    cluster.advance(60)
+    assert "n1" not in {t.node_id for t in cluster.running(sid)}
+
+
+def test_an_update_that_tolerates_its_failures_ends(cluster: PaperCluster) -> None:
+    sid = cluster.create(spec(3))
+    cluster.settle()
+    cluster.update(
+        sid,
+        spec(
+            3,
+            "bad:1",
+            update=UpdateConfig(parallelism=1, failure_action="continue"),
+            restart_policy=RestartPolicy(delay=SECOND),
+        ),
+    )
+    cluster.advance(120)
+    status = cluster.service(sid).update_status
+    assert status is not None
+    assert status.state == "completed"
+
+
+def test_a_node_that_loses_a_processor_keeps_what_only_needs_memory(cluster: PaperCluster) -> None:
+    here = Placement(constraints=("node.hostname == n1",))
+    cpu = cluster.create(
+        spec(1, resources=Resources(reservations=Reservations(nano_cpus=4 * SECOND)), placement=here)
+    )
+    cluster.settle()
+    cluster.now += SECOND
+    memory = Resources(reservations=Reservations(memory_bytes=GiB))
+    sid = cluster.create(msgspec.structs.replace(spec(5, resources=memory, placement=here), name="mem"))
+    cluster.settle()
+    before = {t.id for t in cluster.running(sid)}
+    node = cluster.node("n1")
+    cluster.write(
+        msgspec.structs.replace(
+            node, description=msgspec.structs.replace(node.description, nano_cpus=3 * SECOND)
+        )
+    )
+    cluster.advance(10)
+    assert {t.id for t in cluster.running(sid)} == before
+    assert not cluster.running(cpu)
+
+
+def test_the_last_time_that_was_due_is_found_as_quickly_for_a_year_as_for_an_hour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    every = Timetable.parse("* * * * *", "Europe/Berlin")
+    now = 1_800_000_030 * SECOND
+    looks: Counter[str] = Counter()
+    real = Timetable.after
+
+    def after(self: Timetable, at: int) -> int:
+        looks["after"] += 1
+        return real(self, at)
+
+    monkeypatch.setattr(Timetable, "after", after)
+    assert every.latest(now - 365 * 86400 * SECOND, now) == 1_800_000_000 * SECOND
+    assert looks["after"] < 40
+    assert Timetable.parse("0 3 * * *", "UTC").latest(now - 3600 * SECOND, now) == 0
+    daily = Timetable.parse("0 3 * * *", "UTC").latest(now - 30 * 86400 * SECOND, now)
+    assert 0 < now - daily <= 86400 * SECOND
+
+
+def test_rejected_groups_wake_what_may_have_been_in_them(cluster: PaperCluster) -> None:
+    sid = cluster.create(spec(1))
+    cluster.settle()
+    cluster.controllers.retry([sid])
+    assert {Key("service", sid), Key("prepared", sid), Key("rebalance", sid)} <= set(
+        cluster.controllers._dirty
+    )

@@ -22,6 +22,7 @@ from swarm_agent.objects.records import Revision, Service
 from swarm_agent.store import Delete, Put
 
 Json = dict[str, Any]
+MAX_PARALLEL = 1000  # tasks of one service that move at a time
 
 
 async def list_(backend: Backend, request: Request, wanted: str) -> Response:  # noqa: ARG001
@@ -60,7 +61,7 @@ async def roll_back_to(backend: Backend, request: Request, wanted: str) -> Respo
     found = [
         r
         for r in backend.store.revisions.by("service", service.id)
-        if text.isdigit() and r.number == int(text)
+        if text.isdecimal() and r.number == int(text)
     ]
     if not found:
         kept = sorted(r.number for r in backend.store.revisions.by("service", service.id))
@@ -114,15 +115,22 @@ async def rebalance(backend: Backend, request: Request) -> Response:
     ``{"Services": [name or id..]}``: these alone; ``{"Parallel": n}``: so many tasks of a service at a time (1).
     """
     raw = parse_json(await request.body())
-    asked: Json = raw if isinstance(raw, dict) else {}
+    if not isinstance(raw, dict):
+        raise HttpError(400, "the body is not an object of Services, Parallel and Apply")
+    asked: Json = raw
     unknown = set(asked) - {"Services", "Parallel", "Apply"}
     if unknown:
         raise HttpError(400, f"unknown field {min(unknown)}: known are Services, Parallel, Apply")
     parallel = asked.get("Parallel", 1)
-    if not isinstance(parallel, int) or parallel < 1:
-        raise HttpError(400, f"Parallel: {parallel!r} is not a number above 0")
+    if not isinstance(parallel, int) or isinstance(parallel, bool) or not 0 < parallel <= MAX_PARALLEL:
+        raise HttpError(400, f"Parallel: {parallel!r} is not a number from 1 to {MAX_PARALLEL}")
+    if not isinstance(asked.get("Apply") or False, bool):
+        raise HttpError(400, f"Apply: {asked['Apply']!r} is neither true nor false")
+    names = asked.get("Services") or []
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise HttpError(400, "Services is not a list of names or ids")
     store = backend.store
-    named = [resolve(store, Service, str(s)) for s in asked.get("Services") or ()]
+    named = [resolve(store, Service, name) for name in names]
     services = named or sorted(store.services.all(), key=lambda s: s.spec.name or "")
     left_out = {s.spec.name: movable(s) for s in services if movable(s)}
     found = suggest(store, backend.controllers.ledger, backend.now(), backend.new_id, services)

@@ -53,7 +53,7 @@ async def write_spec(
 def version_of(request: Request, word: str) -> int:
     """The ``version`` query parameter of an update."""
     text = request.query.get("version", "")
-    if not text.isdigit():
+    if not text.isdecimal():
         raise HttpError(
             400, f"invalid {word} version '{text}': strconv.ParseUint: parsing \"{text}\": invalid syntax"
         )

@@ -24,6 +24,8 @@ def plan(path: str, arguments: argparse.Namespace) -> None:
             spec = json.loads(text)
         except (OSError, ValueError) as err:
             raise Failed(f"cannot read a ServiceSpec from {arguments.spec}: {err}") from err
+        if not isinstance(spec, dict):
+            raise Failed(f"{arguments.spec} holds no ServiceSpec: it is not a JSON object")
         spec["Name"] = arguments.service
     else:
         spec = call(path, "GET", f"/services/{quote(arguments.service, safe='')}")["Spec"]
@@ -48,7 +50,13 @@ def plan(path: str, arguments: argparse.Namespace) -> None:
 
 
 def _change(spec: Json, arguments: argparse.Namespace) -> None:
-    container = spec.setdefault("TaskTemplate", {}).setdefault("ContainerSpec", {})
+    for part in ("TaskTemplate", "Labels"):
+        if not isinstance(spec.get(part) or {}, dict):
+            raise Failed(f"{part} is not a JSON object")
+    template = spec["TaskTemplate"] = spec.get("TaskTemplate") or {}
+    container = template["ContainerSpec"] = template.get("ContainerSpec") or {}
+    if not isinstance(container, dict):
+        raise Failed("TaskTemplate.ContainerSpec is not a JSON object")
     if arguments.image:
         container["Image"] = arguments.image
     if arguments.replicas is not None:
@@ -63,7 +71,7 @@ def _change(spec: Json, arguments: argparse.Namespace) -> None:
         placement = spec["TaskTemplate"].setdefault("Placement", {})
         kept = [c for c in placement.get("Constraints") or () if c not in arguments.constraint_rm]
         placement["Constraints"] = kept + arguments.constraint_add
-    labels = spec.setdefault("Labels", {})
+    labels = spec["Labels"] = spec.get("Labels") or {}
     labels.update(line.partition("=")[::2] for line in arguments.label_add)
     for key in arguments.label_rm:
         labels.pop(key, None)

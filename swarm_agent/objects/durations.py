@@ -13,6 +13,7 @@ _UNITS = {
     "m": 60_000_000_000,
     "h": 3_600_000_000_000,
 }
+_MOST = (1 << 63) - 1  # what Go, the log and Docker's API hold
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 _WHOLE = re.compile(r"(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+")
 
@@ -24,7 +25,13 @@ def parse_duration(text: str) -> int:
         return 0
     if not _WHOLE.fullmatch(text):
         raise ValueError(f"{text!r} is no duration: write it like 90s, 5m or 1h30m")
-    return sum(round(float(number) * _UNITS[unit]) for number, unit in _PART.findall(text))
+    try:
+        total = sum(round(float(number) * _UNITS[unit]) for number, unit in _PART.findall(text))
+    except OverflowError:
+        total = _MOST + 1
+    if total > _MOST:
+        raise ValueError(f"{text[:40]!r} is longer than 292 years")
+    return total
 
 
 def duration_text(ns: int) -> str:

@@ -157,7 +157,7 @@ def _text(value: str) -> str:
 
 
 def _version(value: str) -> str:
-    if value in ("track", "pin") or (value.isdigit() and int(value) > 0):
+    if value in ("track", "pin") or (value.isdecimal() and int(value) > 0):
         return value
     raise ValueError(f"{value!r} is none of track, pin or the number of a version")
 
@@ -210,10 +210,14 @@ def _command(value: str) -> tuple[str, ...]:
     text = _text(value)
     if text.startswith("["):
         try:
-            return msgspec.json.decode(text, type=tuple[str, ...])
+            words = msgspec.json.decode(text, type=tuple[str, ...])
         except msgspec.MsgspecError as err:
             raise ValueError(f"not a JSON array of words: {err}") from err
-    return tuple(shlex.split(text))
+    else:
+        words = tuple(shlex.split(text))
+    if not words or not words[0]:
+        raise ValueError("it names no program")
+    return words
 
 
 def _min_healthy(value: str) -> MinHealthy:

@@ -134,7 +134,7 @@ def _field(text: str, name: str, low: int, high: int) -> frozenset[int]:
     out: set[int] = set()
     for part in text.lower().split(","):
         span, slash, step_text = part.partition("/")
-        step = int(step_text) if step_text.isdigit() else 0
+        step = int(step_text) if step_text.isdecimal() else 0
         if slash and not step:
             raise BadTimetable(f"{name} {part!r}: a step is a number above 0")
         if span == "*":
@@ -152,7 +152,7 @@ def _field(text: str, name: str, low: int, high: int) -> frozenset[int]:
 def _number(text: str, name: str, low: int, high: int, part: str) -> int:
     value = _NAMES.get(name, {}).get(text)
     if value is None:
-        if not text.isdigit() or not low <= int(text) <= high:
+        if not text.isdecimal() or not low <= int(text) <= high:
             raise BadTimetable(f"{name} {part!r}: {text!r} is not in the range {low} to {high}")
         value = int(text)
     return value

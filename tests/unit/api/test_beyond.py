@@ -195,6 +195,17 @@ def test_advice_and_a_drain_can_be_read(tmp_path: Path, capsys: pytest.CaptureFi
         assert said.splitlines()[0] == "host1 is active, 3 tasks left"
         refused = await home.refusal("POST", "/swarm-agent/rebalance", {"Now": True})
         assert refused == (400, "unknown field Now: known are Services, Parallel, Apply")
+        for body, text in (
+            ([], "the body is not an object"),
+            ({"Services": "web"}, "Services is not a list of names or ids"),
+            ({"Services": [5]}, "Services is not a list of names or ids"),
+            ({"Parallel": True}, "Parallel: True is not a number from 1 to 1000"),
+            ({"Parallel": 1 << 70}, "is not a number from 1 to 1000"),
+            ({"Apply": "no"}, "Apply: 'no' is neither true nor false"),
+        ):
+            status, said = await home.refusal("POST", "/swarm-agent/rebalance", body)
+            assert (status, text in said) == (400, True), said
+        assert (await home.refusal("POST", "/swarm-agent/services/web/rollback?to=%C2%B2"))[0] == 404
 
     play(tmp_path, story)
 

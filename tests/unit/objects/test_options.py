@@ -67,6 +67,12 @@ def test_what_labels_ask_for(labels: dict[str, str], expected: Options) -> None:
             "label swarm-agent.min-healthy: '101%' is neither a number of tasks nor a share like 75%",
         ),
         ({"placement__affinity": "db"}, "'db' is no affinity"),
+        ({"secret__db": "²"}, "'²' is none of track, pin or the number of a version"),
+        ({"pre_start": "[]"}, "it names no program"),
+        ({"pre_start": "run 'it"}, "No closing quotation"),
+        ({"restart__max_delay": "9" * 400 + "h"}, "is longer than 292 years"),
+        ({"restart__max_delay": "300000000h"}, "is longer than 292 years"),
+        ({"depends_on": ":healthy"}, "names no service"),
         (
             {"secret__db": "newest"},
             "label swarm-agent.secret.db: 'newest' is none of track, pin or the number of a version",

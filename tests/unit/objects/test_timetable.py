@@ -44,6 +44,8 @@ def test_when_it_is_due(cron: str, zone: str, start: str, expected: list[str]) -
     ("cron", "zone", "text"),
     [
         ("61 * * * *", "UTC", "minute '61': '61' is not in the range 0 to 59"),
+        ("² * * * *", "UTC", "'²' is not in the range 0 to 59"),
+        ("*/² * * * *", "UTC", "a step is a number above 0"),
         ("* * * *", "UTC", "has 4 fields, not 5"),
         ("*/0 * * * *", "UTC", "a step is a number above 0"),
         ("0 0 30 2 *", "UTC", "is never due"),

@@ -11,7 +11,6 @@ from swarm_agent.control.restarts import delay, ended_at
 from swarm_agent.control.slots import moves_start_first
 from swarm_agent.control.tasks import draining, live, make
 from swarm_agent.objects import defaults, features
-from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Service, Task
 
 
@@ -59,8 +58,3 @@ def move(p: Pass, service: Service, task: Task, cause: str, key: Key) -> bool:
         failures=failures,
     )
     return True
-
-
-def left_on(tasks: list[Task]) -> list[Task]:
-    """What a draining node still runs, for whoever asks how far it is."""
-    return [t for t in tasks if t.status.state <= TaskState.RUNNING]

@@ -34,6 +34,7 @@ from swarm_agent.objects.specs import (
     NetworkCreate,
     NodeSpec,
     PortConfig,
+    RestartPolicy,
     ServiceSpec,
     TaskTemplate,
     UpdateConfig,
@@ -45,6 +46,7 @@ _SPREAD = re.compile(r"(?i:(node|engine)\.labels\.).+|(?i:node\.(id|hostname|pla
 _MIN_MEMORY = 4 * 1024 * 1024
 _MIN_NANO_CPUS = 1_000_000
 _MILLISECOND = 1_000_000
+_LONGEST = (1 << 63) - 1  # nanoseconds
 _HOUR = 3600 * defaults.SECOND
 _DRIVERS = ("overlay", "")
 PREDEFINED_NETWORKS = ("host", "bridge", "none")  # of every engine; a service may name one
@@ -75,6 +77,7 @@ def service(spec: ServiceSpec) -> None:
     if len(modes) > 1:
         raise BadWord("must specify only one service mode")
     dns_name(spec.name)
+    durations(spec)
     task(spec.task_template)
     templates.check(defaults.container(spec.task_template), spec.name or "", spec.labels)
     for config in (spec.update_config, spec.rollback_config):
@@ -83,6 +86,25 @@ def service(spec: ServiceSpec) -> None:
     mode(spec)
     asked(spec)
     refuse_unsupported(spec)
+
+
+def durations(spec: ServiceSpec) -> None:
+    """None is longer than Go's: times are counted on from now, and have to fit into the log."""
+    ctr = defaults.container(spec.task_template)
+    policy = spec.task_template.restart_policy or RestartPolicy()
+    update, rollback = (c or UpdateConfig() for c in (spec.update_config, spec.rollback_config))
+    given = (
+        ("TaskTemplate.RestartPolicy.Delay", policy.delay),
+        ("TaskTemplate.RestartPolicy.Window", policy.window),
+        ("TaskTemplate.ContainerSpec.StopGracePeriod", ctr.stop_grace_period),
+        ("UpdateConfig.Delay", update.delay),
+        ("UpdateConfig.Monitor", update.monitor),
+        ("RollbackConfig.Delay", rollback.delay),
+        ("RollbackConfig.Monitor", rollback.monitor),
+    )
+    for path, value in given:
+        if value is not None and value > _LONGEST:
+            raise InvalidSpec(f"{path}: {value} ns is longer than 292 years", path)
 
 
 def mode(spec: ServiceSpec) -> None:

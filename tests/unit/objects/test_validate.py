@@ -285,3 +285,18 @@ def test_labels_against_the_rest_of_the_spec(labels: dict[str, str], mode: dict[
     for part in ("UpdateConfig", "RollbackConfig"):
         spec.pop(part, None)
     assert text in str(refusal(spec))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("TaskTemplate.RestartPolicy", {"Delay": (1 << 64) - 1}),
+        ("TaskTemplate.RestartPolicy", {"Window": 1 << 63}),
+        ("TaskTemplate.ContainerSpec.StopGracePeriod", 1 << 63),
+        ("UpdateConfig", {"Monitor": 1 << 63}),
+        ("RollbackConfig", {"Delay": 1 << 63}),
+    ],
+)
+def test_durations_that_no_time_can_be_counted_on_by(path: str, value: Any) -> None:
+    """A task's start would not fit into the log, and no leader could write it."""
+    assert "ns is longer than 292 years" in str(refusal(changed(path, value, SERVICE)))

@@ -33,7 +33,7 @@ from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
 from swarm_agent.objects.records import Reason, Service, Task
 
-FREED_BY_THE_OLD = frozenset({"resources", "generic", "ports", "max-replicas", "address"})
+FREED_BY_THE_OLD = frozenset({"resources", "ports", "addresses", "max-replicas", "address"})
 """Filters that may refuse a new task only because the one it replaces is still there."""
 
 
@@ -224,11 +224,21 @@ def _may_take_over(p: Pass, service: Service, new: Task) -> bool:
         return False
     if p.level < features.ORCHESTRATION:
         return True  # managers of the release before, one of which may lead next, stop the old one at once
-    return p.now >= new.start_after and (new.status.state >= TaskState.READY or _blocked(new))
+    return p.now >= new.start_after and (new.status.state >= TaskState.READY or _blocked(service, new))
 
 
-def _blocked(new: Task) -> bool:
-    return new.status.state == TaskState.PENDING and any(r.code in FREED_BY_THE_OLD for r in new.reasons)
+def _blocked(service: Service, new: Task) -> bool:
+    codes = {r.code for r in new.reasons}
+    if "affinity" in codes and keeps_apart_from_itself(service):
+        codes |= FREED_BY_THE_OLD
+    return new.status.state == TaskState.PENDING and not codes.isdisjoint(FREED_BY_THE_OLD)
+
+
+def keeps_apart_from_itself(service: Service) -> bool:
+    """Whether its labels forbid two of its tasks on one node."""
+    own = (service.spec.name or "").lower()
+    wishes = options(service.spec.labels).affinities
+    return any(a.hard and not a.together and a.service.lower() == own for a in wishes)
 
 
 def starts_first(service: Service, task: Task) -> bool:

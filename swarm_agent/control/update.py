@@ -13,7 +13,7 @@ from swarm_agent.control.contents import dealt_with, must_be_kept
 from swarm_agent.control.passes import Key, Pass
 from swarm_agent.control.restarts import ended_at
 from swarm_agent.control.revisions import previous_of
-from swarm_agent.control.slots import given_up, newest
+from swarm_agent.control.slots import given_up, keeps_apart_from_itself, newest
 from swarm_agent.control.survey import Survey
 from swarm_agent.control.tasks import ENFORCED, live, make
 from swarm_agent.objects import defaults
@@ -287,8 +287,11 @@ def _hand_out(
         p.more(key)
     numbers = sorted(dirty)[: min(room, most)]
     first = config.order == "start-first" and not options(service.spec.labels).singleton
+    # started first, the new one would stand beside the old one where only so many may be on a node
+    placement = service.spec.task_template.placement
+    strict = first and (bool(placement and placement.max_replicas) or keeps_apart_from_itself(service))
     for number in numbers:
-        for old in dirty[number]:
+        for old in dirty[number] if not strict else ():
             if old.node_id:
                 p.discount(old)
         make(p, service, number, ready=not first or not dirty[number], cause="update")

@@ -226,6 +226,45 @@ def test_host_ports_make_room_for_the_new_task(cluster: PaperCluster) -> None:
     assert (images(cluster, sid), status(cluster, sid)) == ({"web:2": 3}, "completed")
 
 
+def test_a_service_that_keeps_apart_from_itself_can_be_updated_where_it_fills_the_nodes(
+    cluster: PaperCluster,
+) -> None:
+    """Also when the new task waited first for another reason."""
+    apart = {"swarm-agent.placement.affinity": "service!=web"}
+    sid = cluster.create(spec("web:1", 3, labels=apart))
+    cluster.advance(10)
+    for name in ("n1", "n2", "n3"):
+        cluster.set_node(name, availability="pause")
+    cluster.update(sid, spec("web:2", 3, labels=apart))
+    cluster.advance(5)
+    assert images(cluster, sid) == {"web:1": 3}
+    for name in ("n1", "n2", "n3"):
+        cluster.set_node(name, availability="active")
+    cluster.advance(60)
+    assert (images(cluster, sid), status(cluster, sid)) == ({"web:2": 3}, "completed")
+    assert len({t.node_id for t in cluster.running(sid)}) == 3
+
+
+def test_start_first_never_has_more_on_a_node_than_allowed(cluster: PaperCluster) -> None:
+    """Where the nodes are full it waits, and counts as without progress in the end."""
+    one = Placement(max_replicas=1)
+    order = UpdateConfig(parallelism=1, order="start-first")
+    sid = cluster.create(spec("web:1", 2, placement=one))
+    cluster.advance(10)
+    most: list[int] = []
+    cluster.store.watch(
+        lambda index, changes: most.append(max(Counter(t.node_id for t in cluster.running(sid)).values()))
+    )
+    cluster.update(sid, spec("web:2", 2, update=order, placement=one))
+    cluster.advance(60)
+    assert (images(cluster, sid), max(most)) == ({"web:2": 2}, 1)
+    cluster.set_node("n3", availability="pause")
+    cluster.advance(5)
+    cluster.update(sid, spec("web:3", 2, update=order, placement=one))
+    cluster.advance(700)
+    assert max(most) == 1
+
+
 def test_a_task_whose_volume_is_on_a_paused_node_is_not_stopped_for_a_new_one(cluster: PaperCluster) -> None:
     """The new one finds no place, and would find none if the old one had gone."""
     node = cluster.node("n1")

@@ -306,8 +306,15 @@ class Member:
                     self.trouble = f"this manager's raft member cannot start: {err}"
                     log.error("%s", self.trouble)
                 else:
-                    self.trouble = ""
+                    self._spawn(self._watch_recovery(self.manager), "watch recovery")
                     return
+
+    async def _watch_recovery(self, manager: Manager | None) -> None:
+        """The trouble is over once it leads or follows. That it started proves nothing: a full disk can be read."""
+        while manager is not None and self.manager is manager and not manager.works:
+            await asyncio.sleep(RETRY_S)
+        if manager is not None and self.manager is manager:
+            self.trouble = ""
 
     async def _end_manager(self) -> None:
         manager, self.manager = self.manager, None

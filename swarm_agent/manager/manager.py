@@ -344,6 +344,14 @@ class Manager:
         return self.duties is not None
 
     @property
+    def works(self) -> bool:
+        """Leads, or follows a leader it knows. One that has just won leads once an entry of its own is on its disk."""
+        status = self.status
+        if status.failure or status.leader is None:
+            return False
+        return self.is_leader or status.leader.raft_id != self.settings.raft_id
+
+    @property
     def lost(self) -> str:
         """Who is missing and what can be done, once there was no leader for longer than an election takes; "" while all is well."""
         since = self._leaderless_since

@@ -224,18 +224,27 @@ def _fits(demand: Demand, node: Node, use: NodeUse) -> bool:
         return False
     if demand.memory and total.memory_bytes - use.memory < demand.memory:
         return False
-    return all(free_generic(node, use, kind) >= count for kind, count in demand.generic)
+    for kind, count in demand.generic:
+        if free_generic(node, use, kind) < count:
+            return False
+    return True
 
 
 def free_generic(node: Node, use: NodeUse, kind: str) -> int:
     """How many of a kind are not given. A node may have told of them by count before it told their names, or the other way
     round: what was given then takes one each of what it tells now. A name it tells no more takes none of the others."""
     counted = use.generic.get(kind, 0)
-    names = [g.name for g in node.description.generic if g.kind == kind and g.name]
+    total = 0
+    names = []
+    for told in node.description.generic:
+        if told.kind == kind:
+            if told.name:
+                names.append(told.name)
+            else:
+                total += told.count
     if names:
         return max(0, sum((kind, name) not in use.names for name in names) - counted)
     named = sum(given == kind for given, _ in use.names) if use.names else 0
-    total = sum(g.count for g in node.description.generic if g.kind == kind)
     return max(0, total - counted - named)
 
 

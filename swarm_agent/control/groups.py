@@ -190,7 +190,7 @@ class Group:
         self.now = now
         if self.seen != self.ledger.written:
             self.refresh()
-        return self.tree.best(self._best_of)
+        return self._best_of(()) if self._part is None else self.tree.best(self._best_of)
 
     def placed(self, node_id: str) -> None:
         """Take in that a task was just placed where :meth:`best` said: no other node has changed, unless the journal says so."""
@@ -210,6 +210,8 @@ class Group:
             heapq.heapreplace(leaf.special, rank)
         else:
             heapq.heappush(leaf.special, rank)
+            if leaf.plain and leaf.plain[0][-1] == node_id:
+                heapq.heappop(leaf.plain)
             leaf.plain_sure = False
         leaf.special_sure = False
 
@@ -220,12 +222,20 @@ class Group:
         if not leaf.plain_sure:
             self._tidy(leaf.plain, path, special=False)
             leaf.plain_sure = True
+        # every special node has its entry: one that is better than the first of them is better than all, be that out of date
+        if self._plain_is_first(leaf):
+            return str(leaf.plain[0][-1])
         if not leaf.special_sure:
             self._tidy(leaf.special, path, special=True)
             leaf.special_sure = True
-        if leaf.plain and (not leaf.special or (0, self._plain, 0, leaf.plain[0]) < leaf.special[0]):
-            return str(leaf.plain[0][-1])
+            if self._plain_is_first(leaf):
+                return str(leaf.plain[0][-1])
         return str(leaf.special[0][-1][-1]) if leaf.special else ""
+
+    def _plain_is_first(self, leaf: _Leaf) -> bool:
+        return bool(leaf.plain) and (
+            not leaf.special or (0, self._plain, 0, leaf.plain[0]) < leaf.special[0]
+        )
 
     def _tidy(self, heap: list[Rank], path: Path, *, special: bool) -> None:
         """Take away what is at the top and out of date, or refused."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Rank = tuple[Any, ...]  # numbers, then the node's id
 COPIED = 256  # entries copied are as dear as one look, about
+MANY = 16  # entries copied are as dear as repairing the order for one node that changed, about
 ANY = Demand()
 
 
@@ -36,9 +37,9 @@ class Pool:
         self.demand = demand
         self.packs = strategy == "binpack"
         self._undemanding = demand == ANY
-        self._lasting = not (
-            demand.cpu or demand.memory or demand.generic
-        )  # nothing is asked before the node's row
+        # nothing is asked before the node's row, or nothing else
+        self._lasting = not (demand.cpu or demand.memory or demand.generic)
+        self._unchanging = self._lasting and not (demand.ports or demand.addressed)
         self.refused: dict[str, str] = {}  # node id -> code, for nodes that came to the top
         self.counts: Counter[str] = Counter()  # of those codes
         self._good: set[str] = set()  # nodes that came to the top and may stay there
@@ -53,17 +54,27 @@ class Pool:
         self.refused.clear()
         self.counts.clear()
         self._good.clear()
-        self._entries.clear()
         if self._like is not None:
-            self._like.best()  # passes over what is out of date at its top
-            self.heap: list[Rank] = self._like.heap.copy()
-            self.boards.looks += 1 + len(self.heap) // COPIED
+            self._copy(self._like)
         else:
+            self._entries.clear()
             ranks = (self.rank(id_) for id_ in ledger.rows)
-            self.heap = [r for r in ranks if r is not None]
+            self.heap: list[Rank] = [r for r in ranks if r is not None]
             heapq.heapify(self.heap)
             self.boards.looks += len(ledger.rows)
         self.seen = self._judged = ledger.written
+
+    def _copy(self, like: Pool) -> None:
+        """Take over the order of all nodes, without those that are refused here."""
+        like.best()  # passes over what is out of date at its top
+        refused = self.refused
+        self._entries.clear()
+        if refused:
+            self.heap = [rank for rank in like.heap if rank[-1] not in refused]
+            heapq.heapify(self.heap)
+        else:
+            self.heap = like.heap.copy()
+        self.boards.looks += 1 + len(like.heap) // COPIED
 
     def rank(self, node_id: str) -> Rank | None:
         """Where a node stands; ``None`` when it takes no tasks."""
@@ -92,6 +103,9 @@ class Pool:
             return
         self.judge_again()
         self.seen = self._judged
+        if self._like is not None and len(changed) * MANY > len(self._like.heap):
+            self._copy(self._like)
+            return
         for node_id in changed:
             rank = self.rank(node_id)
             if rank is not None and node_id not in self.refused and self._entries.get(node_id) != rank:
@@ -103,25 +117,28 @@ class Pool:
 
     def judge_again(self) -> None:
         """Forget the verdicts on nodes that changed since the last time; they are given anew when someone asks."""
+        if self._undemanding:
+            self._judged = self.ledger.written
+            return
         changed = changes(self.ledger, self._judged)
         if changed is None:
             self._fill()
             return
         self._judged = self.ledger.written
-        if self._undemanding:
-            return
         for node_id in changed:
-            if self._lasting and self._is_refused_for_good(node_id):
+            if self._lasting and self._is_judged_for_good(node_id):
                 continue
             self._good.discard(node_id)
             code = self.refused.pop(node_id, None)
             if code is not None:
                 self.counts[code] -= 1
 
-    def _is_refused_for_good(self, node_id: str) -> bool:
-        """Whether what refuses a node is in its row, which is as it was."""
+    def _is_judged_for_good(self, node_id: str) -> bool:
+        """Whether the verdict on a node comes from its row alone, which is as it was."""
         static = self._static.get(node_id)
-        return static is not None and static[1] != "" and static[0] is self.ledger.rows.get(node_id)
+        if static is None or static[0] is not self.ledger.rows.get(node_id):
+            return False
+        return self._unchanging or static[1] != ""
 
     def verdict(self, node_id: str) -> str:
         """The code of the filter that refuses a ready node, "" when it may have such a task."""

@@ -252,9 +252,9 @@ def pick_generic(node: Node, use: NodeUse, wanted: Iterable[tuple[str, int]]) ->
     """What of a node's generic resources a task gets: so many names of a kind that has names, else a count."""
     out: list[Generic] = []
     for kind, count in wanted:
-        names = sorted({g.name for g in node.description.generic if g.kind == kind and g.name})
+        names = {g.name for g in node.description.generic if g.name and g.kind == kind}
         if names:
-            free = [name for name in names if (kind, name) not in use.names]
+            free = [name for name in sorted(names) if (kind, name) not in use.names]
             out += [Generic(kind=kind, name=name) for name in free[:count]]
         elif count:
             out.append(Generic(kind=kind, count=count))

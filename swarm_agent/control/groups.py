@@ -233,9 +233,7 @@ class Group:
         return str(leaf.special[0][-1][-1]) if leaf.special else ""
 
     def _plain_is_first(self, leaf: _Leaf) -> bool:
-        return bool(leaf.plain) and (
-            not leaf.special or (0, self._plain, 0, leaf.plain[0]) < leaf.special[0]
-        )
+        return bool(leaf.plain) and (not leaf.special or (0, self._plain, 0, leaf.plain[0]) < leaf.special[0])
 
     def _tidy(self, heap: list[Rank], path: Path, *, special: bool) -> None:
         """Take away what is at the top and out of date, or refused."""

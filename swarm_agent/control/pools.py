@@ -57,12 +57,24 @@ class Pool:
         if self._like is not None:
             self._copy(self._like)
         else:
-            self._entries.clear()
-            ranks = (self.rank(id_) for id_ in ledger.rows)
-            self.heap: list[Rank] = [r for r in ranks if r is not None]
-            heapq.heapify(self.heap)
+            self._rank_all()
             self.boards.looks += len(ledger.rows)
         self.seen = self._judged = ledger.written
+
+    def _rank_all(self) -> None:
+        ledger, refused = self.ledger, self.refused
+        self._entries.clear()
+        if self.packs:
+            ranks = (self.rank(id_) for id_ in ledger.rows if id_ not in refused)
+            self.heap: list[Rank] = [r for r in ranks if r is not None]
+        else:  # as rank(), without the calls
+            nodes = ledger.nodes
+            self.heap = [
+                (nodes[id_].active if id_ in nodes else 0, id_)
+                for id_ in ledger.rows
+                if id_ in ledger.up and id_ not in refused
+            ]
+        heapq.heapify(self.heap)
 
     def _copy(self, like: Pool) -> None:
         """Take over the order of all nodes, without those that are refused here."""
@@ -103,7 +115,7 @@ class Pool:
             return
         self.judge_again()
         self.seen = self._judged
-        if self._like is not None and len(changed) * MANY > len(self._like.heap):
+        if self._like is not None and len(changed) * MANY > len(self.ledger.up):
             self._copy(self._like)
             return
         for node_id in changed:
@@ -112,8 +124,7 @@ class Pool:
                 self._entries[node_id] = rank
                 heapq.heappush(self.heap, rank)
         if len(self.heap) > 2 * len(self.ledger.up) + 64:
-            self._entries.clear()
-            self.heap = compacted(self.heap, self.rank)
+            self._rank_all()
 
     def judge_again(self) -> None:
         """Forget the verdicts on nodes that changed since the last time; they are given anew when someone asks."""

@@ -224,10 +224,7 @@ def _fits(demand: Demand, node: Node, use: NodeUse) -> bool:
         return False
     if demand.memory and total.memory_bytes - use.memory < demand.memory:
         return False
-    for kind, count in demand.generic:
-        if free_generic(node, use, kind) < count:
-            return False
-    return True
+    return all(free_generic(node, use, kind) >= count for kind, count in demand.generic)
 
 
 def free_generic(node: Node, use: NodeUse, kind: str) -> int:

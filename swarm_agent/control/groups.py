@@ -206,13 +206,14 @@ class Group:
             self._count(node_id, path)
         leaf = self._leaves[path]
         self._entries[node_id] = (path, rank)
-        if leaf.special and leaf.special[0][-1][-1] == node_id:
-            heapq.heapreplace(leaf.special, rank)
-        else:
+        if (
+            leaf.plain and leaf.plain[0][-1] == node_id
+        ):  # it was the first of these, and is special from now on
+            heapq.heappop(leaf.plain)
             heapq.heappush(leaf.special, rank)
-            if leaf.plain and leaf.plain[0][-1] == node_id:
-                heapq.heappop(leaf.plain)
             leaf.plain_sure = False
+        else:
+            heapq.heapreplace(leaf.special, rank)
         leaf.special_sure = False
 
     def _best_of(self, path: Path) -> str:

@@ -385,10 +385,12 @@ def _retold(before: tuple[Generic, ...], after: tuple[Generic, ...]) -> list[Any
 ONE_EACH = {"placement": Placement(max_replicas=1)}
 # a node that has lost the only task of a service stands in its order twice: as it was, and as one like all others
 EMPTIED = [
-    ("node", "n0", {"cpus": 4}),
+    ("node", "n0", {}),
+    ("node", "n1", {}),
     ("service", "s3", ONE_EACH),
+    ("tasks", "s3", 2),
+    ("stop", 1, None),
     ("tasks", "s3", 3),
-    ("stop", 0, None),
 ]
 
 

@@ -30,7 +30,7 @@ from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
 from swarm_agent.objects.records import Config, Network, Node, Revision, Secret, Service, Task
-from swarm_agent.store import Change, Group, Store
+from swarm_agent.store import Change, Group, Store, slot_key
 
 MAX_KEYS = 200  # a pass looks at this many keys, the rest waits for the next
 MAX_BOOKED = 5000  # tasks a new leader books in one call
@@ -167,7 +167,8 @@ class Controllers:
         elif going(service):
             self._progressed(service)
         if service is not None:
-            self._dirty[Key("slot", task.service_id, task.place)] = None
+            if not self._goes_on_alone(change.old, change.new):
+                self._dirty[Key("slot", task.service_id, task.place)] = None
             if moved_on and self._dependents:
                 self._wake_dependents(service)
             if service.rebalancing and moved_on:
@@ -187,6 +188,21 @@ class Controllers:
             self._waiting[task.id] = None
         if (freed or self.ledger.boards.is_awaited(task)) and self.store.tasks.has("node", ""):
             self._dirty[RESCHEDULE] = None
+
+    def _goes_on_alone(self, old: Task | None, new: Task | None) -> bool:
+        """Whether nothing is to be decided about a slot: its only task was to go on where it is, and has not ended. What
+        becomes of its node is asked when that changes."""
+        return (
+            old is not None
+            and new is not None
+            and new.status.state <= TaskState.RUNNING
+            and old.desired_state == new.desired_state != TaskState.READY
+            and live(new)
+            and new.node_id != ""
+            and old.node_id == new.node_id
+            and not new.preset
+            and self.store.tasks.count("slot", slot_key(new.service_id, new.slot)) == 1
+        )
 
     def _node_changed(self, change: Change) -> None:
         old, new = change.old, change.new

@@ -14,6 +14,8 @@ from swarm_agent.control.pools import COPIED, Pool, Rank, changes, compacted
 from swarm_agent.control.spread import Path, Tree
 
 NEVER = 1 << 62
+MANY = 32  # nodes; so many may always be looked at one by one after they changed
+DEARER = 3  # an order costs so much more for a node that changed than for a special one where it is made anew, about
 
 
 def is_simple(wish: Wish) -> bool:
@@ -140,6 +142,9 @@ class Group:
             self._fill()
             return
         if not changed:
+            return
+        if len(changed) > MANY and len(changed) * DEARER > len(self._specials()):
+            self._fill()
             return
         self.seen = self.ledger.written
         self.pool.boards.looks += len(changed)

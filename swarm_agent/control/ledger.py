@@ -150,7 +150,7 @@ class Ledger:
         seen = self.surveys.get(task.service_id)
         if seen is not None:
             seen.changed.add(task.place)
-            if seen.outdated(2):  # it is of no more use, and holds rows nobody else does
+            if len(seen.changed) > 100 and seen.outdated(2):  # it is of no more use, and holds rows nobody else does
                 del self.surveys[task.service_id]
         if self._unbooked:
             self._book(self._unbooked.pop(task.id, None), +1)

@@ -11,6 +11,7 @@ older revision that differs only in where tasks may be counts as present where i
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -36,11 +37,11 @@ class Survey:
     """The slots of one service in this pass."""
 
     __slots__ = (
-        "_going", "_limit", "_p", "_places", "_service_id", "changed", "older", "open", "present", "stamp", "steps", "steps_for", "waiting",
+        "_going", "_limit", "_now", "_places", "_service_id", "changed", "older", "open", "present", "stamp", "steps", "steps_for", "waiting",
     )  # fmt: skip
 
     def __init__(self, p: Pass, service: Service) -> None:
-        self._p = p
+        self._now = _Now(p)
         self._service_id = service.id
         self.present: dict[int | str, Task] = {}
         self.older: dict[int | str, Task] = {}
@@ -52,12 +53,12 @@ class Survey:
         self.steps_for: object = None  # under which rules
         self.stamp = stamp_of(p, service)
         _, self._going, self._limit = self.stamp
-        self._places = _Places(p, service.revision_id)
-        self._look(service)
+        self._places = _Places(self._now, service.revision_id)
+        self._look(p, service)
 
     def renew(self, p: Pass, service: Service) -> None:
         """Look again where something was written to since the last time."""
-        self._p = self._places.p = p
+        self._now.take(p)
         changed, self.changed = self.changed, set()
         for place in changed:
             tasks = p.at(service.id, place)
@@ -73,8 +74,7 @@ class Survey:
         slots = len(self.present) + len(self.older) + len(self.open)
         return len(self.changed) * part > slots + KEPT
 
-    def _look(self, service: Service) -> None:
-        p = self._p
+    def _look(self, p: Pass, service: Service) -> None:
         single: dict[int | str, Task] = {}
         several: Slots = {}
         rows = list(p.view.tasks.by("service", service.id))
@@ -133,7 +133,7 @@ class Survey:
         """This pass has written to these slots: they are open now, as the view shows them."""
         for slot in slots:
             self._forget(slot)
-            tasks = self._p.at(self._service_id, slot)
+            tasks = self._now.p.at(self._service_id, slot)
             if tasks:
                 self.open[slot] = tasks
                 self.changed.add(slot)  # it may be settled
@@ -192,20 +192,40 @@ def _on_its_way(task: Task) -> bool:
     return task.desired_state <= _RUNNING and task.status.state <= _RUNNING
 
 
+class _Now:
+    """The pass a survey is used in, which it does not keep: all that was written in it would stay until the next look at the
+    service, or, where the parts of a survey pointed at each other, until the garbage is collected, which then takes tens of
+    milliseconds."""
+
+    __slots__ = ("_pass",)
+
+    def __init__(self, p: Pass) -> None:
+        self.take(p)
+
+    def take(self, p: Pass) -> None:
+        self._pass = weakref.ref(p)
+
+    @property
+    def p(self) -> Pass:
+        found = self._pass()
+        assert found is not None, "a survey is used in a pass, and renewed in the next"
+        return found
+
+
 class _Standing(dict[str, int]):
     """By node id, how a task of one revision stands there; found out when asked for."""
 
     def __init__(
-        self, places: _Places, own: tuple[str, ...], current: tuple[str, ...] | None, unplaced: int
+        self, now: _Now, own: tuple[str, ...], current: tuple[str, ...] | None, unplaced: int
     ) -> None:
         """``own``: the constraints of the revision; ``current``: the present ones, if tasks of it are else the same."""
-        self._places = places
+        self._now = now
         self._own = own
         self._current = current
         self[""] = unplaced
 
     def __missing__(self, node_id: str) -> int:
-        node = self._places.p.view.nodes.get(node_id)
+        node = self._now.p.view.nodes.get(node_id)
         active = node is not None and node.spec.availability == "active"
         if invalid_node(node) or (
             active and self._own and node is not None and not node_matches(self._own, node)
@@ -219,30 +239,30 @@ class _Standing(dict[str, int]):
     def same_and_fits(self, node_id: str) -> bool:
         if self._current is None or not node_id:
             return False
-        node = self._places.p.view.nodes.get(node_id)
+        node = self._now.p.view.nodes.get(node_id)
         return self._own == self._current or (node is not None and node_matches(self._current, node))
 
 
 class _Places(dict[str, _Standing]):
     """The same by revision id; revisions of the same constraints share their answers."""
 
-    def __init__(self, p: Pass, current: str) -> None:
-        self.p = p  # the present pass
+    def __init__(self, now: _Now, current: str) -> None:
+        self._now = now
         self.current = current
         self._known: dict[tuple[tuple[str, ...], bool, int], _Standing] = {}
 
     def __missing__(self, revision_id: str) -> _Standing:
-        revisions = self.p.view.revisions
+        revisions = self._now.p.view.revisions
         own, present = revisions.get(revision_id), revisions.get(self.current)
         same = revision_id == self.current or (
             own is not None and present is not None and same_but_placement(own, present)
         )
         mine = () if own is None else tuple(defaults.constraints(own.template))
-        now = () if present is None else tuple(defaults.constraints(present.template))
+        wanted = () if present is None else tuple(defaults.constraints(present.template))
         unplaced = _PRESENT if revision_id == self.current else _OLDER
         known = self._known.get((mine, same, unplaced))
         if known is None:
-            known = _Standing(self, mine, now if same else None, unplaced)
+            known = _Standing(self._now, mine, wanted if same else None, unplaced)
             self._known[mine, same, unplaced] = known
         self[revision_id] = known
         return known

@@ -62,7 +62,7 @@ def measure(case: Case) -> dict[str, float]:
     world.found()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)  # as the daemon does
+    gc.set_threshold(10_000, 20, 20)  # as the daemon does
     leader = Leader(world)
     total = case.services * case.replicas
     if case.what == "bring-up":

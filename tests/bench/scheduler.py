@@ -120,7 +120,7 @@ def measure(shape: Shape) -> dict[str, float]:
     desk = world(shape)
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)  # as the daemon does
+    gc.set_threshold(10_000, 20, 20)  # as the daemon does
     before = peak_mb()
     waiting = sorted(desk.waiting(), key=lambda t: t.service_id)
     waiting.reverse()

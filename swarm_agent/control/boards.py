@@ -125,7 +125,7 @@ class Boards:
 
     def _is_outdated(self, group: Group) -> bool:
         """Whether so much has changed since a group was last asked that it is as good as made anew."""
-        return self.ledger.written - group.seen >= 4 * len(self.ledger.rows) + 64
+        return self.ledger.written - group.seen >= len(self.ledger.rows) + 64
 
     def _forget_outdated(self) -> None:
         """Their entries would be in the way whenever the interpreter looks for garbage: tens of milliseconds for a hundred groups."""

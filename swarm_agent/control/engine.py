@@ -210,7 +210,7 @@ class Controllers:
         self._dirty[Key("node", node_id)] = None
         if old is not None and new is not None and _same_for_tasks(old, new):
             return
-        self.ledger.surveys.clear()
+        self.ledger.forget_surveys()
         self._dirty[RESCHEDULE] = None
         for service_id in self._everywhere:
             self._dirty[Key("slot", service_id, node_id)] = None

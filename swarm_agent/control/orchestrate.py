@@ -34,7 +34,7 @@ def reconcile_service(p: Pass, service_id: str) -> None:
         p.looked(SETTLING)
     for place in later:
         p.more(Key("slot", service.id, place))
-    seen.look_again(now)
+    seen.look_again(p, service, now)
     if defaults.is_global(service.spec):
         if everywhere.reconcile(p, service, seen.present):
             seen = survey(p, service)

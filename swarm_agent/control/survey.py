@@ -11,9 +11,8 @@ older revision that differs only in where tasks may be counts as present where i
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from swarm_agent.control.passes import Pass
 from swarm_agent.control.reap import history_limit
@@ -22,7 +21,10 @@ from swarm_agent.control.tasks import invalid_node
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import TaskState
-from swarm_agent.objects.records import Service, Task
+from swarm_agent.objects.records import Node, Service, Task
+
+if TYPE_CHECKING:
+    from swarm_agent.control.ledger import Ledger
 
 Slots = dict[int | str, list[Task]]
 
@@ -37,12 +39,10 @@ class Survey:
     """The slots of one service in this pass."""
 
     __slots__ = (
-        "_going", "_limit", "_now", "_places", "_service_id", "changed", "older", "open", "present", "stamp", "steps", "steps_for", "waiting",
+        "_going", "_limit", "_places", "changed", "older", "open", "present", "stamp", "steps", "steps_for", "waiting",
     )  # fmt: skip
 
     def __init__(self, p: Pass, service: Service) -> None:
-        self._now = _Now(p)
-        self._service_id = service.id
         self.present: dict[int | str, Task] = {}
         self.older: dict[int | str, Task] = {}
         self.open: Slots = {}
@@ -53,12 +53,11 @@ class Survey:
         self.steps_for: object = None  # under which rules
         self.stamp = stamp_of(p, service)
         _, self._going, self._limit = self.stamp
-        self._places = _Places(self._now, service.revision_id)
+        self._places = _Places(p.ledger, service.revision_id)
         self._look(p, service)
 
     def renew(self, p: Pass, service: Service) -> None:
         """Look again where something was written to since the last time."""
-        self._now.take(p)
         changed, self.changed = self.changed, set()
         for place in changed:
             tasks = p.at(service.id, place)
@@ -129,11 +128,11 @@ class Survey:
         places = self._places
         return task.revision_id == places.current or places[task.revision_id].same_and_fits(task.node_id)
 
-    def look_again(self, slots: Iterable[int | str]) -> None:
-        """This pass has written to these slots: they are open now, as the view shows them."""
+    def look_again(self, p: Pass, service: Service, slots: Iterable[int | str]) -> None:
+        """``p`` has written to these slots: they are open now, as its view shows them."""
         for slot in slots:
             self._forget(slot)
-            tasks = self._now.p.at(self._service_id, slot)
+            tasks = p.at(service.id, slot)
             if tasks:
                 self.open[slot] = tasks
                 self.changed.add(slot)  # it may be settled
@@ -192,40 +191,24 @@ def _on_its_way(task: Task) -> bool:
     return task.desired_state <= _RUNNING and task.status.state <= _RUNNING
 
 
-class _Now:
-    """The pass a survey is used in, which it does not keep: all that was written in it would stay until the next look at the
-    service, or, where the parts of a survey pointed at each other, until the garbage is collected, which then takes tens of
-    milliseconds."""
-
-    __slots__ = ("_pass",)
-
-    def __init__(self, p: Pass) -> None:
-        self.take(p)
-
-    def take(self, p: Pass) -> None:
-        self._pass = weakref.ref(p)
-
-    @property
-    def p(self) -> Pass:
-        found = self._pass()
-        assert found is not None, "a survey is used in a pass, and renewed in the next"
-        return found
-
-
-class _Standing(dict[str, int]):
-    """By node id, how a task of one revision stands there; found out when asked for."""
+class Standing(dict[str, int]):
+    """By node id, how a task of one revision stands there; found out when asked for. Services share it (``Ledger.standings``)."""
 
     def __init__(
-        self, now: _Now, own: tuple[str, ...], current: tuple[str, ...] | None, unplaced: int
+        self,
+        nodes: Mapping[str, Node],
+        own: tuple[str, ...],
+        current: tuple[str, ...] | None,
+        unplaced: int,
     ) -> None:
         """``own``: the constraints of the revision; ``current``: the present ones, if tasks of it are else the same."""
-        self._now = now
+        self._nodes = nodes
         self._own = own
         self._current = current
         self[""] = unplaced
 
     def __missing__(self, node_id: str) -> int:
-        node = self._now.p.view.nodes.get(node_id)
+        node = self._nodes.get(node_id)
         active = node is not None and node.spec.availability == "active"
         if invalid_node(node) or (
             active and self._own and node is not None and not node_matches(self._own, node)
@@ -239,30 +222,29 @@ class _Standing(dict[str, int]):
     def same_and_fits(self, node_id: str) -> bool:
         if self._current is None or not node_id:
             return False
-        node = self._now.p.view.nodes.get(node_id)
+        node = self._nodes.get(node_id)
         return self._own == self._current or (node is not None and node_matches(self._current, node))
 
 
-class _Places(dict[str, _Standing]):
+class _Places(dict[str, Standing]):
     """The same by revision id; revisions of the same constraints share their answers."""
 
-    def __init__(self, now: _Now, current: str) -> None:
-        self._now = now
+    def __init__(self, ledger: Ledger, current: str) -> None:
+        self._ledger = ledger
         self.current = current
-        self._known: dict[tuple[tuple[str, ...], bool, int], _Standing] = {}
 
-    def __missing__(self, revision_id: str) -> _Standing:
-        revisions = self._now.p.view.revisions
-        own, present = revisions.get(revision_id), revisions.get(self.current)
+    def __missing__(self, revision_id: str) -> Standing:
+        ledger = self._ledger
+        own, present = ledger.known_revision(revision_id), ledger.known_revision(self.current)
         same = revision_id == self.current or (
             own is not None and present is not None and same_but_placement(own, present)
         )
         mine = () if own is None else tuple(defaults.constraints(own.template))
-        wanted = () if present is None else tuple(defaults.constraints(present.template))
+        now = () if present is None else tuple(defaults.constraints(present.template))
         unplaced = _PRESENT if revision_id == self.current else _OLDER
-        known = self._known.get((mine, same, unplaced))
+        key = (mine, now if same else None, unplaced)
+        known = ledger.standings.get(key)
         if known is None:
-            known = _Standing(self._now, mine, wanted if same else None, unplaced)
-            self._known[mine, same, unplaced] = known
+            known = ledger.standings[key] = Standing(ledger.rows, *key)
         self[revision_id] = known
         return known

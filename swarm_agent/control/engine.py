@@ -58,6 +58,7 @@ class Controllers:
         self._everywhere: dict[str, None] = {}  # services and jobs of a global mode
         # name of a service -> who waits for it
         self._dependents: defaultdict[str, set[str]] = defaultdict(set)
+        self._nodes_changed = True  # since the last pass began, whose decisions may not be committed yet
         self.looks = 0  # rows the last pass looked at
         for service in store.services.all():
             self._note_service(None, service)
@@ -190,19 +191,25 @@ class Controllers:
             self._dirty[RESCHEDULE] = None
 
     def _goes_on_alone(self, old: Task | None, new: Task | None) -> bool:
-        """Whether nothing is to be decided about a slot: its only task was to go on where it is, and has not ended. What
-        becomes of its node is asked when that changes."""
-        return (
-            old is not None
-            and new is not None
-            and new.status.state <= TaskState.RUNNING
-            and old.desired_state == new.desired_state != TaskState.READY
-            and live(new)
-            and new.node_id != ""
-            and old.node_id == new.node_id
-            and not new.preset
-            and self.store.tasks.count("slot", slot_key(new.service_id, new.slot)) == 1
-        )
+        """Whether nothing is to be decided about a slot: its only task is to go on where it is, or was just put there, and has not
+        ended. What becomes of its node is asked when that changes."""
+        if (
+            new is None
+            or new.status.state > TaskState.RUNNING
+            or new.desired_state == TaskState.READY
+            or not live(new)
+            or not new.node_id
+            or new.preset
+        ):
+            return False
+        if old is None or not old.node_id:
+            if self._nodes_changed:  # it was decided about another node than there is now
+                return False
+        elif old.node_id != new.node_id:
+            return False
+        if old is not None and old.desired_state != new.desired_state:
+            return False
+        return self.store.tasks.count("slot", slot_key(new.service_id, new.slot)) == 1
 
     def _node_changed(self, change: Change) -> None:
         old, new = change.old, change.new
@@ -210,6 +217,7 @@ class Controllers:
         self._dirty[Key("node", node_id)] = None
         if old is not None and new is not None and _same_for_tasks(old, new):
             return
+        self._nodes_changed = True
         self.ledger.forget_surveys()
         self._dirty[RESCHEDULE] = None
         for service_id in self._everywhere:
@@ -260,6 +268,7 @@ class Controllers:
         keys = list(itertools.islice(self._dirty, MAX_KEYS))
         for key in keys:
             del self._dirty[key]
+        self._nodes_changed = False
         p = Pass(self.store, self.ledger, now, self._new_id, self.most)
         try:
             self._reconcile(p, keys)

@@ -71,12 +71,13 @@ def reconcile_slot(p: Pass, service_id: str, place: int | str) -> None:
         for task in tasks:
             forget_removed(p, aim(p, task, TaskState.REMOVE))
         return
-    settle(p, service, place)
+    after = settle(p, service, place, tasks)
     if isinstance(place, str) and not jobs.waits_for_its_time(service):
         everywhere.fill(p, service, place)
         if any(live(t) and not is_current(p, service, t) for t in tasks):
             p.more(Key("service", service_id))  # it was passed over while its node took no new tasks
-    reap_place(p, service, p.at(service_id, place))
+        after = p.at(service_id, place)
+    reap_place(p, service, after)
 
 
 def _remove_all(p: Pass, service_id: str) -> None:

@@ -37,7 +37,7 @@ def scale(p: Pass, service: Service, seen: Survey) -> None:
             if number in seen.open:
                 seen.look_again(p, service, [number])
             else:
-                seen.present[number] = task
+                seen.add(number, task)
     elif have > wanted:
         surplus = _surplus(seen, open_taken, wanted)
         if len(surplus) > most:

@@ -39,7 +39,7 @@ class Survey:
     """The slots of one service in this pass."""
 
     __slots__ = (
-        "_going", "_limit", "_places", "changed", "older", "open", "present", "stamp", "steps", "steps_for", "waiting",
+        "_going", "_limit", "_places", "changed", "moved", "older", "open", "present", "settled", "stamp", "steps", "steps_for", "waiting",
     )  # fmt: skip
 
     def __init__(self, p: Pass, service: Service) -> None:
@@ -51,6 +51,8 @@ class Survey:
         self.changed: set[int | str] = set()  # written to since they were looked at
         self.steps: dict[int | str, Any] = {}  # what an update found out about open ones
         self.steps_for: object = None  # under which rules
+        self.settled: Any = None  # what it found out about the others, and where they have moved since
+        self.moved: set[int | str] = set()
         self.stamp = stamp_of(p, service)
         _, self._going, self._limit = self.stamp
         self._places = _Places(p.ledger, service.revision_id)
@@ -137,7 +139,14 @@ class Survey:
                 self.open[slot] = tasks
                 self.changed.add(slot)  # it may be settled
 
+    def add(self, slot: int | str, task: Task) -> None:
+        """This pass has made the task of an empty slot."""
+        self._forget(slot)
+        self.present[slot] = task
+
     def _forget(self, slot: int | str) -> None:
+        if self.settled is not None:
+            self.moved.add(slot)
         self.waiting.discard(slot)
         self.present.pop(slot, None)
         self.older.pop(slot, None)
@@ -158,6 +167,8 @@ def survey(p: Pass, service: Service) -> Survey:
     if known is not None:
         found.steps = {place: step for place, step in known.steps.items() if place not in known.changed}
         found.steps_for = known.steps_for
+        found.settled = known.settled
+        found.moved = known.moved | known.changed
     if len(found.present) + len(found.older) + len(found.open) >= KEPT:
         # what this pass wrote before is in it, and is taken back at the pass's end, which the ledger tells it
         p.ledger.surveys[service.id] = found

@@ -218,10 +218,12 @@ class Controllers:
         if old is not None and new is not None and _same_for_tasks(old, new):
             return
         self._nodes_changed = True
-        self.ledger.forget_surveys()
+        for standing in self.ledger.standings.values():
+            standing.pop(node_id, None)
         self._dirty[RESCHEDULE] = None
         for service_id in self._everywhere:
             self._dirty[Key("slot", service_id, node_id)] = None
+            self.ledger.look_again(service_id, node_id)
         if draining(new):
             self._dirty[Key("drain", node_id)] = None
         if new is not None and takes_tasks(new) and not (old is not None and takes_tasks(old)):
@@ -230,6 +232,7 @@ class Controllers:
                     self._look_later(Key("even", service.id), self.store.now + SETTLING)
         for task in self.store.tasks.by("node", node_id):
             self._dirty[Key("slot", task.service_id, task.place)] = None
+            self.ledger.look_again(task.service_id, task.place)
 
     def _progressed(self, service: Service) -> None:
         """Something happened to a task of a service that is being updated."""

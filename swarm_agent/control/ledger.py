@@ -19,6 +19,7 @@ from swarm_agent.objects.records import Network, Node, Revision, Service, Task
 from swarm_agent.store import Change, Store
 
 if TYPE_CHECKING:
+    from swarm_agent.control.jobs import Run
     from swarm_agent.control.survey import Standing, Survey
 
 FAILURE_MEMORY = 300 * defaults.SECOND  # a node's failures of a revision count this long against it
@@ -74,9 +75,8 @@ class Ledger:
         self.journal: list[str] = []  # ids of nodes whose row or use changed, in order, the newest part of it
         self.written = 0  # how many entries it ever had
         self.boards = Boards(self)
-        self.surveys: dict[
-            str, Survey
-        ] = {}  # service id -> how its slots stood when they were last looked at
+        # service id -> how its slots stood when they were last looked at
+        self.surveys: dict[str, Survey | Run] = {}
         # how tasks of a revision stand on nodes, by what their services ask of nodes; as long as no node changes
         self.standings: dict[tuple[tuple[str, ...], tuple[str, ...] | None, int], Standing] = {}
         self._revisions: dict[str, Revision] = {}
@@ -116,10 +116,11 @@ class Ledger:
         elif kind is Revision and new is not None:
             self._revisions[new.id] = new  # type: ignore[assignment]
 
-    def forget_surveys(self) -> None:
-        """A node changed."""
-        self.surveys.clear()
-        self.standings.clear()
+    def look_again(self, service_id: str, place: int | str) -> None:
+        """What decides how a place of a service stands has changed."""
+        seen = self.surveys.get(service_id)
+        if seen is not None:
+            seen.changed.add(place)
 
     def revision(self, task: Task) -> Revision | None:
         return self.known_revision(task.revision_id)

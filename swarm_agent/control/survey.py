@@ -157,7 +157,7 @@ class Survey:
 def survey(p: Pass, service: Service) -> Survey:
     """The slots of a service as they are in this pass. That of a large service is kept from pass to pass."""
     known = p.ledger.surveys.pop(service.id, None)
-    if known is not None and known.stamp != stamp_of(p, service):
+    if not isinstance(known, Survey) or known.stamp != stamp_of(p, service):
         known = None
     if known is not None and not known.outdated(4):
         known.renew(p, service)

@@ -24,6 +24,9 @@ def reconcile_service(p: Pass, service_id: str) -> None:
         jobs.reconcile(p, service)
         return
     seen = survey(p, service)
+    if seen is None:
+        p.more(Key("service", service.id))
+        return
     places = sorted(place for place in seen.open if place not in seen.waiting)
     now, later = places[:MAX_OPEN], places[MAX_OPEN:]
     for place in now:
@@ -38,6 +41,9 @@ def reconcile_service(p: Pass, service_id: str) -> None:
     if defaults.is_global(service.spec):
         if everywhere.reconcile(p, service, seen.present):
             seen = survey(p, service)
+            if seen is None:
+                p.more(Key("service", service.id))
+                return
     else:
         replicated.scale(p, service, seen)
     handed = update.advance(p, service, seen)

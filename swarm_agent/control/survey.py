@@ -11,7 +11,8 @@ older revision that differs only in where tasks may be counts as present where i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from swarm_agent.control.passes import Pass
@@ -30,6 +31,7 @@ Slots = dict[int | str, list[Task]]
 
 AGAIN = 8  # looks that one slot costs that is looked at again, about
 KEPT = 200  # slots; of a smaller service all are looked at each time
+PORTION = 1000  # rows, or slots, looked at before the pass is asked whether it has looks left
 _OPEN, _OLDER, _PRESENT = 0, 1, 2
 _RUNNING = TaskState.RUNNING
 _SHUTDOWN = TaskState.SHUTDOWN
@@ -39,10 +41,12 @@ class Survey:
     """The slots of one service in this pass."""
 
     __slots__ = (
-        "_going", "_limit", "_places", "changed", "moved", "older", "open", "present", "settled", "stamp", "steps", "steps_for", "waiting",
+        "_going", "_left", "_limit", "_places", "_rows", "changed", "moved", "older", "open", "present", "settled", "stamp", "steps", "steps_for", "waiting",
     )  # fmt: skip
 
-    def __init__(self, p: Pass, service: Service) -> None:
+    def __init__(self, p: Pass, service: Service, *, at_once: bool = True) -> None:
+        """``at_once``: all slots are looked at now. Without it :meth:`go_on` looks at them; nothing may be asked before that is
+        done."""
         self.present: dict[int | str, Task] = {}
         self.older: dict[int | str, Task] = {}
         self.open: Slots = {}
@@ -56,48 +60,76 @@ class Survey:
         self.stamp = stamp_of(p, service)
         _, self._going, self._limit = self.stamp
         self._places = _Places(p.ledger, service.revision_id)
-        self._look(p, service)
+        rows = list(p.view.tasks.by("service", service.id))
+        p.looked(len(rows) // 4)
+        self._rows = len(rows)
+        self._left: Iterator[int] | None = self._look(rows)
+        if at_once:
+            for looks in self._left:
+                p.looked(looks)
+            self._left = None
 
-    def renew(self, p: Pass, service: Service) -> None:
-        """Look again where something was written to since the last time."""
-        changed, self.changed = self.changed, set()
-        for place in changed:
+    def renew(self, p: Pass, service: Service) -> bool:
+        """Look again where something was written to since the last time, as far as this pass has looks for; whether that is all."""
+        done = 0
+        while self.changed and (done < PORTION or p.looks < p.most_looks):
+            place = self.changed.pop()
             tasks = p.at(service.id, place)
             p.looked(AGAIN)
+            done += 1
             self._forget(place)
             if len(tasks) == 1:
                 self._single(place, tasks[0])
             elif tasks:
                 self._several(place, tasks)
+        return not self.changed
+
+    @property
+    def unfinished(self) -> bool:
+        return self._left is not None
 
     def outdated(self, part: int) -> bool:
         """Whether more than such a part of the slots was written to."""
-        slots = len(self.present) + len(self.older) + len(self.open)
+        slots = self._rows if self.unfinished else len(self.present) + len(self.older) + len(self.open)
         return len(self.changed) * part > slots + KEPT
 
-    def _look(self, p: Pass, service: Service) -> None:
+    def go_on(self, p: Pass) -> bool:
+        """Look at more slots, as many as this pass has looks for; whether all have been looked at."""
+        while self._left is not None and p.looks < p.most_looks:
+            looks = next(self._left, 0)
+            if not looks:
+                self._left = None
+            p.looked(looks)
+        return self._left is None
+
+    def _look(self, rows: list[Task]) -> Iterator[int]:
+        """Look at all slots, some at a time; what each time cost, in looks. What is written meanwhile is looked at again."""
         single: dict[int | str, Task] = {}
         several: Slots = {}
-        rows = list(p.view.tasks.by("service", service.id))
-        p.looked(len(rows))
-        for task in rows:
-            place = task.preset or task.slot
-            first = single.setdefault(place, task)
-            if first is not task:
-                several.setdefault(place, [first]).append(task)
+        for start in range(0, len(rows), PORTION):
+            for task in rows[start : start + PORTION]:
+                place = task.preset or task.slot
+                first = single.setdefault(place, task)
+                if first is not task:
+                    several.setdefault(place, [first]).append(task)
+            yield 1 + min(PORTION, len(rows) - start) // 2
         places, present = self._places, self.present
-        for slot, task in single.items():  # as _single, without the calls
-            if slot in several:
-                continue
-            if (
-                task.desired_state <= _RUNNING >= task.status.state
-                and places[task.revision_id][task.node_id] == _PRESENT
-            ):
-                present[slot] = task
-            else:
-                self._single(slot, task)
-        for slot, tasks in several.items():
-            self._several(slot, tasks)
+        alone = iter([(slot, task) for slot, task in single.items() if slot not in several])
+        while some := list(itertools.islice(alone, PORTION)):
+            for slot, task in some:  # as _single, without the calls
+                if (
+                    task.desired_state <= _RUNNING >= task.status.state
+                    and places[task.revision_id][task.node_id] == _PRESENT
+                ):
+                    present[slot] = task
+                else:
+                    self._single(slot, task)
+            yield 1 + len(some) // 2
+        crowded = iter(several.items())
+        while more := list(itertools.islice(crowded, PORTION)):
+            for slot, tasks in more:
+                self._several(slot, tasks)
+            yield 1 + 2 * len(more)
 
     def _single(self, slot: int | str, task: Task) -> None:
         standing = self._places[task.revision_id][task.node_id] if _on_its_way(task) else _OPEN
@@ -154,25 +186,29 @@ class Survey:
         self.steps.pop(slot, None)
 
 
-def survey(p: Pass, service: Service) -> Survey:
-    """The slots of a service as they are in this pass. That of a large service is kept from pass to pass."""
-    known = p.ledger.surveys.pop(service.id, None)
+def survey(p: Pass, service: Service) -> Survey | None:
+    """The slots of a service as they are in this pass; that of a large one is kept from pass to pass. ``None``: there are so many
+    that the look goes on in the next pass."""
+    surveys = p.ledger.surveys
+    known = surveys.pop(service.id, None)
     if not isinstance(known, Survey) or known.stamp != stamp_of(p, service):
         known = None
-    if known is not None and not known.outdated(4):
-        known.renew(p, service)
-        p.ledger.surveys[service.id] = known
-        return known
-    found = Survey(p, service)
+    if known is not None and (known.unfinished or not known.outdated(4)):
+        # what is written from here on is in it, or taken back at the pass's end, which the ledger tells it
+        surveys[service.id] = known
+        if known.unfinished and (not known.go_on(p) or p.spent):
+            return None
+        return known if known.renew(p, service) else None
+    large = p.view.tasks.base.count("service", service.id) >= KEPT
+    found = Survey(p, service, at_once=not large)
     if known is not None:
         found.steps = {place: step for place, step in known.steps.items() if place not in known.changed}
         found.steps_for = known.steps_for
         found.settled = known.settled
         found.moved = known.moved | known.changed
-    if len(found.present) + len(found.older) + len(found.open) >= KEPT:
-        # what this pass wrote before is in it, and is taken back at the pass's end, which the ledger tells it
-        p.ledger.surveys[service.id] = found
-    return found
+    if large:
+        surveys[service.id] = found
+    return found if found.go_on(p) else None
 
 
 def stamp_of(p: Pass, service: Service) -> tuple[str, bool, int]:

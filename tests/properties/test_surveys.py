@@ -52,6 +52,7 @@ def compare(cluster: PaperCluster, service_id: str) -> None:
     assert service is not None
     p = Pass(cluster.store, cluster.controllers.ledger, cluster.now, lambda: "")
     kept, fresh = survey(p, service), Survey(p, service)
+    assert kept is not None
     assert kept.present == fresh.present
     assert kept.older == fresh.older
     assert kept.waiting == fresh.waiting

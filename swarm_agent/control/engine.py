@@ -55,6 +55,7 @@ class Controllers:
         self._waiting: dict[str, None] = {}  # tasks without a node that are to be looked at again
         # service id -> what waits for its health
         self._for_health: defaultdict[str, set[Key]] = defaultdict(set)
+        self._prepared: dict[str, list[str]] = {}  # service id -> tasks that "prepared" has still to look at
         self._everywhere: dict[str, None] = {}  # services and jobs of a global mode
         # name of a service -> who waits for it
         self._dependents: defaultdict[str, set[str]] = defaultdict(set)
@@ -63,7 +64,7 @@ class Controllers:
         for service in store.services.all():
             self._note_service(None, service)
             self._dirty[Key("service", service.id)] = None
-            self._dirty[Key("prepared", service.id)] = None
+            self._ask_prepared(service.id)
             if service.rebalancing:
                 self._dirty[Key("rebalance", service.id)] = None
             elif options(service.spec.labels).rebalance == "continuous":
@@ -99,7 +100,7 @@ class Controllers:
                     if service.rebalancing and change.new is not None:
                         self._dirty[Key("rebalance", service.id)] = None
                     if _asks_anew(change):
-                        self._dirty[Key("prepared", service.id)] = None
+                        self._ask_prepared(service.id)
                     if change.old is None or change.new is None:
                         self._wake_dependents(service)
                         self.ledger.surveys.pop(service.id, None)
@@ -127,7 +128,7 @@ class Controllers:
             kind, slash, id_ = key.rpartition("/")
             self._dirty[Key(kind if slash else "service", id_)] = None
             if not slash:
-                self._dirty[Key("prepared", id_)] = None
+                self._ask_prepared(id_)
                 self._dirty[Key("rebalance", id_)] = None
                 for node in self.store.nodes.all():  # the group may have held successors of theirs
                     if draining(node):
@@ -145,12 +146,17 @@ class Controllers:
             for wanted in options(new.spec.labels).depends_on:
                 self._dependents[wanted.service.lower()].add(new.id)
 
+    def _ask_prepared(self, service_id: str) -> None:
+        """Have all its prepared tasks looked at, from the first on."""
+        self._prepared.pop(service_id, None)
+        self._dirty[Key("prepared", service_id)] = None
+
     def _wake_dependents(self, service: Service) -> None:
         name = (service.spec.name or "").lower()
         stack = service.spec.labels.get(STACK, "").lower()
         short = name.removeprefix(f"{stack}_") if stack else name
         for dependent in self._dependents.get(name, set()) | self._dependents.get(short, set()):
-            self._dirty[Key("prepared", dependent)] = None
+            self._ask_prepared(dependent)
 
     def _task_changed(self, change: Change) -> None:
         task: Task = change.row
@@ -320,7 +326,13 @@ class Controllers:
                 self._allocate(p, key.id)
                 reap_revisions(p, key.id)
             elif key.kind == "prepared":
-                reconcile_prepared(p, key.id)
+                ids = self._prepared.pop(key.id, None)
+                left = reconcile_prepared(
+                    p, key.id, self.store.tasks.ids("service", key.id) if ids is None else ids
+                )
+                if left:
+                    self._prepared[key.id] = left
+                    p.more(key)
             elif key.kind == "drain":
                 drain(p, key.id)
             elif key.kind == "rebalance":

@@ -85,6 +85,12 @@ def observe(p: Pass, task: Task, state: TaskState, message: str, err: str = "") 
     return changed
 
 
+def left_node(view: View, task: Task) -> str:
+    """The node a task is to take another's work away from, "" when it is no move."""
+    replaced = view.tasks.get(task.replaces) if task.replaces else None
+    return "" if replaced is None or not live(replaced) else replaced.node_id
+
+
 def live(task: Task) -> bool:
     """Whether the task is still meant to run (or to run to its end)."""
     return task.desired_state <= TaskState.COMPLETE

@@ -16,7 +16,7 @@ from swarm_agent.api import services
 from swarm_agent.control import allocate, filters, jobs, moves, slots
 from swarm_agent.control.ledger import Ledger
 from swarm_agent.manager.manager import Manager, _Duties
-from swarm_agent.member import Member
+from swarm_agent.member.member import Member
 from swarm_agent.node.executor import Executor
 from swarm_agent.node.runner import Runner
 from swarm_agent.node.worker import Worker

@@ -29,7 +29,8 @@ from swarm_agent.identity.files import NodeIdentity, load_certificate, load_iden
 from swarm_agent.identity.keyfile import KeyFile, LockedKeys, load_keys, remove_keys
 from swarm_agent.identity.tokens import parse_token
 from swarm_agent.manager.archive import VERSION, Head, Recovery, seal, unseal
-from swarm_agent.manager.manager import Manager, ServeForwarded
+from swarm_agent.manager.manager import Manager
+from swarm_agent.manager.surface import ServeForwarded
 from swarm_agent.member.founding import Place, found, refound
 from swarm_agent.member.member import Member
 from swarm_agent.member.membership import Membership, load_membership, save_membership

@@ -13,7 +13,8 @@ from typing import Any
 
 from swarm_agent.config import AgentConfig
 from swarm_agent.manager.archive import Recovery
-from swarm_agent.manager.manager import Manager, ManagerSettings, ServeForwarded
+from swarm_agent.manager.manager import Manager, ManagerSettings
+from swarm_agent.manager.surface import ServeForwarded
 from swarm_agent.member.certificate import AskLeader, Certificate
 from swarm_agent.member.papers import Papers
 from swarm_agent.objects.errors import FailedPrecondition, ReleaseTooOld, SwarmError

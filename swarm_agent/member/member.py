@@ -16,7 +16,8 @@ from swarm_agent.identity.door import Manager as ManagerAddress
 from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.identity.keyfile import KeyFile
 from swarm_agent.manager.archive import Recovery
-from swarm_agent.manager.manager import Manager, ServeForwarded
+from swarm_agent.manager.manager import Manager
+from swarm_agent.manager.surface import ServeForwarded
 from swarm_agent.member.logs import send_logs
 from swarm_agent.member.managing import ManagerSide
 from swarm_agent.member.membership import Membership

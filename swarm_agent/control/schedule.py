@@ -13,6 +13,7 @@ import msgspec
 
 from swarm_agent.control.allocate import Exhausted, allocate_task
 from swarm_agent.control.filters import Demand, Wish, options_of, pick_generic, wish_of
+from swarm_agent.control.names import names_itself
 from swarm_agent.control.passes import PLACING, Pass
 from swarm_agent.control.reasons import count_refusals, reasons, refusal_of, texts, where
 from swarm_agent.control.tasks import live
@@ -31,8 +32,12 @@ def place(p: Pass, tasks: list[Task]) -> list[Task]:
     for task in tasks:
         if task.preset:
             _confirm(p, task, left)
-        else:
-            groups.setdefault((task.revision_id, _left_node(p, task)), []).append(task)
+            continue
+        replaced = _replaced(p, task)
+        if replaced is not None:
+            p.discount(replaced)  # where it stands it is about to leave
+        avoid = "" if replaced is None else replaced.node_id
+        groups.setdefault((task.revision_id, avoid), []).append(task)
     for (revision_id, avoid), group in groups.items():
         revision = p.view.revisions.get(revision_id)
         if revision is None:
@@ -49,10 +54,10 @@ def place(p: Pass, tasks: list[Task]) -> list[Task]:
     return left
 
 
-def _left_node(p: Pass, task: Task) -> str:
-    """The node a task is to take another's work away from, "" when it is no move."""
+def _replaced(p: Pass, task: Task) -> Task | None:
+    """The task whose node a task is to take its work away from; ``None`` when it is no move."""
     replaced = p.view.tasks.get(task.replaces) if task.replaces else None
-    return "" if replaced is None or not live(replaced) else replaced.node_id
+    return replaced if replaced is not None and live(replaced) and replaced.node_id else None
 
 
 # --- tasks that may go anywhere -------------------------------------------------------------------------------------------
@@ -100,8 +105,7 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
 def _keeps_together(service: Service | None) -> bool:
     """Whether a service's tasks go where others of it are: the first may go anywhere, the rest follows."""
     return service is not None and any(
-        a.together and a.service.lower() == (service.spec.name or "").lower()
-        for a in options_of(service).affinities
+        a.together and names_itself(service, a.service) for a in options_of(service).affinities
     )
 
 

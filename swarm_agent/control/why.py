@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from swarm_agent.control import depends, jobs
+from swarm_agent.control import depends, everywhere, jobs
 from swarm_agent.control.tasks import draining, live, lost_node
 from swarm_agent.objects import defaults
 from swarm_agent.objects.durations import duration_text
@@ -53,7 +53,10 @@ def _service(view: View, service: Service, tasks: list[Task], now: int) -> list[
     alive = [t for t in tasks if live(t) and not t.status.state.terminal]
     if defaults.is_job(service.spec):
         out += _job(service, tasks, now)
-    elif not defaults.is_global(service.spec):
+    elif defaults.is_global(service.spec):
+        if not alive and next(everywhere.places(view, service), None) is None:
+            out.append("no node is to have a task of it: none is active and meets its constraints")
+    else:
         wanted = defaults.replicas(service.spec)
         given_up = _given_up(tasks)
         if given_up:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from swarm_agent.control.plan import Step, forecast
-from swarm_agent.control.rebalance import suggest
+from swarm_agent.control.rebalance import movable, suggest
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.diff import service_diff
@@ -172,6 +172,34 @@ def test_on_join_by_itself_and_never_when_told_so(cluster: PaperCluster) -> None
     other.write(msgspec.structs.replace(other.service(held), rebalancing=4))
     other.advance(120)
     assert Counter(t.node_id for t in other.running(held)) == {"n1": 4, "n2": 4, "n3": 4}
+
+
+def test_a_service_that_is_told_later_to_even_itself_out_does(cluster: PaperCluster) -> None:
+    sid = uneven(cluster)
+    cluster.advance(600)
+    service = cluster.service(sid)
+    labels = {"swarm-agent.rebalance": "continuous"}
+    cluster.write(msgspec.structs.replace(service, spec=msgspec.structs.replace(service.spec, labels=labels)))
+    cluster.advance(60)
+    assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 3, "n2": 3, "n3": 3, "n4": 3}
+
+
+@pytest.mark.parametrize(
+    ("labels", "source", "said"),
+    [
+        ({}, "data-{{.Task.Slot}}", "each task has local volumes of its own, which would stay behind"),
+        ({"swarm-agent.volume-affinity": "ignore"}, "data-{{.Task.Slot}}", ""),
+        ({}, "data", ""),
+    ],
+)
+def test_data_of_their_own_keeps_tasks_where_they_are(
+    cluster: PaperCluster, labels: dict[str, str], source: str, said: str
+) -> None:
+    container = ContainerSpec(image="db:1", mounts=(Mount(type="volume", source=source, target="/data"),))
+    wanted = spec(labels=labels)
+    template = msgspec.structs.replace(wanted.task_template, container_spec=container)
+    sid = cluster.create(msgspec.structs.replace(wanted, task_template=template))
+    assert movable(cluster.service(sid)) == said
 
 
 def test_a_new_leader_goes_on_rebalancing(cluster: PaperCluster) -> None:

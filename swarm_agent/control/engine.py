@@ -11,12 +11,13 @@ from swarm_agent.control.allocate import allocate_network, allocate_node, alloca
 from swarm_agent.control.enforce import fit_in, orphan
 from swarm_agent.control.ledger import Ledger, takes_tasks
 from swarm_agent.control.moves import drain
+from swarm_agent.control.names import STACK
 from swarm_agent.control.orchestrate import reconcile_prepared, reconcile_service, reconcile_slot
 from swarm_agent.control.passes import MAX_WRITES, RESCHEDULE, Key, Pass
 from swarm_agent.control.reap import reap_revisions
 from swarm_agent.control.rebalance import SETTLING, rebalance, wish
 from swarm_agent.control.schedule import pend, place
-from swarm_agent.control.tasks import STACK, draining, live
+from swarm_agent.control.tasks import draining, live
 from swarm_agent.control.track import (
     CONTENTS,
     TRACK,
@@ -57,6 +58,9 @@ class Controllers:
         self._for_health: defaultdict[str, set[Key]] = defaultdict(set)
         self._prepared: dict[str, list[str]] = {}  # service id -> tasks that "prepared" has still to look at
         self._everywhere: dict[str, None] = {}  # services and jobs of a global mode
+        self._evened: dict[
+            str, str
+        ] = {}  # service id -> when it is evened out by itself: "on-join", "continuous"
         # name of a service -> who waits for it
         self._dependents: defaultdict[str, set[str]] = defaultdict(set)
         self._nodes_changed = True  # since the last pass began, whose decisions may not be committed yet
@@ -67,7 +71,7 @@ class Controllers:
             self._ask_prepared(service.id)
             if service.rebalancing:
                 self._dirty[Key("rebalance", service.id)] = None
-            elif options(service.spec.labels).rebalance == "continuous":
+            elif self._evened.get(service.id) == "continuous":
                 self._look_later(Key("even", service.id), store.now + SETTLING)
         for service_id in store.tasks.keys("service"):
             if store.services.get(service_id) is None:
@@ -95,7 +99,10 @@ class Controllers:
                     self.ledger.note_failure(change.old, change.new)
                     self._task_changed(change)
                 case Service() as service:
+                    policy = self._evened.get(service.id)
                     self._note_service(change.old, change.new)
+                    if policy != self._evened.get(service.id) == "continuous":
+                        self._look_later(Key("even", service.id), self.store.now + SETTLING)
                     self._dirty[Key("service", service.id)] = None
                     if service.rebalancing and change.new is not None:
                         self._dirty[Key("rebalance", service.id)] = None
@@ -138,11 +145,15 @@ class Controllers:
     def _note_service(self, old: Service | None, new: Service | None) -> None:
         if old is not None:
             self._everywhere.pop(old.id, None)
+            self._evened.pop(old.id, None)
             for wanted in options(old.spec.labels).depends_on:
                 self._dependents[wanted.service.lower()].discard(old.id)
         if new is not None:
             if defaults.is_global(new.spec):
                 self._everywhere[new.id] = None
+            policy = options(new.spec.labels).rebalance
+            if policy in ("on-join", "continuous"):
+                self._evened[new.id] = policy
             for wanted in options(new.spec.labels).depends_on:
                 self._dependents[wanted.service.lower()].add(new.id)
 
@@ -180,7 +191,7 @@ class Controllers:
                 self._wake_dependents(service)
             if service.rebalancing and moved_on:
                 self._dirty[Key("rebalance", service.id)] = None
-            elif moved_on and options(service.spec.labels).rebalance == "continuous":
+            elif moved_on and self._evened.get(service.id) == "continuous":
                 self._look_later(Key("even", service.id), self.store.now + SETTLING)
             for key in self._for_health.pop(task.service_id, ()) if moved_on else ():
                 self._dirty[key] = None
@@ -232,10 +243,11 @@ class Controllers:
             self.ledger.look_again(service_id, node_id)
         if draining(new):
             self._dirty[Key("drain", node_id)] = None
-        if new is not None and takes_tasks(new) and not (old is not None and takes_tasks(old)):
-            for service in self.store.services.all():
-                if options(service.spec.labels).rebalance in ("on-join", "continuous"):
-                    self._look_later(Key("even", service.id), self.store.now + SETTLING)
+        if new is not None and takes_tasks(new):
+            joined = old is None or not takes_tasks(old)
+            for service_id, policy in self._evened.items():
+                if joined or policy == "continuous":  # its labels may have changed
+                    self._look_later(Key("even", service_id), self.store.now + SETTLING)
         for task in self.store.tasks.by("node", node_id):
             self._dirty[Key("slot", task.service_id, task.place)] = None
             self.ledger.look_again(task.service_id, task.place)
@@ -365,7 +377,7 @@ class Controllers:
                 ready.append(task)
             elif p.room_for(task):
                 p.view.group(task.service_id)
-                pend(p, task, {}, allocated[task.service_id])
+                pend(p, task, allocated[task.service_id])
             else:
                 self._waiting[id_] = None
         for task in place(p, ready):

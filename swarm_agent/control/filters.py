@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from swarm_agent.control.names import named_service
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import NodeState
@@ -158,7 +159,8 @@ def wish_of(
     placement = revision.template.placement
     beside: dict[tuple[bool, bool], list[str]] = {}
     for affinity in wanted.affinities:
-        other = next((s.id for s in view.services.by("name", affinity.service.lower())), "")
+        named = None if service is None else named_service(view, service, affinity.service)
+        other = "" if named is None else named.id
         if other == revision.service_id and affinity.together and other not in ledger.hosting:
             continue  # the first of a service that keeps together may go anywhere
         beside.setdefault((affinity.together, affinity.hard), []).append(other)
@@ -178,11 +180,17 @@ def wish_of(
         held=volumes if required else (),
         preferred=() if required else volumes,
         avoid=avoid,
-        spread=tuple(
-            p.spread.spread_descriptor
-            for p in (placement and placement.preferences) or ()
-            if p.spread and p.spread.spread_descriptor
-        ),
+        spread=spread_of(revision),
+    )
+
+
+def spread_of(revision: Revision) -> tuple[str, ...]:
+    """What its tasks are to be spread over, the first decides first."""
+    placement = revision.template.placement
+    return tuple(
+        p.spread.spread_descriptor
+        for p in (placement and placement.preferences) or ()
+        if p.spread and p.spread.spread_descriptor
     )
 
 

@@ -15,7 +15,7 @@ from swarm_agent.control.filters import host_ports
 from swarm_agent.objects import defaults
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.enums import NodeState, TaskState
-from swarm_agent.objects.records import Network, Node, Revision, Service, Task
+from swarm_agent.objects.records import ENFORCED, Network, Node, Revision, Service, Task
 from swarm_agent.store import Change, Store
 
 if TYPE_CHECKING:
@@ -216,6 +216,8 @@ class Ledger:
     def note_failure(self, old: Task | None, new: Task | None) -> None:
         """Remember where a task of a revision failed (committed changes only: this has no inverse)."""
         if new is None or not new.node_id or new.status.state not in (TaskState.FAILED, TaskState.REJECTED):
+            return
+        if new.status.message == ENFORCED:
             return
         if old is None or old.status.state != new.status.state:
             times = self.nodes[new.node_id].failures[new.revision_id]

@@ -62,6 +62,7 @@ class Pass:
         self.for_health: list[Key] = []  # what waits for more of its service's tasks to run
         self._written: set[tuple[type[Record], str]] = set()
         self._journal: list[tuple[Record | None, Record | None]] = []
+        self._discounted: dict[str, Task] = {}  # task id -> how it is booked instead
 
     @property
     def level(self) -> int:
@@ -98,7 +99,15 @@ class Pass:
     def discount(self, task: Task) -> None:
         """For the rest of the pass ``task`` does not count where tasks are spread: its successor is placed as if it had gone.
         What it holds (reservations, ports, addresses) it holds on to."""
-        self._book(task, msgspec.structs.replace(task, desired_state=TaskState.SHUTDOWN))
+        if task.id not in self._discounted and task.desired_state < TaskState.SHUTDOWN:
+            booked = msgspec.structs.replace(task, desired_state=TaskState.SHUTDOWN)
+            self._book(task, booked)
+            self._discounted[task.id] = booked
+
+    def recount(self, task: Task) -> None:
+        """Take a discount back: there is no successor after all."""
+        if task.id in self._discounted:
+            self._book(task, task)
 
     def wake(self, key: Key, at: int) -> None:
         """Ask for another look at ``key`` at ``at`` (nanoseconds); the earliest wish counts."""
@@ -149,5 +158,7 @@ class Pass:
         return self.view.groups()
 
     def _book(self, old: Record | None, new: Record | None) -> None:
+        if isinstance(old, Task):
+            old = self._discounted.pop(old.id, old)
         self.ledger.book_change(old, new)
         self._journal.append((old, new))

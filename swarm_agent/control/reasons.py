@@ -24,6 +24,8 @@ from swarm_agent.objects.constraints import parse_constraint, value_of
 from swarm_agent.objects.records import Node, Reason, Revision, Service
 from swarm_agent.store import View
 
+ADDRESS = "address"  # what is missing is no node's matter: an address, a port, a network
+
 
 class Explanation(NamedTuple):
     """What would become of a task: so many nodes would do, the others are refused for these reasons."""
@@ -33,16 +35,24 @@ class Explanation(NamedTuple):
 
 
 def explain(
-    view: View, ledger: Ledger, revision: Revision, service: Service | None, avoid: str = ""
+    view: View,
+    ledger: Ledger,
+    revision: Revision,
+    service: Service | None,
+    avoid: str = "",
+    preset: str = "",
 ) -> Explanation:
     """What would become of a task of a revision, stored or not. Looks at every node and changes nothing.
 
-    ``avoid``: the id of a node it is to leave.
+    ``avoid``: the id of a node it is to leave. ``preset``: of the only one it may go to.
     """
     demand = demand_of(revision, view)
-    wish = wish_of(revision, service, view, ledger, avoid)
-    counts, fits = _count(ledger, demand, wish, ledger.rows.values())
-    return Explanation(fits, reasons(ledger, view, demand, wish, counts))
+    wish = wish_of(revision, service, view, ledger, avoid, preset=bool(preset))
+    if preset and preset not in ledger.rows:
+        return Explanation(0, texts(ledger, wish, {"ready": 1}))
+    nodes = (ledger.rows[preset],) if preset else ledger.rows.values()
+    counts, fits = _count(ledger, demand, wish, nodes)
+    return Explanation(fits, reasons(ledger, view, demand, wish, counts, preset))
 
 
 def _count(ledger: Ledger, demand: Demand, wish: Wish, nodes: Iterable[Node]) -> tuple[dict[str, int], int]:

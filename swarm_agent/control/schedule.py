@@ -13,9 +13,10 @@ import msgspec
 
 from swarm_agent.control.allocate import Exhausted, allocate_task
 from swarm_agent.control.filters import Demand, Wish, options_of, pick_generic, wish_of
+from swarm_agent.control.names import names_itself
 from swarm_agent.control.passes import PLACING, Pass
-from swarm_agent.control.reasons import count_refusals, reasons, refusal_of, texts, where
-from swarm_agent.control.tasks import live
+from swarm_agent.control.reasons import ADDRESS, count_refusals, reasons, refusal_of, texts, where
+from swarm_agent.control.tasks import moved_from
 from swarm_agent.objects import features
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Node, Reason, Revision, Service, Task
@@ -31,8 +32,12 @@ def place(p: Pass, tasks: list[Task]) -> list[Task]:
     for task in tasks:
         if task.preset:
             _confirm(p, task, left)
-        else:
-            groups.setdefault((task.revision_id, _left_node(p, task)), []).append(task)
+            continue
+        replaced = moved_from(p.view, task)
+        if replaced is not None:
+            p.discount(replaced)  # where it stands it is about to leave
+        avoid = "" if replaced is None else replaced.node_id
+        groups.setdefault((task.revision_id, avoid), []).append(task)
     for (revision_id, avoid), group in groups.items():
         revision = p.view.revisions.get(revision_id)
         if revision is None:
@@ -47,12 +52,6 @@ def place(p: Pass, tasks: list[Task]) -> list[Task]:
         left += _place_group(p, revision, avoid, sorted(group, key=lambda t: t.slot))
         p.looked(PLACING + p.ledger.boards.looks - before)
     return left
-
-
-def _left_node(p: Pass, task: Task) -> str:
-    """The node a task is to take another's work away from, "" when it is no move."""
-    replaced = p.view.tasks.get(task.replaces) if task.replaces else None
-    return "" if replaced is None or not live(replaced) else replaced.node_id
 
 
 # --- tasks that may go anywhere -------------------------------------------------------------------------------------------
@@ -81,7 +80,7 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
             except Exhausted as err:
                 trouble = str(err)
             if trouble:
-                pend(p, task, {}, trouble)
+                pend(p, task, trouble)
             elif group is not None:
                 group.placed(node_id)
                 if together:
@@ -89,7 +88,7 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
                     group = boards.group(wish, pool, p.now)
             continue
         if trouble:
-            pend(p, task, {}, trouble)
+            pend(p, task, trouble)
             continue
         if refused is None:
             refused = count_refusals(pool, wish)
@@ -100,8 +99,7 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
 def _keeps_together(service: Service | None) -> bool:
     """Whether a service's tasks go where others of it are: the first may go anywhere, the rest follows."""
     return service is not None and any(
-        a.together and a.service.lower() == (service.spec.name or "").lower()
-        for a in options_of(service).affinities
+        a.together and names_itself(service, a.service) for a in options_of(service).affinities
     )
 
 
@@ -151,15 +149,15 @@ def _confirm(p: Pass, task: Task, left: list[Task]) -> None:
         try:
             _assign(p, task, node, revision, demand, wish, _CONFIRMED)
         except Exhausted as err:
-            pend(p, task, {}, str(err))
+            pend(p, task, str(err))
         return
     _pend_refused(p, task, demand, wish, {code: 1})
 
 
 # --- tasks that have to wait ------------------------------------------------------------------------------------------------
-def pend(p: Pass, task: Task, refused: Mapping[str, int], trouble: str = "") -> None:  # noqa: ARG001
-    """Say that a task waits for something no node has: an address, a port, a network."""
-    _pend(p, task, (Reason(code="address", nodes=0, text=trouble),) if trouble else ())
+def pend(p: Pass, task: Task, trouble: str) -> None:
+    """Say that a task waits for something that is no node's matter: an address, a port, a network."""
+    _pend(p, task, (Reason(code=ADDRESS, nodes=0, text=trouble),))
 
 
 def _pend_refused(p: Pass, task: Task, demand: Demand, wish: Wish, refused: Mapping[str, int]) -> None:

@@ -129,15 +129,6 @@ class Overlay:
         found: R | None = self._rows[cls].get(id_)
         return found
 
-    def drop(self, key: str) -> None:
-        """Forget every write of a group, as when its decision turned out impossible."""
-        for (cls, id_), owner in list(self._owner.items()):
-            if owner == key:
-                rows = self._rows[cls]
-                rows.drop(id_)
-                rows.gone.discard(id_)
-                del self._owner[cls, id_]
-
     def groups(self) -> tuple[Group, ...]:
         """The collected writes, each carrying the version it was based on; rows that ended as they began are left out."""
         out: dict[str, list[Write]] = {}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from swarm_agent.control.restarts import ended_at
 from swarm_agent.control.slots import newest
 from swarm_agent.control.survey import Survey
-from swarm_agent.control.tasks import ENFORCED, live
+from swarm_agent.control.tasks import live
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
-from swarm_agent.objects.records import Service, Task
+from swarm_agent.objects.records import ENFORCED, Service, Task
 
 PAUSED = ("paused", "rollback_paused")
 

@@ -24,7 +24,7 @@ from swarm_agent.objects import defaults
 from swarm_agent.objects.durations import duration_text
 from swarm_agent.objects.errors import InvalidSpec
 from swarm_agent.objects.options import options
-from swarm_agent.objects.records import ENFORCED, Revision, Service, Task, UpdateStatus
+from swarm_agent.objects.records import Revision, Service, Task, UpdateStatus
 
 GOING = ("updating", "rollback_started")
 

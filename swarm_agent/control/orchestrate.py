@@ -60,7 +60,7 @@ def reconcile_prepared(p: Pass, service_id: str, ids: list[str]) -> list[str]:
     for number, id_ in enumerate(ids):
         if number >= PORTION and p.looks >= p.most_looks:
             return ids[number:]
-        p.looked(1)
+        p.looked(2)
         task = p.view.tasks.get(id_)
         if task is None or not live(task):
             continue

@@ -51,6 +51,7 @@ CASES = (
     Case("bring-up", 1_000, 100, 1_000),
     Case("node loss", 1_000, 100, 1_000),
     Case("update, all at once", 1_000, 100, 1_000),  # of one of them
+    Case("update, 10 at a time", 1_000, 100, 1_000),  # the same
     Case("status changes", 1_000, 1_000, 10),
     Case("status changes", 1_000, 1, 10_000),
 )

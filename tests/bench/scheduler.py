@@ -163,7 +163,8 @@ them. *Decide*: until the writes of a pass are known. *Commit*: encoding, applyi
 before the first pass, when the store holds all nodes and waiting tasks. No orchestrator, no Raft, no network. Constraints: two labels, one node in seven to
 eight fits; spread: over two levels of labels, 5 zones and 50 racks; reservations: seven different demands; services x tasks each.
 
-Peer: swarmkit's own benchmark on such a core needs 2.9 CPU seconds for 10,000 tasks one by one on 1,000 nodes, places 8,000 to 12,000 a CPU second grouped,
+Peer: swarmkit's own benchmark, measured on a core about a third as fast as that of these figures (the release before this one places there what is a
+third to a quarter of what it places here; divide by 3.5 to compare), needs 2.9 CPU seconds for 10,000 tasks one by one on 1,000 nodes, places 8,000 to 12,000 a CPU second grouped,
 needs 193 s for 1,000 tasks on 100,000 nodes, and had not ended after 240 s with 100,000 on 100,000.
 
 | nodes | tasks | services | kind | decisions per CPU second | with commit | decide, s | commit, s | longest, ms | peak (before), MB | peer, s |

@@ -330,6 +330,8 @@ def _leave(index: dict[str, dict[str, None]], key: str, id_: str) -> None:
 
 
 def _count(counter: Counter[Any], key: Any, change: int) -> None:
-    counter[key] += change
-    if not counter[key]:
-        del counter[key]
+    value = counter.get(key, 0) + change  # a Counter's own way with what is missing is slow
+    if value:
+        counter[key] = value
+    else:
+        counter.pop(key, None)

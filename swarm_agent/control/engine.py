@@ -57,9 +57,8 @@ class Controllers:
         # service id -> what waits for its health
         self._for_health: defaultdict[str, set[Key]] = defaultdict(set)
         self._everywhere: dict[str, None] = {}  # services and jobs of a global mode
-        self._evened: dict[
-            str, str
-        ] = {}  # service id -> when it is evened out by itself: "on-join", "continuous"
+        # service id -> when it is evened out by itself: "on-join", "continuous"
+        self._evened: dict[str, str] = {}
         # name of a service -> who waits for it
         self._dependents: defaultdict[str, set[str]] = defaultdict(set)
         self.looks = 0  # rows the last pass looked at
@@ -78,6 +77,9 @@ class Controllers:
             self._dirty[Key("node", node.id)] = None
             if draining(node):
                 self._dirty[Key("drain", node.id)] = None
+            if takes_tasks(node) and node.updated_at + SETTLING > store.now:  # it may have joined
+                for service_id in self._evened:
+                    self._look_later(Key("even", service_id), node.updated_at + SETTLING)
         for network in store.networks.all():
             self._dirty[Key("network", network.id)] = None
         for service_id in all_trackers(store):

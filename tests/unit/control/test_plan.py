@@ -187,6 +187,16 @@ def test_on_join_by_itself_and_never_when_told_so(cluster: PaperCluster) -> None
     assert Counter(t.node_id for t in other.running(held)) == {"n1": 4, "n2": 4, "n3": 4}
 
 
+def test_a_new_leader_knows_of_a_node_that_joined_just_before(cluster: PaperCluster) -> None:
+    sid = uneven(cluster, {"swarm-agent.rebalance": "on-join"})
+    cluster.advance(10)
+    cluster.new_leader()
+    cluster.advance(10)
+    assert "n4" not in {t.node_id for t in cluster.running(sid)}, "it may go again"
+    cluster.advance(60)
+    assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 3, "n2": 3, "n3": 3, "n4": 3}
+
+
 def test_a_service_that_is_told_later_to_even_itself_out_does(cluster: PaperCluster) -> None:
     sid = uneven(cluster)
     cluster.advance(600)

@@ -91,15 +91,17 @@ class Pass:
     def discount(self, task: Task) -> None:
         """For the rest of the pass ``task`` does not count where tasks are spread: its successor is placed as if it had gone.
         What it holds (reservations, ports, addresses) it holds on to."""
-        if task.id not in self._discounted and task.desired_state < TaskState.SHUTDOWN:
-            booked = msgspec.structs.replace(task, desired_state=TaskState.SHUTDOWN)
-            self._book(task, booked)
-            self._discounted[task.id] = booked
+        row = self.view.tasks.get(task.id)  # as it is now
+        if row is not None and row.id not in self._discounted and row.desired_state < TaskState.SHUTDOWN:
+            booked = msgspec.structs.replace(row, desired_state=TaskState.SHUTDOWN)
+            self._book(row, booked)
+            self._discounted[row.id] = booked
 
     def recount(self, task: Task) -> None:
         """Take a discount back: there is no successor after all."""
-        if task.id in self._discounted:
-            self._book(task, task)
+        row = self.view.tasks.get(task.id)
+        if row is not None and row.id in self._discounted:
+            self._book(row, row)
 
     def wake(self, key: Key, at: int) -> None:
         """Ask for another look at ``key`` at ``at`` (nanoseconds); the earliest wish counts."""

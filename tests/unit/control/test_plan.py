@@ -10,8 +10,10 @@ import pytest
 from swarm_agent.control.plan import Step, forecast
 from swarm_agent.control.rebalance import movable, suggest
 from swarm_agent.control.revisions import revision_of
+from swarm_agent.control.why import standing
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.diff import service_diff
+from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Service
 from swarm_agent.objects.specs import (
     ContainerSpec,
@@ -138,6 +140,31 @@ def test_the_difference_of_two_specs_by_meaning() -> None:
         ("Mode.Replicated.Replicas", 3, 5),
     ]  # fmt: skip
     assert service_diff(one, one) == ()
+
+
+def test_what_never_had_a_node_lost_none(cluster: PaperCluster) -> None:
+    """A successor that waited for a node, and was overtaken by an update, is nothing to wait for."""
+    cluster.set_node("n3", availability="pause")
+    sid = cluster.create(
+        spec(2, labels={"swarm-agent.min-healthy": "2"}, placement=Placement(max_replicas=1))
+    )
+    cluster.settle()
+    cluster.set_node("n2", availability="drain")
+    cluster.settle()
+    service = cluster.service(sid)
+    cluster.update(
+        sid, spec(2, image="web:2", labels=dict(service.spec.labels), placement=Placement(max_replicas=1))
+    )
+    cluster.settle()
+    told = [
+        note
+        for _, notes in standing(cluster.store, cluster.service(sid), cluster.now).tasks
+        for note in notes
+    ]
+    assert [
+        t for t in cluster.tasks(sid, live=False) if not t.node_id and t.desired_state == TaskState.SHUTDOWN
+    ]
+    assert not any("lost" in note for note in told), told
 
 
 # --- rebalancing -------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def _step(backend: Backend, step: Step) -> Json:
 async def why(backend: Backend, request: Request, wanted: str) -> Response:  # noqa: ARG001
     """``GET /swarm-agent/services/{id}/why``: what is not as declared, and the reason."""
     service = resolve(backend.store, Service, wanted)
-    found = standing(backend.store, service, backend.now())
+    found = standing(backend.store, backend.controllers.ledger, service, backend.now())
     return json_response(
         {
             "Service": service.spec.name,
@@ -93,10 +93,10 @@ async def why(backend: Backend, request: Request, wanted: str) -> Response:  # n
                     "Message": t.status.message,
                     "Err": t.status.err,
                     "Cause": t.cause,
-                    "Reasons": views.reasons(t.reasons),
+                    "Reasons": views.reasons(reasons),
                     "Notes": list(notes),
                 }
-                for t, notes in found.tasks
+                for t, reasons, notes in found.tasks
             ],
         }
     )

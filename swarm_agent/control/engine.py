@@ -339,7 +339,7 @@ class Controllers:
                 ready.append(task)
             elif p.room_for(task):
                 p.view.group(task.service_id)
-                pend(p, task, {}, allocated[task.service_id])
+                pend(p, task, allocated[task.service_id])
             else:
                 self._waiting[id_] = None
         for task in place(p, ready):

@@ -239,11 +239,17 @@ def free_generic(node: Node, use: NodeUse, kind: str) -> int:
     """How many of a kind are not given. A node may have told of them by count before it told their names, or the other way
     round: what was given then takes one each of what it tells now. A name it tells no more takes none of the others."""
     counted = use.generic.get(kind, 0)
-    names = [g.name for g in node.description.generic if g.kind == kind and g.name]
+    total = 0
+    names = []
+    for told in node.description.generic:
+        if told.kind == kind:
+            if told.name:
+                names.append(told.name)
+            else:
+                total += told.count
     if names:
         return max(0, sum((kind, name) not in use.names for name in names) - counted)
     named = sum(given == kind for given, _ in use.names) if use.names else 0
-    total = sum(g.count for g in node.description.generic if g.kind == kind)
     return max(0, total - counted - named)
 
 
@@ -251,9 +257,9 @@ def pick_generic(node: Node, use: NodeUse, wanted: Iterable[tuple[str, int]]) ->
     """What of a node's generic resources a task gets: so many names of a kind that has names, else a count."""
     out: list[Generic] = []
     for kind, count in wanted:
-        names = sorted({g.name for g in node.description.generic if g.kind == kind and g.name})
+        names = {g.name for g in node.description.generic if g.name and g.kind == kind}
         if names:
-            free = [name for name in names if (kind, name) not in use.names]
+            free = [name for name in sorted(names) if (kind, name) not in use.names]
             out += [Generic(kind=kind, name=name) for name in free[:count]]
         elif count:
             out.append(Generic(kind=kind, count=count))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from swarm_agent.control.boards import Pool
 from swarm_agent.control.filters import (
     ARCHITECTURES,
     TEXTS,
@@ -20,9 +19,12 @@ from swarm_agent.control.filters import (
     wish_refusal,
 )
 from swarm_agent.control.ledger import Ledger, NodeUse, takes_tasks
+from swarm_agent.control.pools import Pool
 from swarm_agent.objects.constraints import parse_constraint, value_of
 from swarm_agent.objects.records import Node, Reason, Revision, Service
 from swarm_agent.store import View
+
+ADDRESS = "address"  # what is missing is no node's matter: an address, a port, a network
 
 
 class Explanation(NamedTuple):
@@ -33,16 +35,24 @@ class Explanation(NamedTuple):
 
 
 def explain(
-    view: View, ledger: Ledger, revision: Revision, service: Service | None, avoid: str = ""
+    view: View,
+    ledger: Ledger,
+    revision: Revision,
+    service: Service | None,
+    avoid: str = "",
+    preset: str = "",
 ) -> Explanation:
     """What would become of a task of a revision, stored or not. Looks at every node and changes nothing.
 
-    ``avoid``: the id of a node it is to leave.
+    ``avoid``: the id of a node it is to leave. ``preset``: of the only one it may go to.
     """
     demand = demand_of(revision, view)
-    wish = wish_of(revision, service, view, ledger, avoid)
-    counts, fits = _count(ledger, demand, wish, ledger.rows.values())
-    return Explanation(fits, reasons(ledger, view, demand, wish, counts))
+    wish = wish_of(revision, service, view, ledger, avoid, preset=bool(preset))
+    if preset and preset not in ledger.rows:
+        return Explanation(0, texts(ledger, wish, {"ready": 1}))
+    nodes = (ledger.rows[preset],) if preset else ledger.rows.values()
+    counts, fits = _count(ledger, demand, wish, nodes)
+    return Explanation(fits, reasons(ledger, view, demand, wish, counts, preset))
 
 
 def _count(ledger: Ledger, demand: Demand, wish: Wish, nodes: Iterable[Node]) -> tuple[dict[str, int], int]:

@@ -15,8 +15,8 @@ from swarm_agent.control.allocate import Exhausted, allocate_task
 from swarm_agent.control.filters import Demand, Wish, options_of, pick_generic, wish_of
 from swarm_agent.control.names import names_itself
 from swarm_agent.control.passes import PLACING, Pass
-from swarm_agent.control.reasons import count_refusals, reasons, refusal_of, texts, where
-from swarm_agent.control.tasks import live
+from swarm_agent.control.reasons import ADDRESS, count_refusals, reasons, refusal_of, texts, where
+from swarm_agent.control.tasks import moved_from
 from swarm_agent.objects import features
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Node, Reason, Revision, Service, Task
@@ -33,7 +33,7 @@ def place(p: Pass, tasks: list[Task]) -> list[Task]:
         if task.preset:
             _confirm(p, task, left)
             continue
-        replaced = _replaced(p, task)
+        replaced = moved_from(p.view, task)
         if replaced is not None:
             p.discount(replaced)  # where it stands it is about to leave
         avoid = "" if replaced is None else replaced.node_id
@@ -52,12 +52,6 @@ def place(p: Pass, tasks: list[Task]) -> list[Task]:
         left += _place_group(p, revision, avoid, sorted(group, key=lambda t: t.slot))
         p.looked(PLACING + p.ledger.boards.looks - before)
     return left
-
-
-def _replaced(p: Pass, task: Task) -> Task | None:
-    """The task whose node a task is to take its work away from; ``None`` when it is no move."""
-    replaced = p.view.tasks.get(task.replaces) if task.replaces else None
-    return replaced if replaced is not None and live(replaced) and replaced.node_id else None
 
 
 # --- tasks that may go anywhere -------------------------------------------------------------------------------------------
@@ -86,7 +80,7 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
             except Exhausted as err:
                 trouble = str(err)
             if trouble:
-                pend(p, task, {}, trouble)
+                pend(p, task, trouble)
             elif group is not None:
                 group.placed(node_id)
                 if together:
@@ -94,7 +88,7 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
                     group = boards.group(wish, pool, p.now)
             continue
         if trouble:
-            pend(p, task, {}, trouble)
+            pend(p, task, trouble)
             continue
         if refused is None:
             refused = count_refusals(pool, wish)
@@ -155,15 +149,15 @@ def _confirm(p: Pass, task: Task, left: list[Task]) -> None:
         try:
             _assign(p, task, node, revision, demand, wish, _CONFIRMED)
         except Exhausted as err:
-            pend(p, task, {}, str(err))
+            pend(p, task, str(err))
         return
     _pend_refused(p, task, demand, wish, {code: 1})
 
 
 # --- tasks that have to wait ------------------------------------------------------------------------------------------------
-def pend(p: Pass, task: Task, refused: Mapping[str, int], trouble: str = "") -> None:  # noqa: ARG001
-    """Say that a task waits for something no node has: an address, a port, a network."""
-    _pend(p, task, (Reason(code="address", nodes=0, text=trouble),) if trouble else ())
+def pend(p: Pass, task: Task, trouble: str) -> None:
+    """Say that a task waits for something that is no node's matter: an address, a port, a network."""
+    _pend(p, task, (Reason(code=ADDRESS, nodes=0, text=trouble),))
 
 
 def _pend_refused(p: Pass, task: Task, demand: Demand, wish: Wish, refused: Mapping[str, int]) -> None:

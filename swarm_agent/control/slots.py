@@ -13,6 +13,7 @@ from swarm_agent.control import depends
 from swarm_agent.control.ledger import takes_tasks
 from swarm_agent.control.names import names_itself
 from swarm_agent.control.passes import Health, Key, Pass
+from swarm_agent.control.reasons import ADDRESS
 from swarm_agent.control.restarts import attempt_of, restart
 from swarm_agent.control.revisions import same_but_placement
 from swarm_agent.control.tasks import (
@@ -34,7 +35,7 @@ from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
 from swarm_agent.objects.records import ENFORCED, Reason, Service, Task
 
-FREED_BY_THE_OLD = frozenset({"resources", "ports", "addresses", "max-replicas", "address"})
+FREED_BY_THE_OLD = frozenset({"resources", "ports", "addresses", "max-replicas", ADDRESS})
 """Filters that may refuse a new task only because the one it replaces is still there."""
 
 

@@ -83,6 +83,12 @@ def observe(p: Pass, task: Task, state: TaskState, message: str, err: str = "") 
     return changed
 
 
+def moved_from(view: View, task: Task) -> Task | None:
+    """The task whose node a task is to take its work away from; ``None`` when it is no move."""
+    replaced = view.tasks.get(task.replaces) if task.replaces else None
+    return replaced if replaced is not None and live(replaced) and replaced.node_id else None
+
+
 def live(task: Task) -> bool:
     """Whether the task is still meant to run (or to run to its end)."""
     return task.desired_state <= TaskState.COMPLETE

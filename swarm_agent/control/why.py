@@ -1,25 +1,36 @@
-"""Why a service is as it is, and what happened in one of its places: read from the rows alone."""
+"""Why a service is as it is, and what happened in one of its places: read from the rows, and the reasons of waiting tasks
+from the nodes as they are now."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from swarm_agent.control import depends, everywhere, jobs
-from swarm_agent.control.tasks import draining, live, lost_node
+from swarm_agent.control.ledger import Ledger
+from swarm_agent.control.reasons import ADDRESS, Explanation, explain
+from swarm_agent.control.tasks import draining, live, lost_node, moved_from
 from swarm_agent.objects import defaults
 from swarm_agent.objects.durations import duration_text
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
-from swarm_agent.objects.records import Service, Task
+from swarm_agent.objects.records import Reason, Service, Task
 from swarm_agent.objects.timetable import Timetable
 from swarm_agent.store import View
+
+
+class Told(NamedTuple):
+    """What is to be said of a task that is not simply running."""
+
+    task: Task
+    reasons: tuple[Reason, ...]
+    notes: tuple[str, ...]
 
 
 class Standing(NamedTuple):
     """What is to be said of a service, and of those of its tasks that are not simply running."""
 
     notes: tuple[str, ...]
-    tasks: tuple[tuple[Task, tuple[str, ...]], ...]
+    tasks: tuple[Told, ...]
 
 
 class Chapter(NamedTuple):
@@ -29,17 +40,43 @@ class Chapter(NamedTuple):
     text: str
 
 
-def standing(view: View, service: Service, now: int) -> Standing:
-    """``now``: nanoseconds."""
+def standing(view: View, ledger: Ledger, service: Service, now: int) -> Standing:
+    """``now``: nanoseconds. Looks at every node for each revision that waits."""
     tasks = sorted(view.tasks.by("service", service.id), key=lambda t: (str(t.place), t.created_at))
     told = []
+    seen: dict[tuple[str, str, str], Explanation] = {}
     for task in tasks:
         if not live(task) or (task.status.state == TaskState.RUNNING and not task.reasons):
             continue
         if task.status.state == TaskState.COMPLETE:
             continue
-        told.append((task, tuple(_task(view, task, now))))
+        found = _explained(view, ledger, service, task, seen)
+        notes = _task(view, task, now)
+        if found is not None and found.fits:
+            notes.append(f"{found.fits} node{'' if found.fits == 1 else 's'} would take it by now")
+        told.append(Told(task, task.reasons if found is None else found.reasons, tuple(notes)))
     return Standing(tuple(_service(view, service, tasks, now)), tuple(told))
+
+
+def _explained(
+    view: View,
+    ledger: Ledger,
+    service: Service,
+    task: Task,
+    seen: dict[tuple[str, str, str], Explanation],
+) -> Explanation | None:
+    """Why no node takes a task now; None when that is not what it waits for.
+
+    The reasons in its row were true when the counts last changed: another node may be the nearest miss since.
+    """
+    revision = view.revisions.get(task.revision_id)
+    if revision is None or task.node_id or not task.reasons or any(r.code == ADDRESS for r in task.reasons):
+        return None
+    replaced = moved_from(view, task)
+    key = (task.revision_id, "" if replaced is None else replaced.node_id, task.preset)
+    if key not in seen:
+        seen[key] = explain(view, ledger, revision, service, key[1], key[2])
+    return seen[key]
 
 
 def _service(view: View, service: Service, tasks: list[Task], now: int) -> list[str]:

@@ -15,8 +15,9 @@ import pytest
 from swarm_agent.api import services
 from swarm_agent.control import allocate, filters, jobs, moves, slots
 from swarm_agent.control.ledger import Ledger
-from swarm_agent.manager.manager import Manager, _Duties
-from swarm_agent.member import Member
+from swarm_agent.manager.duties import Duties
+from swarm_agent.manager.manager import Manager
+from swarm_agent.member.member import Member
 from swarm_agent.node.executor import Executor
 from swarm_agent.node.runner import Runner
 from swarm_agent.node.worker import Worker
@@ -312,18 +313,18 @@ def movers_do_not_wait(m: pytest.MonkeyPatch) -> None:
 
 def new_leaders_count_attempts_from_nothing(m: pytest.MonkeyPatch) -> None:
     began = [0]
-    real_init, real_restart = _Duties.__init__, slots.restart
+    real_init, real_restart = Duties.__init__, slots.restart
 
-    def init(self: _Duties, manager: Manager, raft: Any) -> None:
-        began[0] = manager.now()
-        real_init(self, manager, raft)
+    def init(self: Duties, *parts: Any) -> None:
+        began[0] = parts[-1]()  # now
+        real_init(self, *parts)
 
     def restart(service: Service, task: Task, tasks: list[Task], now: int) -> Any:
         if task.created_at < began[0]:
             task = msgspec.structs.replace(task, attempt=0, failures=0)
         return real_restart(service, task, tasks, now)
 
-    m.setattr(_Duties, "__init__", init)
+    m.setattr(Duties, "__init__", init)
     m.setattr(slots, "restart", restart)
 
 

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from swarm_agent.control.reasons import explain
+from swarm_agent.control.why import Told, standing
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Generic, Network, Reason, Task
@@ -66,7 +67,7 @@ def nodes(tasks: list[Task]) -> list[str]:
     return sorted(t.node_id for t in tasks)
 
 
-def why(task: Task) -> list[tuple[str, int, str]]:
+def why(task: Task | Told) -> list[tuple[str, int, str]]:
     return [(r.code, r.nodes, r.best) for r in task.reasons]
 
 
@@ -473,6 +474,21 @@ def test_a_waiting_task_is_written_again_only_when_a_reason_changes(desk: Desk) 
     desk.node("n4")
     desk.run()
     assert desk.task(task).reasons[0].nodes == 4
+
+
+def test_why_shows_the_nearest_miss_of_now(desk: Desk) -> None:
+    service = desk.service("web", resources=reserving(memory_bytes=9 * GiB))
+    desk.service("small", resources=reserving(memory_bytes=GiB))
+    (task,) = desk.place("web")
+    assert why(task)[0][2].endswith("most free is 8 GiB on n1")
+    taken = {task.node_id for task in desk.place("small", 3)}
+    assert taken == {"n1", "n2", "n3"}
+    (told,) = standing(desk.store, desk.ledger, service, 0).tasks
+    assert told.task == desk.task(task)
+    assert why(told)[0][2].endswith("most free is 7 GiB on n1")
+    desk.node("n4", memory=16 * GiB)
+    (told,) = standing(desk.store, desk.ledger, service, 0).tasks
+    assert told.notes == ("1 node would take it by now",)
 
 
 def test_explaining_a_placement_that_is_not_asked_for_changes_nothing(desk: Desk) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,7 +21,6 @@ from swarm_agent.objects.specs import (
     Empty,
     Mount,
     Placement,
-    Replicated,
     ReplicatedJob,
     Reservations,
     Resources,
@@ -30,29 +30,16 @@ from swarm_agent.objects.specs import (
     UpdateConfig,
 )
 from swarm_agent.testing.cluster_model import GiB, PaperCluster
+from swarm_agent.testing.specs import a_spec
 
 
-def spec(
-    replicas: int = 6,
-    image: str = "web:1",
-    labels: dict[str, str] | None = None,
-    order: str | None = None,
-    **template: object,
-) -> ServiceSpec:
-    return ServiceSpec(
-        name="web",
-        labels=labels or {},
-        task_template=TaskTemplate(container_spec=ContainerSpec(image=image), **template),  # type: ignore[arg-type]
-        mode=ServiceMode(replicated=Replicated(replicas=replicas)),
-        update_config=UpdateConfig(parallelism=1, order=order),
-    )
+def spec(replicas: int = 6, image: str = "web:1", *, order: str | None = None, **more: Any) -> ServiceSpec:
+    return a_spec(replicas, image, update=UpdateConfig(parallelism=1, order=order), **more)
 
 
 @pytest.fixture
 def cluster() -> PaperCluster:
-    c = PaperCluster()
-    for name in ("n1", "n2", "n3"):
-        c.add_node(name)
+    c = PaperCluster.of("n1", "n2", "n3")
     c.settle()
     return c
 
@@ -123,7 +110,7 @@ def test_a_global_service_and_a_job(cluster: PaperCluster) -> None:
 def test_the_difference_of_two_specs_by_meaning() -> None:
     one = spec(3, placement=Placement(constraints=("node.role == worker",)))
     other = msgspec.structs.replace(
-        spec(5, "web:2", {"tier": "front"}),
+        spec(5, "web:2", labels={"tier": "front"}),
         task_template=TaskTemplate(
             container_spec=ContainerSpec(
                 image="web:2", mounts=(Mount(type="volume", source="data", target="/data"),), init=False

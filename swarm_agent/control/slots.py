@@ -236,7 +236,7 @@ def _blocked(p: Pass, service: Service, new: Task, old: list[Task]) -> bool:
     if new.status.state != TaskState.PENDING:
         return False
     codes = {r.code for r in new.reasons}
-    if "address" in codes:
+    if ADDRESS in codes:
         return True
     if "affinity" in codes and keeps_apart_from_itself(service):
         codes |= FREED_BY_THE_OLD

@@ -143,11 +143,8 @@ def test_what_never_had_a_node_lost_none(cluster: PaperCluster) -> None:
         sid, spec(2, image="web:2", labels=dict(service.spec.labels), placement=Placement(max_replicas=1))
     )
     cluster.settle()
-    told = [
-        note
-        for _, notes in standing(cluster.store, cluster.service(sid), cluster.now).tasks
-        for note in notes
-    ]
+    said = standing(cluster.store, cluster.controllers.ledger, cluster.service(sid), cluster.now)
+    told = [note for task in said.tasks for note in task.notes]
     assert [
         t for t in cluster.tasks(sid, live=False) if not t.node_id and t.desired_state == TaskState.SHUTDOWN
     ]

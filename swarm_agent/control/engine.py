@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 
 from swarm_agent.control.allocate import allocate_network, allocate_node, allocate_service
 from swarm_agent.control.enforce import fit_in, orphan
-from swarm_agent.control.ledger import Ledger, takes_tasks
+from swarm_agent.control.ledger import Ledger
 from swarm_agent.control.moves import drain
 from swarm_agent.control.orchestrate import reconcile_prepared, reconcile_service, reconcile_slot
 from swarm_agent.control.passes import MAX_WRITES, RESCHEDULE, Key, Pass
 from swarm_agent.control.reap import reap_revisions
-from swarm_agent.control.rebalance import SETTLING, rebalance, wish
+from swarm_agent.control.rebalance import SETTLING, note_join, rebalance, wish
 from swarm_agent.control.schedule import pend, place
 from swarm_agent.control.tasks import STACK, draining, live
 from swarm_agent.control.track import (
@@ -29,7 +29,7 @@ from swarm_agent.control.update import going
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
-from swarm_agent.objects.records import Config, Network, Node, Revision, Secret, Service, Task
+from swarm_agent.objects.records import Cluster, Config, Network, Node, Revision, Secret, Service, Task
 from swarm_agent.store import Change, Group, Store
 
 MAX_KEYS = 200  # a pass looks at this many keys, the rest waits for the next
@@ -65,8 +65,7 @@ class Controllers:
             self._dirty[Key("prepared", service.id)] = None
             if service.rebalancing:
                 self._dirty[Key("rebalance", service.id)] = None
-            elif options(service.spec.labels).rebalance == "continuous":
-                self._look_later(Key("even", service.id), store.now + SETTLING)
+            self._evens_out(service)
         for service_id in store.tasks.keys("service"):
             if store.services.get(service_id) is None:
                 self._dirty[Key("service", service_id)] = None
@@ -99,6 +98,8 @@ class Controllers:
                         self._dirty[Key("rebalance", service.id)] = None
                     if _asks_anew(change):
                         self._dirty[Key("prepared", service.id)] = None
+                    if change.new is not None and _evens_anew(change):
+                        self._evens_out(change.new)
                     if change.old is None or change.new is None:
                         self._wake_dependents(service)
                         self.ledger.surveys.pop(service.id, None)
@@ -106,6 +107,8 @@ class Controllers:
                         self._dirty[RESCHEDULE] = None
                 case Node():
                     self._node_changed(change)
+                case Cluster() if _raised(change):  # nodes may be told more about from now on
+                    self._dirty.update({Key("node", node.id): None for node in self.store.nodes.all()})
                 case Network() as network:
                     self._dirty[Key("network", network.id)] = None
                     self._dirty[RESCHEDULE] = None
@@ -128,6 +131,7 @@ class Controllers:
             if not slash:
                 self._dirty[Key("prepared", id_)] = None
                 self._dirty[Key("rebalance", id_)] = None
+                self._dirty[Key("even", id_)] = None
                 for node in self.store.nodes.all():  # the group may have held successors of theirs
                     if draining(node):
                         self._dirty[Key("drain", node.id)] = None
@@ -192,6 +196,9 @@ class Controllers:
         old, new = change.old, change.new
         node_id = change.row.id
         self._dirty[Key("node", node_id)] = None
+        if new is not None and new.active_since and (old is None or not old.active_since):
+            for service in self.store.services.all():
+                self._evens_out(service)
         if old is not None and new is not None and _same_for_tasks(old, new):
             return
         self.ledger.surveys.clear()
@@ -200,10 +207,6 @@ class Controllers:
             self._dirty[Key("slot", service_id, node_id)] = None
         if draining(new):
             self._dirty[Key("drain", node_id)] = None
-        if new is not None and takes_tasks(new) and not (old is not None and takes_tasks(old)):
-            for service in self.store.services.all():
-                if options(service.spec.labels).rebalance in ("on-join", "continuous"):
-                    self._look_later(Key("even", service.id), self.store.now + SETTLING)
         for task in self.store.tasks.by("node", node_id):
             self._dirty[Key("slot", task.service_id, task.place)] = None
 
@@ -218,6 +221,16 @@ class Controllers:
             if self._due.get(key, at + 1) > at:
                 self._due[key] = at
                 heapq.heappush(self._timers, (at, key))
+
+    def _evens_out(self, service: Service) -> None:
+        """A node has come, or it may have while nobody looked: services whose policy says so are evened out."""
+        match options(service.spec.labels).rebalance:
+            case "on-join":
+                self._dirty[Key("even", service.id)] = None  # it knows when
+            case "continuous":
+                self._look_later(Key("even", service.id), self.store.now + SETTLING)
+            case _:
+                pass
 
     def _look_later(self, key: Key, at: int) -> None:
         if key not in self._due:
@@ -274,6 +287,7 @@ class Controllers:
                         allocate_node(p, node)
                         fit_in(p, node)
                         orphan(p, node)
+                        note_join(p, p.view.nodes.get(key.id) or node)
                 case "track":
                     p.view.group(f"{TRACK}/{key.id}")
                     reconcile_tracking(p, key.id)
@@ -352,6 +366,17 @@ def _asks_anew(change: Change) -> bool:
         or old.spec.labels != new.spec.labels
         or old.spec.update_config != new.spec.update_config
     )
+
+
+def _evens_anew(change: Change) -> bool:
+    """Whether a service came to ask for being evened out."""
+    old, new = change.old, change.new
+    return old is None or bool(old.spec.labels != new.spec.labels)
+
+
+def _raised(change: Change) -> bool:
+    old, new = change.old, change.new
+    return old is not None and new is not None and bool(old.feature_level != new.feature_level)
 
 
 def _frees_something(change: Change) -> bool:

@@ -11,6 +11,7 @@ import msgspec
 
 from swarm_agent.control.contents import dealt_with, must_be_kept
 from swarm_agent.control.passes import Key, Pass
+from swarm_agent.control.ports import must_be_free
 from swarm_agent.control.restarts import ended_at
 from swarm_agent.control.revisions import previous_of
 from swarm_agent.control.slots import given_up, keeps_apart_from_itself, newest
@@ -235,9 +236,12 @@ def _stopped(
         cause = f"because task {task.id} made no progress within {duration_text(rules.deadline)}"
     if config.failure_action == "rollback" and not rules.back:
         before = previous_of(p.view, service)
-        if before is not None:
+        if before is not None and service.previous_spec is not None:
             try:
                 must_be_kept(p.view, before)
+                must_be_free(
+                    p.view, service.previous_spec, service.id
+                )  # it may have given up a port meanwhile
             except InvalidSpec as err:
                 cause = f"{cause}, and cannot be rolled back: {err}"
             else:

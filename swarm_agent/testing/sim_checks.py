@@ -16,6 +16,7 @@ from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.options import options
 from swarm_agent.objects.records import Revision, Service, Task
 from swarm_agent.store import Store
+from swarm_agent.testing.decisions import Decisions
 from swarm_agent.testing.fake_engine import Container
 from swarm_agent.testing.sim_cluster import PROGRAMS, SimCluster
 from swarm_agent.testing.sim_host import SimHost
@@ -39,6 +40,8 @@ class ClusterChecks:
         self._excused: dict[str, None] = {}  # tasks on a node that was out of reach in their life
         self._starts = 0
         self._declared: dict[str, int] = {}  # service id -> version that was looked at
+        self._decisions = Decisions()
+        self._watched: dict[str, Store] = {}  # by host
         self.floors: dict[str, int] = {}
         """Service name -> how many of its tasks have to run and go on, whatever else happens. Only who knows that nothing is broken
         can say so: see ``sim_chaos``."""
@@ -48,6 +51,9 @@ class ClusterChecks:
         newest: Manager | None = None
         for host, manager in self._cluster.managers():
             self._one_leader(host, manager)
+            if self._watched.get(host.name) is not manager.store:
+                self._watched[host.name] = manager.store
+                self._decisions.watch(manager.store)
             if manager.store.index > self._index and (
                 newest is None or manager.store.index > newest.store.index
             ):
@@ -56,6 +62,8 @@ class ClusterChecks:
             self._index = newest.store.index
             self._cluster.note("index", self._index)
             self._store(newest.store)
+            if self._decisions.trouble:
+                self._fail(self._decisions.trouble)
 
     def _fail(self, text: str) -> None:
         raise Violation(f"seed {self._cluster.seed}, at index {self._index}: {text}")

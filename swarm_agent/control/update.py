@@ -278,7 +278,8 @@ def _hand_out(
     p: Pass, service: Service, rules: _Rules, touched: _Touched, dirty: dict[int | str, list[Task]]
 ) -> list[int | str]:
     """``dirty``: the old tasks of each place that still has to be handed to a worker. Stop-first begins with preparing the
-    new task: the old one is stopped when the new one is ready to take its place."""
+    new task: the old one is stopped when the new one is ready to take its place. Places where nothing runs come first: an update or
+    rollback that follows another in its midst would otherwise stop healthy tasks beside those the other one has stopped."""
     config = rules.config
     key = Key("service", service.id)
     resting = [r + config.delay for r in touched.reached if r + config.delay > p.now]
@@ -289,7 +290,8 @@ def _hand_out(
     most = p.portion
     if min(room, len(dirty)) > most:
         p.more(key)
-    numbers = sorted(dirty)[: min(room, most)]
+    down = {n for n, old in dirty.items() if not any(t.status.state == TaskState.RUNNING for t in old)}
+    numbers = [*sorted(down), *sorted(dirty.keys() - down)][: min(room, most)]
     first = config.order == "start-first" and not options(service.spec.labels).singleton
     # started first, the new one would stand beside the old one where only so many may be on a node
     placement = service.spec.task_template.placement

@@ -168,7 +168,9 @@ class Decisions:
         service = store.services.get(task.service_id)
         for wanted in options(service.spec.labels).depends_on if service is not None else ():
             other = next(iter(store.services.by("name", wanted.service.lower())), None)
-            if wanted.condition == "completed" and other is not None and not _complete(store, other):
+            if other is None or other.updated_at > store.now - KNOWN_NS:
+                continue  # it may have been begun anew while this was on its way
+            if wanted.condition == "completed" and not _complete(store, other):
                 self._fail(f"{task.name} was started, and {wanted.service} is not complete")
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from swarm_agent.objects import defaults
 from swarm_agent.objects.errors import SwarmError
+from swarm_agent.objects.options import options
 from swarm_agent.testing.fake_engine import EngineFaults
 from swarm_agent.testing.fake_rpc import RpcFaults
 from swarm_agent.testing.sim_checks import ClusterChecks, Violation, unsettled
@@ -265,7 +266,8 @@ class _Story:
                     async with asyncio.timeout(CALL_S):
                         if self.cluster[name].daemon.state == "inactive":
                             await self.cluster.join(self.cluster[name], "Worker")
-                        await self.cluster.set_node(name, Availability="active")
+                        labels = self.people.labels_of(name)
+                        await self.cluster.set_node(name, Availability="active", Labels=labels)
                 except (TimeoutError, SwarmError, AssertionError):
                     continue
                 del names[name]
@@ -289,8 +291,9 @@ class _Story:
             await people.calm_update(name)
         else:
             self.checks.floors = {name: replicas - 1 for name, replicas in floors.items()}
-            if deed == "drain":
-                name = self.rng.choice(list(cluster.hosts))
+            spare = self._hosts_without_required_volumes()
+            if deed == "drain" and spare:
+                name = self.rng.choice(spare)
                 await cluster.set_node(name, Availability="drain")
                 await self._peace()
                 await cluster.set_node(name, Availability="active")
@@ -299,6 +302,21 @@ class _Story:
         await self._peace()
         self.checks.floors = {}
         people.nothing_lost()
+
+    def _hosts_without_required_volumes(self) -> list[str]:
+        """Those that can be drained, and everything still runs."""
+        required = {
+            mount.source
+            for service in self.cluster.store.services.all()
+            if options(service.spec.labels).volume_affinity == "require"
+            for mount in defaults.container(service.spec.task_template).mounts or ()
+        }
+        return [
+            host.name
+            for host in self.cluster.hosts.values()
+            if (node := self.cluster.store.nodes.get(host.node_id)) is not None
+            and required.isdisjoint(node.description.volumes)
+        ]
 
     async def _peace(self) -> None:
         """Until everything is as declared, with people who put right what is theirs to put right."""

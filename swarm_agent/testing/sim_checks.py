@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 from swarm_agent.control import everywhere, jobs
 from swarm_agent.control.filters import host_ports
 from swarm_agent.control.ledger import Ledger, bare, reserved
+from swarm_agent.control.rebalance import suggest
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.control.slots import given_up, moves_start_first
 from swarm_agent.control.update import PAUSED, going
 from swarm_agent.manager.manager import Manager
 from swarm_agent.objects import defaults
+from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.options import options
 from swarm_agent.objects.records import Revision, Service, Task
@@ -308,10 +311,31 @@ def _service(cluster: SimCluster, service: Service) -> str:
         )
     if len({t.place for t in running}) != wanted:
         return f"{service.spec.name} has two tasks in one slot"
+    if service.rebalancing:
+        return f"{service.spec.name} is being evened out"
+    if said := _left_behind(cluster, service):
+        return f"{service.spec.name} {said}"
     old = [t for t in running if t.revision_id != service.revision_id]
     if old and (update is None or update.state not in PAUSED):
         return f"{service.spec.name} has {len(old)} tasks of an old revision"
     return ""
+
+
+def _left_behind(cluster: SimCluster, service: Service) -> str:
+    """Who is to be evened out has been, for each node that came."""
+    manager = cluster.leader().manager
+    assert manager is not None
+    assert manager.duties is not None
+    policy = options(service.spec.labels).rebalance
+    joined = max(n.active_since for n in manager.store.nodes.all())
+    if policy == "on-join" and service.evened < joined and service.created_at <= joined:
+        return "was not evened out for a node that joined"
+    if policy != "continuous":
+        return ""
+    ledger = manager.duties.control.controllers.ledger
+    ids = (f"pretended-{n}" for n in itertools.count())
+    found = suggest(manager.store, ledger, cluster.leader().now(), lambda: next(ids), [service])
+    return f"would better move {found[0].task_id}: {found[0].text}" if found else ""
 
 
 def _by_the_clock(service: Service) -> bool:
@@ -359,6 +383,9 @@ def _task(cluster: SimCluster, task: Task) -> str:
         return f"{task.name} is of a service that is gone"
     if task.status.state != TaskState.RUNNING:
         return ""
+    own = cluster.store.revisions.get(task.revision_id)
+    if node is None or own is None or not node_matches(defaults.constraints(own.template), node):
+        return f"{task.name} runs where it may not"
     host = next((h for h in cluster.hosts.values() if h.node_id == task.node_id), None)
     container = host.engine.containers.get(task.name) if host is not None else None
     if container is None or not container.running:

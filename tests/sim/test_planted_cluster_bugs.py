@@ -49,10 +49,10 @@ def play(story: Story) -> None:
 
 async def a_node_stops_fitting(c: SimCluster) -> None:
     """The leader ends the tasks with its own verdict; what the node says later is less."""
-    await c.set_node("w1", Labels={"disk": "fast"})  # type: ignore[arg-type]
+    await c.set_node("w1", Labels={"disk": "fast"})
     await c.create("web", 2, TaskTemplate={"Placement": {"Constraints": ["node.labels.disk == fast"]}})
     await c.until_running("web", 2)
-    await c.set_node("w1", Labels={})  # type: ignore[arg-type]
+    await c.set_node("w1", Labels={})
     await c.until("they are gone", lambda: "running" if c["w1"].engine.running() else "")
     await asyncio.sleep(2)
     await c.remove("web")

@@ -5,7 +5,8 @@ healthy task when it writes that a task that runs is to stop. So each promise is
 
 - an update or rollback never has more places between their old task and their new one than its policy lets go at once. A place is
   between from the write that ends its healthy task until another task of it runs, or ends by itself: a place where the new task has failed
-  is waited for no more, and its next attempt is the restart policy's business, not the update's;
+  is waited for no more, and its next attempt is the restart policy's business, not the update's. Where nothing ran when the new task was
+  made nothing is lost, whatever came to run meanwhile;
 - start-first ends a healthy task only beside one of the present revision that runs;
 - what moves (a drain, a rebalance) is between in one place of a service at a time, but where there is no other place for it;
 - ``volume-affinity: require``: no task is given to a node without the volume once somebody has been known for a while to hold it;
@@ -40,6 +41,7 @@ class Decisions:
         self._between: dict[
             str, dict[Place, Task]
         ] = {}  # service id -> place -> the healthy task an update ended
+        self._down: dict[str, None] = {}  # tasks that were made where nothing ran
         self._holders: dict[
             str, dict[str, int]
         ] = {}  # volume -> node id -> since when it is known to hold it
@@ -89,11 +91,15 @@ class Decisions:
             here = list(store.tasks.by("slot", slot_key(service.id, place)))
             if place in between and _over(between[place], here):
                 del between[place]
+            if change.old is None and not any(_runs(t) for t in here):
+                self._down[change.row.id] = None
             if _ends_a_healthy_one(change) and _for_an_update(store, service, change.new, here):
                 ended.append(change.new)
                 policies = [_policy(service), _policy(before)]  # it may be taken back in the same entry
                 if not _runs_beside(service, here):
-                    if not _failed_there(service, here):
+                    if not _failed_there(service, here) and not any(
+                        t.id in self._down and _live(t) for t in _present(service, here)
+                    ):
                         between[place] = change.new
                     if all(p.order == "start-first" for p in policies) and not _moves_there(here):
                         self._fail(
@@ -223,12 +229,16 @@ def _over(ended: Task, here: list[Task]) -> bool:
     )
 
 
+def _present(service: Service, here: list[Task]) -> list[Task]:
+    return [t for t in here if t.revision_id == service.revision_id]
+
+
 def _failed_there(service: Service, here: list[Task]) -> bool:
-    return any(t.revision_id == service.revision_id and t.status.state in BY_ITSELF for t in here)
+    return any(t.status.state in BY_ITSELF for t in _present(service, here))
 
 
 def _runs_beside(service: Service, here: list[Task]) -> bool:
-    return any(_runs(t) and t.revision_id == service.revision_id for t in here)
+    return any(_runs(t) for t in _present(service, here))
 
 
 def _moves_there(here: list[Task]) -> bool:

@@ -107,6 +107,7 @@ class _Story:
             self._heal_net,
             self._bad_net,
             self._reset_connections,
+            self._full_disk,
             self._engine_down,
             self._engine_errs,
             self._engine_errs,
@@ -183,6 +184,19 @@ class _Story:
     def _reset_connections(self) -> None:
         self.cluster.net.reset(self.rng.choice(self.cluster.addresses))
 
+    def _full_disk(self) -> None:
+        """Of a manager, the leader's as likely as all others' together."""
+        managers = [h for h, _ in self.cluster.managers()]
+        leader = self.cluster.leading()
+        if managers:
+            host = leader if leader is not None and self.rng.random() < 0.5 else self.rng.choice(managers)
+            if host.fill_disk(self.rng.randrange(3000)):
+                self._later(self._space_returns(host, self.rng.uniform(0.5, 12.0)))
+
+    async def _space_returns(self, host: SimHost, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        host.free_disks()
+
     def _engine_down(self) -> None:
         host = self.rng.choice(list(self.cluster.hosts.values()))
         if not host.engine.faults.down:
@@ -253,6 +267,7 @@ class _Story:
         self._heal_net()
         for host in self.cluster.hosts.values():
             host.engine.faults = EngineFaults()
+            host.free_disks()
             if host.process is None:
                 host.start()
         names = dict.fromkeys(self.cluster.hosts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections import Counter
 
@@ -22,7 +23,7 @@ from swarm_agent.store import Store
 from swarm_agent.testing.decisions import Decisions
 from swarm_agent.testing.fake_engine import Container
 from swarm_agent.testing.sim_cluster import PROGRAMS, SimCluster
-from swarm_agent.testing.sim_host import SimHost
+from swarm_agent.testing.sim_host import Process, SimHost
 
 PATIENCE_NS = 60 * defaults.SECOND  # a new task waits this long for the one it replaces
 
@@ -43,6 +44,9 @@ class ClusterChecks:
         self._excused: dict[str, None] = {}  # tasks on a node that was out of reach in their life
         self._starts = 0
         self._declared: dict[str, int] = {}  # service id -> version that was looked at
+        self._failed: dict[
+            str, tuple[Process, float]
+        ] = {}  # host -> the process whose raft member failed, and when
         self._decisions = Decisions()
         self._watched: dict[str, Store] = {}  # by host
         self.floors: dict[str, int] = {}
@@ -51,6 +55,8 @@ class ClusterChecks:
 
     def __call__(self) -> None:
         self._singletons()
+        for host in self._cluster.hosts.values():
+            self._troubles(host)
         newest: Manager | None = None
         for host, manager in self._cluster.managers():
             self._one_leader(host, manager)
@@ -89,6 +95,29 @@ class ClusterChecks:
         for service, containers in found.items():
             if len(containers) > 1:
                 self._fail(f"the strict singleton {service} runs twice: {', '.join(containers)}")
+
+    def _troubles(self, host: SimHost) -> None:
+        """From the moment a manager's raft member has failed until one leads or follows there, the daemon says what is wrong."""
+        process = host.process
+        member = process.daemon.member if process is not None else None
+        if process is None or member is None or member.membership.role != "manager":
+            self._failed.pop(host.name, None)
+            return
+        known = self._failed.get(host.name)
+        if known is not None and known[0] is not process:
+            del self._failed[host.name]
+            known = None
+        manager = member.manager
+        if known is None:
+            if manager is not None and manager.status.failure and not manager.status.removed:
+                self._cluster.note("failed", host.name)
+                self._failed[host.name] = (process, asyncio.get_running_loop().time())
+        elif manager is not None and (manager.works or manager.status.removed):
+            del self._failed[host.name]
+        elif not process.daemon.error and asyncio.get_running_loop().time() > known[1]:
+            self._fail(
+                f"the raft member of {host.name} failed, it neither leads nor follows, and its daemon says nothing"
+            )
 
     def _one_leader(self, host: SimHost, manager: Manager) -> None:
         duties = manager.duties

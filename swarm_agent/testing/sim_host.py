@@ -181,6 +181,20 @@ class SimHost:
         """The one Raft uses now."""
         return self._disks[(self.directory / "raft" / "disk").read_text()]
 
+    def fill_disk(self, room: int) -> bool:
+        """Let Raft's disk take so many bytes more and then no more; whether there is one that was not full already."""
+        if not (self.directory / "raft" / "disk").exists():
+            return False
+        disk = self.raft_disk()
+        if disk.faults.capacity is not None:
+            return False
+        disk.faults.capacity = disk.used + room
+        return True
+
+    def free_disks(self) -> None:
+        for disk in self._disks.values():
+            disk.faults.capacity = None
+
     def crash_disks(self) -> None:
         for disk in self._disks.values():
             disk.crash()

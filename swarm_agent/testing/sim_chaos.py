@@ -243,7 +243,7 @@ class _Story:
             self._later(self._leave_and_join(host, self.rng.uniform(0.5, 5.0)))
 
     async def _leave_and_join(self, host: SimHost, after_s: float) -> None:
-        voters = [h for h in self.cluster.hosts.values() if h.manager is not None]
+        voters = [h for h in self.cluster.hosts.values() if h.is_manager]
         if host in voters and len(voters) <= 3:
             return  # people who break the majority by force get what they asked for
         await self._attempt(self.cluster.leave(host.name, force=True))

@@ -315,7 +315,11 @@ def _managers_differ(cluster: SimCluster) -> str:
     members = {m.node_id for m in status.status.members if not m.learner}
     theirs = {h.node_id for h in cluster.hosts.values()}
     # A node that left before its promotion came through stays a manager in the table, and never was one of Raft's.
-    wanted = {n.id for n in leader.nodes.all() if n.role == "manager" and (n.raft_id or n.id in theirs)}
+    wanted = {
+        n.id
+        for n in leader.nodes.all()
+        if n.role == "manager" and (n.raft_id or n.id in theirs or n.id in members)
+    }
     return "" if members == wanted else f"raft has members {members}, the managers are {wanted}"
 
 

@@ -22,6 +22,7 @@ from swarm_agent.config import AgentConfig
 from swarm_agent.daemon import Daemon
 from swarm_agent.identity import ca
 from swarm_agent.manager.manager import Manager
+from swarm_agent.membership import load_membership
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.raft import Disk, SameLoop
 from swarm_agent.seams import Seams
@@ -150,6 +151,12 @@ class SimHost:
         if self.process is None or self.process.daemon.member is None:
             return None
         return self.process.daemon.member.manager
+
+    @property
+    def is_manager(self) -> bool:
+        """By what its disk says: whether its manager side runs or not."""
+        membership = load_membership(self.directory)
+        return membership is not None and membership.role == "manager"
 
     @property
     def node_id(self) -> str:

@@ -7,7 +7,7 @@ healthy task when it writes that a task that runs is to stop. So each promise is
   between from the write that ends its healthy task until another task of it runs, or ends by itself: a place where the new task has failed
   is waited for no more, and its next attempt is the restart policy's business, not the update's. Where nothing ran when the new task was
   made nothing is lost, whatever came to run meanwhile;
-- start-first ends a healthy task only beside one of the present revision that runs;
+- start-first ends a healthy task only beside another that runs;
 - what moves (a drain, a rebalance) is between in one place of a service at a time, but where there is no other place for it;
 - ``volume-affinity: require``: no task is given to a node without the volume once somebody has been known for a while to hold it;
 - ``depends-on``: nobody is started that waits for a job whose present run is not complete.
@@ -96,7 +96,7 @@ class Decisions:
             if _ends_a_healthy_one(change) and _for_an_update(store, service, change.new, here):
                 ended.append(change.new)
                 policies = [_policy(service), _policy(before)]  # it may be taken back in the same entry
-                if not _runs_beside(service, here):
+                if not any(_runs(t) for t in here):
                     if not _failed_there(service, here) and not any(
                         t.id in self._down and _live(t) for t in _present(service, here)
                     ):
@@ -237,10 +237,6 @@ def _failed_there(service: Service, here: list[Task]) -> bool:
     return any(t.status.state in BY_ITSELF for t in _present(service, here))
 
 
-def _runs_beside(service: Service, here: list[Task]) -> bool:
-    return any(_runs(t) for t in _present(service, here))
-
-
 def _moves_there(here: list[Task]) -> bool:
     return any(_live(t) and t.replaces for t in here)
 
@@ -252,6 +248,9 @@ def _policy(service: Service) -> defaults.Update:
 
 
 def _mover_of(store: Store, old: Task) -> Task | None:
+    node = store.nodes.get(old.node_id)
+    if node is None or node.status.state == NodeState.DOWN:
+        return None  # it is lost, and not moved
     here = store.tasks.by("slot", slot_key(old.service_id, old.place))
     return next((t for t in here if t.replaces == old.id and _live(t) and t.node_id and not _runs(t)), None)
 

@@ -248,6 +248,32 @@ def test_complete_tasks_of_the_present_run_are_never_forgotten(cluster: PaperClu
     assert len(cluster.tasks(sid, live=False)) == 8
 
 
+def test_a_task_that_was_lost_and_has_done_its_work_needs_none_beside_it(cluster: PaperCluster) -> None:
+    """Else the next place would make more run at once than may."""
+    sid = cluster.create(spec(job(1, 3)))
+    cluster.settle()
+    (lost,) = cluster.running(sid)
+    cluster.frozen.add(lost.node_id)
+    cluster.set_node(lost.node_id, state=NodeState.DOWN)
+    cluster.settle()
+    (other,) = [t for t in cluster.running(sid) if t.id != lost.id]
+    cluster.set_node(lost.node_id, state=NodeState.READY)
+    cluster.settle()
+    cluster.fail(lost, TaskState.COMPLETE)
+    cluster.frozen.clear()
+    most = 0
+    for _ in range(20):
+        alive = [t for t in cluster.tasks(sid) if not t.status.state.terminal]
+        most = max(most, len(alive))
+        if not cluster.step():
+            break
+    assert most == 1
+    assert [t.slot for t in cluster.running(sid)] == [1]
+    gone = cluster.store.tasks.get(other.id)
+    assert gone is not None
+    assert gone.status.state == TaskState.SHUTDOWN
+
+
 # --- timetables --------------------------------------------------------------------------------------------------------
 def scheduled(overlap: str = "forbid") -> ServiceSpec:
     return spec(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from swarm_agent.control import jobs
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Task
@@ -246,6 +247,20 @@ def test_complete_tasks_of_the_present_run_are_never_forgotten(cluster: PaperClu
     cluster.settle()
     assert not cluster.running(sid)
     assert len(cluster.tasks(sid, live=False)) == 8
+
+
+def test_a_node_is_lost_in_the_second_run(cluster: PaperCluster) -> None:
+    """What the first run completed in the place was taken for what stands in for the lost task."""
+    sid = cluster.create(spec(job(1, 1)))
+    cluster.settle()
+    complete(cluster, sid)
+    cluster.write(jobs.again(cluster.service(sid), cluster.now))
+    cluster.settle()
+    (task,) = cluster.running(sid)
+    cluster.frozen.add(task.node_id)
+    cluster.set_node(task.node_id, state=NodeState.DOWN)
+    cluster.advance(60)
+    assert [t.iteration for t in cluster.running(sid) if t.id != task.id] == [1]
 
 
 def test_a_task_that_was_lost_and_has_done_its_work_needs_none_beside_it(cluster: PaperCluster) -> None:

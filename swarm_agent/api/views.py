@@ -10,6 +10,7 @@ import msgspec
 
 from swarm_agent.api.backend import ManagerHealth
 from swarm_agent.control.allocate import NODE_NETWORK
+from swarm_agent.control.tasks import lost_node
 from swarm_agent.identity.ca import issuer_of
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
@@ -210,13 +211,15 @@ def _port(port: Any) -> Json:
 
 
 def service_status(record: Service, store: Store) -> Json:
-    """Docker's counts (BEHAVIOUR 5.19)."""
+    """Docker's counts (BEHAVIOUR 5.19), but for what a lost node said last: that is not running as far as anybody knows."""
     tasks = list(store.tasks.by("service", record.id))
     mode, complete = defaults.mode(record.spec), 0
     if record.job is not None:
         tasks = [t for t in tasks if t.iteration == record.job.iteration]
         complete = sum(1 for t in tasks if t.status.state == TaskState.COMPLETE)
-    running = sum(1 for t in tasks if t.status.state == TaskState.RUNNING)
+    running = sum(
+        1 for t in tasks if t.status.state == TaskState.RUNNING and not lost_node(store.nodes.get(t.node_id))
+    )
     wanted = defaults.replicas(record.spec)
     if mode == "global":
         wanted = sum(1 for t in tasks if t.desired_state == TaskState.RUNNING)

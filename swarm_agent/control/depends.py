@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from swarm_agent.control.names import meant, named_service
 from swarm_agent.control.passes import Pass
-from swarm_agent.control.tasks import STACK, live, named_service
+from swarm_agent.control.tasks import live
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import Dependency, options
@@ -82,5 +83,4 @@ def cycle(view: View, service: Service) -> list[str]:
 
 
 def _same(service: Service, at: Service, name: str) -> bool:
-    stack = at.spec.labels.get(STACK)
-    return (service.spec.name or "") in ((f"{stack}_{name}", name) if stack else (name,))
+    return (service.spec.name or "") in meant(at, name)

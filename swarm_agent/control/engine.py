@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterable
 
 from swarm_agent.control.allocate import allocate_network, allocate_node, allocate_service
 from swarm_agent.control.enforce import fit_in, orphan
-from swarm_agent.control.ledger import Ledger
+from swarm_agent.control.ledger import Ledger, takes_tasks
 from swarm_agent.control.moves import drain
+from swarm_agent.control.names import STACK
 from swarm_agent.control.orchestrate import reconcile_prepared, reconcile_service, reconcile_slot
 from swarm_agent.control.passes import MAX_WRITES, RESCHEDULE, Key, Pass
 from swarm_agent.control.reap import reap_revisions
 from swarm_agent.control.rebalance import SETTLING, note_join, rebalance, wish
 from swarm_agent.control.schedule import pend, place
-from swarm_agent.control.tasks import STACK, draining, live
+from swarm_agent.control.tasks import draining, live
 from swarm_agent.control.track import (
     CONTENTS,
     TRACK,
@@ -56,6 +57,9 @@ class Controllers:
         # service id -> what waits for its health
         self._for_health: defaultdict[str, set[Key]] = defaultdict(set)
         self._everywhere: dict[str, None] = {}  # services and jobs of a global mode
+        self._evened: dict[
+            str, str
+        ] = {}  # service id -> when it is evened out by itself: "on-join", "continuous"
         # name of a service -> who waits for it
         self._dependents: defaultdict[str, set[str]] = defaultdict(set)
         self.looks = 0  # rows the last pass looked at
@@ -65,7 +69,7 @@ class Controllers:
             self._dirty[Key("prepared", service.id)] = None
             if service.rebalancing:
                 self._dirty[Key("rebalance", service.id)] = None
-            self._evens_out(service)
+            self._evens_out(service.id)
         for service_id in store.tasks.keys("service"):
             if store.services.get(service_id) is None:
                 self._dirty[Key("service", service_id)] = None
@@ -92,14 +96,15 @@ class Controllers:
                     self.ledger.note_failure(change.old, change.new)
                     self._task_changed(change)
                 case Service() as service:
+                    policy = self._evened.get(service.id)
                     self._note_service(change.old, change.new)
+                    if policy != self._evened.get(service.id):
+                        self._evens_out(service.id)
                     self._dirty[Key("service", service.id)] = None
                     if service.rebalancing and change.new is not None:
                         self._dirty[Key("rebalance", service.id)] = None
                     if _asks_anew(change):
                         self._dirty[Key("prepared", service.id)] = None
-                    if change.new is not None and _evens_anew(change):
-                        self._evens_out(change.new)
                     if change.old is None or change.new is None:
                         self._wake_dependents(service)
                         self.ledger.surveys.pop(service.id, None)
@@ -140,11 +145,15 @@ class Controllers:
     def _note_service(self, old: Service | None, new: Service | None) -> None:
         if old is not None:
             self._everywhere.pop(old.id, None)
+            self._evened.pop(old.id, None)
             for wanted in options(old.spec.labels).depends_on:
                 self._dependents[wanted.service.lower()].discard(old.id)
         if new is not None:
             if defaults.is_global(new.spec):
                 self._everywhere[new.id] = None
+            policy = options(new.spec.labels).rebalance
+            if policy in ("on-join", "continuous"):
+                self._evened[new.id] = policy
             for wanted in options(new.spec.labels).depends_on:
                 self._dependents[wanted.service.lower()].add(new.id)
 
@@ -176,7 +185,7 @@ class Controllers:
                 self._wake_dependents(service)
             if service.rebalancing and moved_on:
                 self._dirty[Key("rebalance", service.id)] = None
-            elif moved_on and options(service.spec.labels).rebalance == "continuous":
+            elif moved_on and self._evened.get(service.id) == "continuous":
                 self._look_later(Key("even", service.id), self.store.now + SETTLING)
             for key in self._for_health.pop(task.service_id, ()) if moved_on else ():
                 self._dirty[key] = None
@@ -197,8 +206,8 @@ class Controllers:
         node_id = change.row.id
         self._dirty[Key("node", node_id)] = None
         if new is not None and new.active_since and (old is None or not old.active_since):
-            for service in self.store.services.all():
-                self._evens_out(service)
+            for service_id in self._evened:
+                self._evens_out(service_id)
         if old is not None and new is not None and _same_for_tasks(old, new):
             return
         self.ledger.surveys.clear()
@@ -207,6 +216,10 @@ class Controllers:
             self._dirty[Key("slot", service_id, node_id)] = None
         if draining(new):
             self._dirty[Key("drain", node_id)] = None
+        if new is not None and takes_tasks(new):
+            for service_id, policy in self._evened.items():
+                if policy == "continuous":  # its labels may have changed
+                    self._look_later(Key("even", service_id), self.store.now + SETTLING)
         for task in self.store.tasks.by("node", node_id):
             self._dirty[Key("slot", task.service_id, task.place)] = None
 
@@ -222,13 +235,13 @@ class Controllers:
                 self._due[key] = at
                 heapq.heappush(self._timers, (at, key))
 
-    def _evens_out(self, service: Service) -> None:
-        """A node has come, or it may have while nobody looked: services whose policy says so are evened out."""
-        match options(service.spec.labels).rebalance:
+    def _evens_out(self, service_id: str) -> None:
+        """A node has come, or it may have while nobody looked: a service whose policy says so is evened out."""
+        match self._evened.get(service_id):
             case "on-join":
-                self._dirty[Key("even", service.id)] = None  # it knows when
+                self._dirty[Key("even", service_id)] = None  # it knows when
             case "continuous":
-                self._look_later(Key("even", service.id), self.store.now + SETTLING)
+                self._look_later(Key("even", service_id), self.store.now + SETTLING)
             case _:
                 pass
 
@@ -366,12 +379,6 @@ def _asks_anew(change: Change) -> bool:
         or old.spec.labels != new.spec.labels
         or old.spec.update_config != new.spec.update_config
     )
-
-
-def _evens_anew(change: Change) -> bool:
-    """Whether a service came to ask for being evened out."""
-    old, new = change.old, change.new
-    return old is None or bool(old.spec.labels != new.spec.labels)
 
 
 def _raised(change: Change) -> bool:

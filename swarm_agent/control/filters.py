@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from swarm_agent.control.names import named_service
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import NodeState
@@ -158,7 +159,8 @@ def wish_of(
     placement = revision.template.placement
     beside: dict[tuple[bool, bool], list[str]] = {}
     for affinity in wanted.affinities:
-        other = next((s.id for s in view.services.by("name", affinity.service.lower())), "")
+        named = None if service is None else named_service(view, service, affinity.service)
+        other = "" if named is None else named.id
         if other == revision.service_id and affinity.together and other not in ledger.hosting:
             continue  # the first of a service that keeps together may go anywhere
         beside.setdefault((affinity.together, affinity.hard), []).append(other)
@@ -178,11 +180,17 @@ def wish_of(
         held=volumes if required else (),
         preferred=() if required else volumes,
         avoid=avoid,
-        spread=tuple(
-            p.spread.spread_descriptor
-            for p in (placement and placement.preferences) or ()
-            if p.spread and p.spread.spread_descriptor
-        ),
+        spread=spread_of(revision),
+    )
+
+
+def spread_of(revision: Revision) -> tuple[str, ...]:
+    """What its tasks are to be spread over, the first decides first."""
+    placement = revision.template.placement
+    return tuple(
+        p.spread.spread_descriptor
+        for p in (placement and placement.preferences) or ()
+        if p.spread and p.spread.spread_descriptor
     )
 
 
@@ -231,11 +239,17 @@ def free_generic(node: Node, use: NodeUse, kind: str) -> int:
     """How many of a kind are not given. A node may have told of them by count before it told their names, or the other way
     round: what was given then takes one each of what it tells now. A name it tells no more takes none of the others."""
     counted = use.generic.get(kind, 0)
-    names = [g.name for g in node.description.generic if g.kind == kind and g.name]
+    total = 0
+    names = []
+    for told in node.description.generic:
+        if told.kind == kind:
+            if told.name:
+                names.append(told.name)
+            else:
+                total += told.count
     if names:
         return max(0, sum((kind, name) not in use.names for name in names) - counted)
     named = sum(given == kind for given, _ in use.names) if use.names else 0
-    total = sum(g.count for g in node.description.generic if g.kind == kind)
     return max(0, total - counted - named)
 
 
@@ -243,9 +257,9 @@ def pick_generic(node: Node, use: NodeUse, wanted: Iterable[tuple[str, int]]) ->
     """What of a node's generic resources a task gets: so many names of a kind that has names, else a count."""
     out: list[Generic] = []
     for kind, count in wanted:
-        names = sorted({g.name for g in node.description.generic if g.kind == kind and g.name})
+        names = {g.name for g in node.description.generic if g.name and g.kind == kind}
         if names:
-            free = [name for name in names if (kind, name) not in use.names]
+            free = [name for name in sorted(names) if (kind, name) not in use.names]
             out += [Generic(kind=kind, name=name) for name in free[:count]]
         elif count:
             out.append(Generic(kind=kind, count=count))

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from swarm_agent.control.boards import Boards
 from swarm_agent.control.filters import host_ports
 from swarm_agent.objects import defaults
+from swarm_agent.objects.base import Record
 from swarm_agent.objects.enums import NodeState, TaskState
-from swarm_agent.objects.records import Network, Node, Revision, Service, Task
+from swarm_agent.objects.records import ENFORCED, Network, Node, Revision, Service, Task
 from swarm_agent.store import Change, Store
 
 if TYPE_CHECKING:
@@ -93,34 +94,25 @@ class Ledger:
     def book(self, most: int) -> None:
         """Book so many of the tasks that were there at the beginning."""
         for _ in range(min(most, len(self._unbooked))):
-            self._task(self._unbooked.popitem()[1], +1)
+            self._book(self._unbooked.popitem()[1], +1)
 
     def apply(self, change: Change) -> None:
         """Book one row's change."""
-        match change.row:
-            case Task() as task:
-                seen = self.surveys.get(task.service_id)
-                if seen is not None:
-                    seen.changed.add(task.place)
-                    if seen.outdated(2):  # it is of no more use, and holds rows nobody else does
-                        del self.surveys[task.service_id]
-                if self._unbooked:
-                    self._task(self._unbooked.pop(change.row.id, None), +1)
-                if _takes_the_same(change.old, change.new):
-                    return
-                self._task(change.old, -1)
-                self._task(change.new, +1)
-            case Service():
-                self._service(change.old, change.new)
-            case Network():
-                self._network(change.old, change.new)
-            case Node():
-                self._node(change.old, change.new)
-            case Revision():
-                if change.new is not None:
-                    self._revisions[change.new.id] = change.new
-            case _:
-                pass
+        self.book_change(change.old, change.new)
+
+    def book_change(self, old: Record | None, new: Record | None) -> None:
+        """As :meth:`apply`; exactly one of the two may be ``None``."""
+        kind = type(old if new is None else new)
+        if kind is Task:
+            self._task_changed(old, new)  # type: ignore[arg-type]
+        elif kind is Service:
+            self._service(old, new)  # type: ignore[arg-type]
+        elif kind is Network:
+            self._network(old, new)  # type: ignore[arg-type]
+        elif kind is Node:
+            self._node(old, new)  # type: ignore[arg-type]
+        elif kind is Revision and new is not None:
+            self._revisions[new.id] = new  # type: ignore[assignment]
 
     def revision(self, task: Task) -> Revision | None:
         return self._revisions.get(task.revision_id) or self._store.revisions.get(task.revision_id)
@@ -152,28 +144,44 @@ class Ledger:
         return min(times, default=1 << 62) + FAILURE_MEMORY
 
     # --- tasks -------------------------------------------------------------------------------------------------
-    def _task(self, task: Task | None, sign: int) -> None:
-        if task is None or task.status.state > _RUNNING:
+    def _task_changed(self, old: Task | None, new: Task | None) -> None:
+        task = new or old
+        assert task is not None
+        seen = self.surveys.get(task.service_id)
+        if seen is not None:
+            seen.changed.add(task.place)
+            if seen.outdated(2):  # it is of no more use, and holds rows nobody else does
+                del self.surveys[task.service_id]
+        if self._unbooked:
+            self._book(self._unbooked.pop(task.id, None), +1)
+        if not _takes_the_same(old, new):
+            self._book(old, -1)
+            self._book(new, +1)
+
+    def _book(self, task: Task | None, sign: int) -> None:
+        """What a task holds until it has ended, for it (+1) or back (-1)."""
+        if task is None or not (task.node_id or task.networks) or task.status.state > _RUNNING:
             return
         for part in task.networks:
             _count(self.addresses[part.network_id], bare(part.address), sign)
-        if not task.node_id:
+        node_id = task.node_id
+        if not node_id:
             return
         if task.node_address:
-            _count(self.node_addresses[task.node_id], task.node_address, sign)
-        use = self.nodes[task.node_id]
-        self._touch(task.node_id)
+            _count(self.node_addresses[node_id], task.node_address, sign)
+        use = self.nodes[node_id]
+        self._touch(node_id)
         if task.desired_state <= _COMPLETE:
+            service_id = task.service_id
             use.active += sign
-            mine = use.by_service[task.service_id] + sign
+            mine = use.by_service.get(service_id, 0) + sign
             if mine:
-                use.by_service[task.service_id] = mine
+                use.by_service[service_id] = mine
+                if mine == sign == 1:
+                    self.hosting.setdefault(service_id, {})[node_id] = None
             else:
-                del use.by_service[task.service_id]
-            if mine == sign == 1:
-                self.hosting.setdefault(task.service_id, {})[task.node_id] = None
-            elif mine == 0:
-                _leave(self.hosting, task.service_id, task.node_id)
+                del use.by_service[service_id]
+                _leave(self.hosting, service_id, node_id)
         for given in task.generic:
             if given.name:
                 _count(use.names, (given.kind, given.name), sign)
@@ -195,6 +203,8 @@ class Ledger:
     def note_failure(self, old: Task | None, new: Task | None) -> None:
         """Remember where a task of a revision failed (committed changes only: this has no inverse)."""
         if new is None or not new.node_id or new.status.state not in (TaskState.FAILED, TaskState.REJECTED):
+            return
+        if new.status.message == ENFORCED:
             return
         if old is None or old.status.state != new.status.state:
             times = self.nodes[new.node_id].failures[new.revision_id]
@@ -274,9 +284,9 @@ def _takes_the_same(old: Task | None, new: Task | None) -> bool:
         old is not None
         and new is not None
         and old.node_id == new.node_id
-        and not old.status.state.terminal
-        and not new.status.state.terminal
-        and (old.desired_state <= TaskState.COMPLETE) == (new.desired_state <= TaskState.COMPLETE)
+        and old.status.state <= _RUNNING
+        and new.status.state <= _RUNNING
+        and (old.desired_state <= _COMPLETE) == (new.desired_state <= _COMPLETE)
         and old.revision_id == new.revision_id
         and old.service_id == new.service_id
         and old.node_address == new.node_address

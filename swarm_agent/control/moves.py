@@ -21,15 +21,20 @@ def drain(p: Pass, node_id: str) -> None:
         return  # below that level a place of a draining node is simply filled elsewhere (``slots``)
     rows = [t for t in p.view.tasks.by("node", node_id) if live(t) and not t.status.state.terminal]
     p.looked(len(rows))
+    leaving: list[Task] = []
+    begun = False
     for task in sorted(rows, key=lambda t: (t.service_id, t.slot)):
         service = p.view.services.get(task.service_id)
         if service is None or task.preset or defaults.is_job(service.spec):
             continue
+        leaving.append(task)
         if p.full:
             p.more(Key("drain", node_id))
-            return
+            break
         p.view.group(service.id)
-        move(p, service, task, "drain", Key("drain", node_id))
+        begun = move(p, service, task, "drain", Key("drain", node_id)) or begun
+    for task in leaving if begun else ():
+        p.discount(task)  # also those whose successors an earlier pass made: they would count twice
 
 
 def move(p: Pass, service: Service, task: Task, cause: str, key: Key) -> bool:

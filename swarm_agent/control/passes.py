@@ -11,7 +11,7 @@ from swarm_agent.control.ledger import Ledger
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Task
-from swarm_agent.store import Change, Group, Overlay, Store, slot_key
+from swarm_agent.store import Group, Overlay, Store, slot_key
 
 
 class Key(NamedTuple):
@@ -61,7 +61,8 @@ class Pass:
         self.last_join: int | None = None  # when the last node came to take tasks, as far as looked at
         self.for_health: list[Key] = []  # what waits for more of its service's tasks to run
         self._written: set[tuple[type[Record], str]] = set()
-        self._journal: list[Change] = []
+        self._journal: list[tuple[Record | None, Record | None]] = []
+        self._discounted: dict[str, Task] = {}  # task id -> how it is booked instead
 
     @property
     def level(self) -> int:
@@ -75,12 +76,13 @@ class Pass:
     def put(self, row: Record) -> None:
         """Write a row; the books see it at once."""
         self.puts += 1
-        self._written.add((type(row), row.id))
-        self._book(self.view.row(type(row), row.id), row)
+        kind = type(row)
+        self._written.add((kind, row.id))
+        self._book(self.view.row(kind, row.id), row)
         self.view.put(row)
-        if isinstance(row, Task) and not row.node_id:
+        if kind is Task and not row.node_id:  # type: ignore[attr-defined]
             self.unplaced[row.id] = None
-            self._to_place.add(row.revision_id)
+            self._to_place.add(row.revision_id)  # type: ignore[attr-defined]
 
     def delete(self, row: Record) -> None:
         self.puts += 1
@@ -91,7 +93,15 @@ class Pass:
     def discount(self, task: Task) -> None:
         """For the rest of the pass ``task`` does not count where tasks are spread: its successor is placed as if it had gone.
         What it holds (reservations, ports, addresses) it holds on to."""
-        self._book(task, msgspec.structs.replace(task, desired_state=TaskState.SHUTDOWN))
+        if task.id not in self._discounted and task.desired_state < TaskState.SHUTDOWN:
+            booked = msgspec.structs.replace(task, desired_state=TaskState.SHUTDOWN)
+            self._book(task, booked)
+            self._discounted[task.id] = booked
+
+    def recount(self, task: Task) -> None:
+        """Take a discount back: there is no successor after all."""
+        if task.id in self._discounted:
+            self._book(task, task)
 
     def wake(self, key: Key, at: int) -> None:
         """Ask for another look at ``key`` at ``at`` (nanoseconds); the earliest wish counts."""
@@ -132,12 +142,13 @@ class Pass:
 
     def finish(self) -> tuple[Group, ...]:
         """Take the tentative bookings back and return what to propose."""
-        for change in reversed(self._journal):
-            self.ledger.apply(Change(change.new, change.old))
+        for old, new in reversed(self._journal):
+            self.ledger.book_change(new, old)
         self._journal.clear()
         return self.view.groups()
 
     def _book(self, old: Record | None, new: Record | None) -> None:
-        change = Change(old, new)
-        self.ledger.apply(change)
-        self._journal.append(change)
+        if isinstance(old, Task):
+            old = self._discounted.pop(old.id, old)
+        self.ledger.book_change(old, new)
+        self._journal.append((old, new))

@@ -1,8 +1,9 @@
 """Services whose tasks stand unevenly: which would move where, and moving them within a budget.
 
 The scheduler says where a task would go if it were placed today; it is worth a move when the node it leaves has at least two
-tasks of its service more than the one it goes to. What moves does so as in a drain: the successor first, never fewer healthy
-tasks than promised.
+tasks of its service more than the one it goes to - of a service with spread preferences, the branch it leaves, at the first level
+at which the two nodes stand apart - and when no wish met where it stands (a neighbour, a volume) is unmet there. What moves does so
+as in a drain: the successor first, never fewer healthy tasks than promised.
 
 A service is rebalanced while ``Service.rebalancing`` says how many of its tasks may move at a time: written by somebody's wish, or
 by its policy. That a node has joined is read from the rows: ``Node.active_since`` says when it came to take tasks (which a change of
@@ -17,22 +18,24 @@ from collections.abc import Callable
 
 import msgspec
 
+from swarm_agent.control.filters import spread_of, unmet, wish_of
 from swarm_agent.control.ledger import Ledger, takes_tasks
 from swarm_agent.control.moves import move
 from swarm_agent.control.passes import Key, Pass
 from swarm_agent.control.schedule import place
+from swarm_agent.control.spread import path_of
 from swarm_agent.control.tasks import draining, live
 from swarm_agent.control.update import going
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.options import options
-from swarm_agent.objects.records import Node, Service, Task
-from swarm_agent.store import Store
+from swarm_agent.objects.records import Node, Revision, Service, Task
+from swarm_agent.store import Store, View
 
 SETTLING = 30 * defaults.SECOND  # a node that has just come may go again; whoever reacts to it waits so long
 EVERYTHING = 1 << 30
 MAX_SUGGESTED = 1000  # moves; who follows them may ask again
-TRIES = 3  # nodes whose tasks are not worth a move, until a service counts as even
+TRIES = 3  # nodes of a branch whose tasks are not worth a move, until it counts as even
 
 
 class Suggestion(msgspec.Struct, frozen=True):
@@ -55,7 +58,23 @@ def movable(service: Service) -> str:
         return "its label swarm-agent.rebalance is never"
     if wanted.strategy == "binpack":
         return "it is packed, not spread"
+    if wanted.volume_affinity != "ignore" and _has_own_volumes(service):
+        return "each task has local volumes of its own, which would stay behind"
     return ""
+
+
+def _has_own_volumes(service: Service) -> bool:
+    """Whether names of local volumes differ from task to task, so that nobody can tell where a task's are."""
+    return any(
+        m.type == "volume"
+        and "{{" in (m.source or "")
+        and (
+            (m.volume_options and m.volume_options.driver_config and m.volume_options.driver_config.name)
+            or "local"
+        )
+        == "local"
+        for m in defaults.container(service.spec.task_template).mounts or ()
+    )
 
 
 def suggest(
@@ -140,16 +159,69 @@ def _under_way(p: Pass, service: Service) -> int:
     return sum(1 for t in rows if live(t) and t.replaces in alive and not t.status.state.terminal)
 
 
+class _Crowds:
+    """How many tasks of a service each branch of its spread preferences has, and below them each node."""
+
+    def __init__(self, view: View, descriptors: tuple[str, ...]) -> None:
+        self._view = view
+        self._descriptors = descriptors
+        self._paths: dict[str, tuple[str, ...]] = {}
+        self._sums: Counter[tuple[str, ...]] = Counter()
+
+    def add(self, node_id: str, tasks: int) -> None:
+        path = self._path(node_id)
+        for depth in range(1, len(path) + 1):
+            self._sums[path[:depth]] += tasks
+
+    def leaf(self, node_id: str) -> tuple[str, ...]:
+        """The branch a node stands in, of all levels."""
+        return self._path(node_id)[:-1]
+
+    def of(self, node_id: str) -> tuple[int, ...]:
+        """By level, the outermost first; the node itself is the last."""
+        path = self._path(node_id)
+        return tuple(self._sums[path[:depth]] for depth in range(1, len(path) + 1))
+
+    def gain(self, source: str, target: str) -> str:
+        """What a move would even out; "" when it would not."""
+        here, there = self._path(source), self._path(target)
+        depth = next((n for n, (a, b) in enumerate(zip(here, there, strict=True)) if a != b), None)
+        if depth is None:
+            return ""
+        more, fewer = self.of(source)[depth], self.of(target)[depth]
+        if more - fewer < 2:
+            return ""
+        if depth == len(self._descriptors):
+            return f"{more} tasks of the service on its node, {fewer} there"
+        label = self._descriptors[depth]
+        return f"{more} tasks of the service where {label} is {here[depth] or 'not set'}, {fewer} where it is {there[depth] or 'not set'}"
+
+    def _path(self, node_id: str) -> tuple[str, ...]:
+        path = self._paths.get(node_id)
+        if path is None:
+            node = self._view.nodes.get(node_id)
+            branches = ("",) * len(self._descriptors) if node is None else path_of(node, self._descriptors)
+            path = self._paths[node_id] = (*branches, node_id)
+        return path
+
+
 def _moves(p: Pass, service: Service, most: int, *, pretend: bool) -> list[Suggestion]:
     """From the most crowded node to where the scheduler would have a task, until that gains nothing. A few nodes are tried:
     what suits a task depends a little on where it stands."""
+    revision = p.view.revisions.get(service.revision_id)
+    if revision is None:
+        return []
     p.view.group(service.id)
     rows = [t for t in p.view.tasks.by("service", service.id) if live(t) and not t.status.state.terminal]
     p.looked(len(rows))
     leaving = {t.replaces for t in rows if t.replaces}
-    counts = Counter(t.node_id for t in rows if t.node_id and t.id not in leaving)
+    crowds = _Crowds(p.view, spread_of(revision))
     standing: defaultdict[str, list[Task]] = defaultdict(list)
     for task in rows:
+        if task.id in leaving:
+            p.discount(task)
+        elif task.node_id:
+            crowds.add(task.node_id, 1)
         if (
             task.id not in leaving
             and not task.replaces
@@ -162,30 +234,49 @@ def _moves(p: Pass, service: Service, most: int, *, pretend: bool) -> list[Sugge
         tasks.sort(key=lambda t: t.slot)
     out: list[Suggestion] = []
     failed: set[str] = set()
-    while len(out) < most and len(failed) < TRIES and not p.spent:
+    tries: Counter[tuple[str, ...]] = Counter()  # by branch
+    while len(out) < most and not p.spent:
         source = max(
-            (n for n, tasks in standing.items() if tasks and n not in failed),
-            key=lambda n: (counts[n], n),
+            (
+                n
+                for n, tasks in standing.items()
+                if tasks and n not in failed and tries[crowds.leaf(n)] < TRIES
+            ),
+            key=lambda n: (crowds.of(n), n),
             default="",
         )
         p.looked(len(standing))
-        if not source or counts[source] < 2:
+        if not source or crowds.of(source)[0] < 2:
             break
         task = standing[source][-1]
         target = _target(p, service, task)
-        if target is None or counts[source] - counts[target.node_id] < 2:
+        text = "" if target is None else crowds.gain(source, target.node_id)
+        if target is None or not text or _is_worse(p, service, revision, source, target):
             failed.add(source)
+            tries[crowds.leaf(source)] += 1
             if target is not None:
                 _take_back(p, target)
+            p.recount(task)
             continue
         standing[source].pop()
-        text = f"{counts[source]} tasks of the service on its node, {counts[target.node_id]} there"
         out.append(Suggestion(service.id, task.id, task.place, source, target.node_id, text))
-        counts[source] -= 1
-        counts[target.node_id] += 1
+        crowds.add(source, -1)
+        crowds.add(target.node_id, 1)
         if pretend:
             p.delete(task)
     return out
+
+
+def _is_worse(p: Pass, service: Service, revision: Revision, source: str, placed: Task) -> bool:
+    """Whether fewer wishes would be met where the successor was placed than where the task stands, or it fails there."""
+    p.discount(placed)  # neither of the two counts as the other's neighbour
+    wish = wish_of(revision, service, p.view, p.ledger)
+    here, there = (
+        (p.ledger.failures(node_id, revision.id, p.now), unmet(wish, node_id, p.ledger))
+        for node_id in (source, placed.node_id)
+    )
+    p.recount(placed)
+    return there > here
 
 
 def _target(p: Pass, service: Service, task: Task) -> Task | None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
-from swarm_agent.objects.records import Service, Task
+from swarm_agent.objects.records import ENFORCED, Service, Task
 
 STABLE = 60 * defaults.SECOND  # who ran so long is in no crash loop
 FIRST_DOUBLED = defaults.SECOND // 2  # a policy without delay grows from here
@@ -32,11 +32,12 @@ def restart(service: Service, task: Task, tasks: list[Task], now: int) -> Restar
     """What follows ``task``, which has ended; ``None``: nothing. ``tasks``: all of its place; ``now``: nanoseconds."""
     if not _may(service, task, tasks):
         return None
-    failures = (
-        task.failures + 1
-        if ended_at(task) - task.status.started_at < STABLE or not task.status.started_at
-        else 1
-    )
+    if task.status.message == ENFORCED:
+        failures = task.failures  # its node changed under it, which tells nothing of the task
+    elif ended_at(task) - task.status.started_at < STABLE or not task.status.started_at:
+        failures = task.failures + 1
+    else:
+        failures = 1
     return Restart(
         min(max(ended_at(task), task.start_after), now) + delay(service, task.place, failures),
         attempt_of(service, task, 1),

@@ -13,9 +13,10 @@ import msgspec
 
 from swarm_agent.control.allocate import Exhausted, allocate_task
 from swarm_agent.control.filters import Demand, Wish, options_of, pick_generic, wish_of
+from swarm_agent.control.names import names_itself
 from swarm_agent.control.passes import PLACING, Pass
 from swarm_agent.control.reasons import ADDRESS, count_refusals, reasons, refusal_of, texts, where
-from swarm_agent.control.tasks import left_node
+from swarm_agent.control.tasks import moved_from
 from swarm_agent.objects import features
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Node, Reason, Revision, Service, Task
@@ -31,8 +32,12 @@ def place(p: Pass, tasks: list[Task]) -> list[Task]:
     for task in tasks:
         if task.preset:
             _confirm(p, task, left)
-        else:
-            groups.setdefault((task.revision_id, left_node(p.view, task)), []).append(task)
+            continue
+        replaced = moved_from(p.view, task)
+        if replaced is not None:
+            p.discount(replaced)  # where it stands it is about to leave
+        avoid = "" if replaced is None else replaced.node_id
+        groups.setdefault((task.revision_id, avoid), []).append(task)
     for (revision_id, avoid), group in groups.items():
         revision = p.view.revisions.get(revision_id)
         if revision is None:
@@ -94,8 +99,7 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
 def _keeps_together(service: Service | None) -> bool:
     """Whether a service's tasks go where others of it are: the first may go anywhere, the rest follows."""
     return service is not None and any(
-        a.together and a.service.lower() == (service.spec.name or "").lower()
-        for a in options_of(service).affinities
+        a.together and names_itself(service, a.service) for a in options_of(service).affinities
     )
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import msgspec
 
 from swarm_agent.control import depends
+from swarm_agent.control.names import names_itself
 from swarm_agent.control.passes import Health, Key, Pass
 from swarm_agent.control.reasons import ADDRESS
 from swarm_agent.control.restarts import attempt_of, restart
 from swarm_agent.control.revisions import same_but_placement
 from swarm_agent.control.tasks import (
-    ENFORCED,
     MINUTE,
     aim,
     draining,
@@ -32,7 +32,7 @@ from swarm_agent.objects import defaults, features
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
-from swarm_agent.objects.records import Reason, Service, Task
+from swarm_agent.objects.records import ENFORCED, Reason, Service, Task
 
 FREED_BY_THE_OLD = frozenset({"resources", "ports", "addresses", "max-replicas", ADDRESS})
 """Filters that may refuse a new task only because the one it replaces is still there."""
@@ -241,9 +241,8 @@ def _blocked(service: Service, new: Task) -> bool:
 
 def keeps_apart_from_itself(service: Service) -> bool:
     """Whether its labels forbid two of its tasks on one node."""
-    own = (service.spec.name or "").lower()
     wishes = options(service.spec.labels).affinities
-    return any(a.hard and not a.together and a.service.lower() == own for a in wishes)
+    return any(a.hard and not a.together and names_itself(service, a.service) for a in wishes)
 
 
 def starts_first(service: Service, task: Task) -> bool:

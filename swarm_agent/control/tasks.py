@@ -12,8 +12,6 @@ from swarm_agent.objects.options import options
 from swarm_agent.objects.records import Node, Revision, Service, Task, TaskStatus
 from swarm_agent.store import View
 
-STACK = "com.docker.stack.namespace"
-ENFORCED = "task rejected by constraint enforcer"
 MINUTE = 60 * defaults.SECOND
 
 
@@ -85,10 +83,10 @@ def observe(p: Pass, task: Task, state: TaskState, message: str, err: str = "") 
     return changed
 
 
-def left_node(view: View, task: Task) -> str:
-    """The node a task is to take another's work away from, "" when it is no move."""
+def moved_from(view: View, task: Task) -> Task | None:
+    """The task whose node a task is to take its work away from; ``None`` when it is no move."""
     replaced = view.tasks.get(task.replaces) if task.replaces else None
-    return "" if replaced is None or not live(replaced) else replaced.node_id
+    return replaced if replaced is not None and live(replaced) and replaced.node_id else None
 
 
 def live(task: Task) -> bool:
@@ -130,10 +128,3 @@ def misplaced(view: View, task: Task, revision: Revision | None) -> bool:
     if node is None or revision is None or node.spec.availability != "active":
         return False
     return not node_matches(defaults.constraints(revision.template), node)
-
-
-def named_service(view: View, of: Service, name: str) -> Service | None:
-    """The service another one names: of its own stack first, as a Compose file means it."""
-    stack = of.spec.labels.get(STACK)
-    names = (f"{stack}_{name}", name) if stack else (name,)
-    return next((s for n in names for s in view.services.by("name", n.lower())), None)

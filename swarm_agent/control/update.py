@@ -16,13 +16,13 @@ from swarm_agent.control.restarts import ended_at
 from swarm_agent.control.revisions import previous_of
 from swarm_agent.control.slots import given_up, keeps_apart_from_itself, newest
 from swarm_agent.control.survey import Survey
-from swarm_agent.control.tasks import ENFORCED, live, make
+from swarm_agent.control.tasks import live, make
 from swarm_agent.objects import defaults
 from swarm_agent.objects.durations import duration_text
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.errors import InvalidSpec
 from swarm_agent.objects.options import options
-from swarm_agent.objects.records import Revision, Service, Task, UpdateStatus
+from swarm_agent.objects.records import ENFORCED, Revision, Service, Task, UpdateStatus
 
 GOING = ("updating", "rollback_started")
 PAUSED = ("paused", "rollback_paused")

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from swarm_agent.control import depends, jobs
+from swarm_agent.control import depends, everywhere, jobs
 from swarm_agent.control.ledger import Ledger
 from swarm_agent.control.reasons import ADDRESS, Explanation, explain
-from swarm_agent.control.tasks import draining, left_node, live, lost_node
+from swarm_agent.control.tasks import draining, live, lost_node, moved_from
 from swarm_agent.objects import defaults
 from swarm_agent.objects.durations import duration_text
 from swarm_agent.objects.enums import TaskState
@@ -72,7 +72,8 @@ def _explained(
     revision = view.revisions.get(task.revision_id)
     if revision is None or task.node_id or not task.reasons or any(r.code == ADDRESS for r in task.reasons):
         return None
-    key = (task.revision_id, left_node(view, task), task.preset)
+    replaced = moved_from(view, task)
+    key = (task.revision_id, "" if replaced is None else replaced.node_id, task.preset)
     if key not in seen:
         seen[key] = explain(view, ledger, revision, service, key[1], key[2])
     return seen[key]
@@ -89,7 +90,10 @@ def _service(view: View, service: Service, tasks: list[Task], now: int) -> list[
     alive = [t for t in tasks if live(t) and not t.status.state.terminal]
     if defaults.is_job(service.spec):
         out += _job(service, tasks, now)
-    elif not defaults.is_global(service.spec):
+    elif defaults.is_global(service.spec):
+        if not alive and next(everywhere.places(view, service), None) is None:
+            out.append("no node is to have a task of it: none is active and meets its constraints")
+    else:
         wanted = defaults.replicas(service.spec)
         given_up = _given_up(tasks)
         if given_up:

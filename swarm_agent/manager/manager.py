@@ -11,17 +11,17 @@ from pathlib import Path
 
 import msgspec
 
-from swarm_agent.control.loop import ControlLoop
 from swarm_agent.identity.ca import Subject
 from swarm_agent.identity.door import FrontDoor, Issued, IssueRequest
 from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.identity.keyfile import KeyFile
 from swarm_agent.manager.archive import Recovery
 from swarm_agent.manager.authority import Authority
+from swarm_agent.manager.duties import Duties
 from swarm_agent.manager.keys import KeyKeeper
-from swarm_agent.manager.levels import LevelKeeper
 from swarm_agent.manager.logs import LogBroker
-from swarm_agent.manager.roles import RoleKeeper, admit
+from swarm_agent.manager.roles import admit
+from swarm_agent.manager.surface import ServeForwarded, Surface
 from swarm_agent.objects import features
 from swarm_agent.objects.errors import NoLeader, NotLeading, PermissionDenied, SwarmError, Unavailable
 from swarm_agent.objects.records import Cluster, Node, Task
@@ -38,21 +38,13 @@ from swarm_agent.raft import (
 from swarm_agent.raft.node import Begin
 from swarm_agent.raft.rescue import begin_from, stand_alone
 from swarm_agent.seams import Seams
-from swarm_agent.session.dispatcher import Dispatcher
 from swarm_agent.session.peers import PeerTransport
-from swarm_agent.session.rpc import Client, Method, NotTaken, Redirect
+from swarm_agent.session.rpc import Client, NotTaken, Redirect
 from swarm_agent.session.wire import (
-    Down,
     ForwardedAnswer,
     ForwardedCall,
     IssueFor,
-    JoinRaft,
-    Leave,
     LogPiece,
-    Members,
-    Nothing,
-    Renew,
-    Up,
 )
 from swarm_agent.store import ApplyResult, Entry, Group, Put, Store, encode_entry
 
@@ -60,8 +52,6 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.05
 LEADER_WAIT_S = 5.0  # how long a call waits out an election before it says there is no leader
-
-ServeForwarded = Callable[[ForwardedCall], AsyncIterator[ForwardedAnswer]]
 
 
 class ManagerSettings(msgspec.Struct, frozen=True):
@@ -86,42 +76,6 @@ class ManagerSettings(msgspec.Struct, frozen=True):
     @property
     def manager_addr(self) -> str:
         return f"{self.advertise_host}:{self.front_door_port}"
-
-
-class _Duties:
-    """What one term of leadership runs."""
-
-    def __init__(self, manager: Manager, raft: RaftNode) -> None:
-        self.control = ControlLoop(manager.store, manager.propose, manager.new_id, manager.now)
-        self._raft, self._term = raft, raft.status().term
-        self.dispatcher = Dispatcher(manager.store, manager.propose, manager.new_id, self._confirm)
-        self.roles = RoleKeeper(manager.store, raft, manager.propose)
-        self.levels = LevelKeeper(manager.store, raft, manager.propose, self.dispatcher.levels)
-        self.dispatcher.on_level = self.levels.wake
-        self.task = asyncio.create_task(self._run(), name="leader duties")
-
-    async def _run(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.control.run())
-            group.create_task(self.dispatcher.run())
-            group.create_task(self.roles.run())
-            group.create_task(self.levels.run())
-
-    async def _confirm(self) -> None:
-        """Return when this manager led in the term of these duties after the call. A barrier alone would pass on any member that
-        hears a leader, so who we are by then is part of it."""
-        await self._raft.read_barrier()
-        status = self._raft.status()
-        if status.role != "leader" or status.term != self._term:
-            raise NotLeading
-
-    async def stop(self) -> None:
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
-        self.control.close()  # each again: a task that was cancelled before its first step has closed nothing
-        self.roles.close()
-        self.levels.close()
-        self.dispatcher.close()
 
 
 def _beginning(me: Member, recovery: Recovery | None, *, alone: bool) -> Begin | None:
@@ -151,15 +105,16 @@ class Manager:
         self._identity = identity
         self._serve_forwarded = serve_forwarded
         self._rng = rng
-        self._transport = PeerTransport(identity, seams.links, settings.raft_port, self._admit)
+        self._transport = PeerTransport(identity, seams.links, settings.raft_port, self.admit)
         self._home: Home | None = None
         self._disk: Disk | None = None
         self.raft: RaftNode | None = None
-        self.duties: _Duties | None = None
+        self.duties: Duties | None = None
         self._authority = Authority(self.store, self.propose, new_id, seams.certificates)
         self.keys = KeyKeeper(self.store, keys, renew, seams.certificates.entropy)
         self.logs = LogBroker(new_id)
-        self._rpc = seams.rpc.server(identity, self._allow, self._methods())
+        surface = Surface(self, self._authority, serve_forwarded)
+        self._rpc = seams.rpc.server(identity, surface.allow, surface.methods())
         self._door = FrontDoor(identity, self.issue, seams.doors)
         self._clients: dict[str, Client] = {}
         self._leading = asyncio.Lock()
@@ -239,14 +194,14 @@ class Manager:
         self._follow = asyncio.create_task(self._follow_leadership(), name="follow leadership")
         self._changed.set()
         if founding is not None:
-            await self._wait_until(lambda: self.is_leader, 20.0, "to lead the new cluster")
+            await self.wait_until(lambda: self.is_leader, 20.0, "to lead the new cluster")
             if self.store.cluster is None:
                 await self.propose((Group("founding", tuple(Put(r, 0) for r in founding)),))
         if recovery is not None:
-            await self._wait_until(lambda: self.is_leader, 20.0, "to lead the recovered cluster")
+            await self.wait_until(lambda: self.is_leader, 20.0, "to lead the recovered cluster")
             await self._settle(recovery.node)
         if alone:
-            await self._wait_until(lambda: self.is_leader, 20.0, "to lead alone")
+            await self.wait_until(lambda: self.is_leader, 20.0, "to lead alone")
             await self._stay_manager()
             await self.tell_addresses()
 
@@ -400,7 +355,7 @@ class Manager:
                     continue
                 if self.status.role == "leader":
                     log.info("this manager leads now", extra={"node": self.settings.node_id})
-                    self.duties = _Duties(self, self.raft)
+                    self.duties = Duties(self.raft, self.store, self.propose, self.new_id, self.now)
                     self.duties.task.add_done_callback(self._duties_ended)
             elif not leads and self.duties is not None:
                 log.info("this manager leads no more", extra={"node": self.settings.node_id})
@@ -416,7 +371,7 @@ class Manager:
             return  # it ended because leadership did, which is known already
         self._resigning = asyncio.create_task(self._resign(self.duties), name="resign")
 
-    async def _resign(self, failed: _Duties) -> None:
+    async def _resign(self, failed: Duties) -> None:
         if self.duties is failed:
             self.duties = None
         await failed.stop()
@@ -426,7 +381,7 @@ class Manager:
         await asyncio.sleep(RETRY_S)  # what fails at once must not fail without a pause
         self._changed.set()  # alone we go on with fresh duties
 
-    async def _wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+    async def wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
         try:
             async with asyncio.timeout(seconds):
                 while not condition():
@@ -502,31 +457,9 @@ class Manager:
             else:
                 return
 
-    # --- RPC surface -------------------------------------------------------------------------------------------------
-    def _methods(self) -> list[Method]:
-        return [
-            Method("Session", True, True, True, self._session),
-            Method("Logs", True, False, True, self.logs.serve),
-            Method("Forward", False, True, False, self._forwarded),
-            Method("JoinRaft", False, False, False, self._join_raft),
-            Method("Renew", False, False, True, self._renew),
-            Method("Issue", False, False, False, self._issue_for),
-            Method("Leave", False, False, True, self._leave),
-        ]
-
-    def _allow(self, caller: Subject, method: Method) -> None:
-        """The second check of every call: the node table. A joining manager has no table yet and trusts certificates."""
-        self._admit(caller)
-        if self.store.cluster is None:
-            return
-        node = self.store.nodes.get(caller.node_id)
-        if node is None:
-            raise PermissionDenied(f"Permission denied: node {caller.node_id} is not known here")
-        if not method.workers and node.role != "manager":
-            raise PermissionDenied(f"Permission denied: node {caller.node_id} is not a manager")
-
-    def _admit(self, caller: Subject) -> None:
-        """What holds for Raft's links too; called on either loop, reads single rows only.
+    # --- who is served, and by whom ----------------------------------------------------------------------------------
+    def admit(self, caller: Subject) -> None:
+        """What holds of every call, and for Raft's links too; called on either loop, reads single rows only.
 
         The node table cannot decide there: it comes through Raft, and a manager that missed a promotion while it was
         away would refuse the very leader that could tell it. Raft itself knows which members were let go.
@@ -537,7 +470,7 @@ class Manager:
         if cluster is not None and caller.node_id in cluster.removed_nodes:
             raise PermissionDenied(f"Permission denied: node {caller.node_id} was removed from swarm")
 
-    def _must_lead(self) -> _Duties:
+    def must_lead(self) -> Duties:
         """Our duties, or at once a redirect to whoever leads: the caller knows other managers to ask."""
         if self.duties is None:
             leader = self.status.leader if self.raft is not None else None
@@ -545,47 +478,6 @@ class Manager:
                 raise Unavailable("this manager knows no leader now")
             raise Redirect(leader.addr)
         return self.duties
-
-    async def _session(self, caller: Subject, requests: AsyncIterator[Up]) -> AsyncIterator[Down]:
-        self._must_lead()
-        await (
-            self.read_barrier()
-        )  # a leader that was deposed and does not know it would hand out an old world
-        duties = self._must_lead()
-        async for message in duties.dispatcher.session(caller.node_id, requests, ""):
-            yield message
-
-    async def _forwarded(self, caller: Subject, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:  # noqa: ARG002
-        self._must_lead()
-        try:
-            async for piece in self._serve_forwarded(call):
-                yield piece
-        except NotLeading as err:
-            raise Redirect("") from err  # leadership went while we looked: the caller asks whoever leads now
-
-    async def _join_raft(self, caller: Subject, request: JoinRaft) -> Members:
-        self._must_lead()
-        assert self.raft is not None
-        await admit(
-            self.raft,
-            self.store,
-            self.propose,
-            caller.node_id,
-            request.raft_id,
-            request.rpc_addr,
-            request.manager_addr,
-            request.feature_level,
-        )
-        members = tuple((m.raft_id, m.node_id, m.addr) for m in self.status.members)
-        return Members(members, self.settings.cluster_id)
-
-    async def _renew(self, caller: Subject, request: Renew) -> Issued:
-        self._must_lead()
-        return await self._authority.renew(caller, request.csr)
-
-    async def _issue_for(self, caller: Subject, request: IssueFor) -> Issued:  # noqa: ARG002 - managers only
-        self._must_lead()
-        return await self._authority.issue(request.request)
 
     async def issue(self, request: IssueRequest) -> Issued:
         """The front door's call: here when we lead, else at the leader."""
@@ -595,28 +487,9 @@ class Manager:
         issued: Issued = await client.unary("Issue", IssueFor(request))
         return issued
 
-    async def _leave(self, caller: Subject, request: Leave) -> Nothing:  # noqa: ARG002
-        """A node leaves for good: a manager is first made a worker, so that it counts no more."""
-        self._must_lead()
-        while True:
-            node = self.store.nodes.get(caller.node_id)
-            if node is None:
-                return Nothing()
-            changed = msgspec.structs.replace(node, spec=msgspec.structs.replace(node.spec, role="worker"))
-            if changed == node:
-                break
-            if (await self.propose((Group(f"node/{node.id}", (Put(changed, node.version),)),))).accepted[0]:
-                break
-        await self._wait_until(
-            lambda: all(m.node_id != caller.node_id for m in self.status.members),
-            10.0,
-            "for Raft to let the manager go",
-        )
-        return Nothing()
-
     # --- what the API asks ---------------------------------------------------------------------------------------------
     async def read_logs(self, tasks: list[Task], query: dict[str, str]) -> AsyncIterator[LogPiece]:
-        duties = self._must_lead()
+        duties = self.must_lead()
         async for piece in self.logs.read(duties.dispatcher, tasks, query):
             yield piece
 

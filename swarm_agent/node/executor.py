@@ -191,8 +191,9 @@ class Executor:
                 self._lease.ended(container_id)  # the engine refuses, so nothing runs
             raise
 
-    async def wait(self) -> None:
-        """Return when the container ended by itself with 0; raise TaskFailed otherwise."""
+    async def wait(self, runs: Callable[[], None] = lambda: None) -> None:
+        """Return when the container ended by itself with 0; raise TaskFailed otherwise. ``runs``: called whenever the engine
+        says that all is well."""
         while True:
             self._news.clear()
             state = await self._state()
@@ -204,6 +205,7 @@ class Executor:
                 raise failure
             if (state.get("Health") or {}).get("Status") == "unhealthy":
                 raise await self._kill_unhealthy()
+            runs()
             await self._news.wait()
 
     async def shutdown(self) -> None:

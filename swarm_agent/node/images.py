@@ -10,6 +10,7 @@ from swarm_agent.objects.images import is_image_id, parse_image
 
 log = logging.getLogger(__name__)
 
+PULL_SILENCE_S = 600.0  # a pull the engine says nothing of for so long has hung
 FAILED_PULL_REST_S = 30.0  # a tag that could not be pulled but is here is not asked for again this long
 
 
@@ -69,10 +70,20 @@ class Images:
     async def _pull(self, image: str, registry_auth: str) -> None:
         headers = {"X-Registry-Auth": registry_auth} if registry_auth else {}
         query = {"fromImage": _with_tag(image)}
-        async with self._engine.stream("POST", "/images/create", query=query, headers=headers) as pieces:
-            async for line in json_lines(pieces):
-                if "error" in line:
-                    raise EngineError(500, str(line["error"]))
+        loop = asyncio.get_running_loop()
+        try:
+            async with (
+                asyncio.timeout(PULL_SILENCE_S) as limit,
+                self._engine.stream("POST", "/images/create", query=query, headers=headers) as pieces,
+            ):
+                async for line in json_lines(pieces):
+                    limit.reschedule(loop.time() + PULL_SILENCE_S)
+                    if "error" in line:
+                        raise EngineError(500, str(line["error"]))
+        except TimeoutError as err:
+            raise EngineError(
+                504, f"the pull made no progress for {PULL_SILENCE_S / 60:g} minutes and was given up"
+            ) from err
 
 
 def _with_tag(image: str) -> str:

@@ -131,7 +131,7 @@ class Runner:
         operations: dict[Do, Callable[[], Coroutine[Any, Any, None]]] = {
             Do.PREPARE: self.executor.prepare,
             Do.START: self.executor.start,
-            Do.WAIT: self.executor.wait,
+            Do.WAIT: lambda: self.executor.wait(self._well),
             Do.SHUTDOWN: self.executor.shutdown,
         }
         operation = operations.get(do)
@@ -177,6 +177,10 @@ class Runner:
             return
         log.info("%s: %s", self.task.name, err, extra={"task": self.task.id})
         self._move(after_error(self.status.state), self.status.message, err)
+
+    def _well(self) -> None:
+        """The engine answers again, and says that it runs."""
+        self._note("")
 
     def _note(self, err: str) -> None:
         """Trouble that may pass: shown, but the state stays."""

@@ -199,6 +199,10 @@ class ContainerStatus(Part, frozen=True, kw_only=True):
     exit_code: int = 0
 
 
+ENFORCED = "task rejected by constraint enforcer"
+"""The status message of a task whose node changed under it: it ended, and tells nothing of its revision or of the node."""
+
+
 class TaskStatus(Part, frozen=True, kw_only=True):
     state: TaskState = TaskState.NEW
     message: str = ""

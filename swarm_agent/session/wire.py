@@ -169,8 +169,6 @@ class IssueFor(msgspec.Struct, frozen=True):
 class Leave(msgspec.Struct, frozen=True):
     """A node that leaves on purpose; managers are taken out of Raft first."""
 
-    force: bool = False
-
 
 TYPES: dict[str, tuple[Any, Any]] = {
     "Session": (Up, Down),

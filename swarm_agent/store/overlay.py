@@ -30,36 +30,63 @@ _STAMPED = ("version", "created_at", "updated_at")
 _BUT_STATUS = attrgetter(*(f for f in Task.__struct_fields__ if f != "status" and f not in _STAMPED))
 
 
-class _Rows(Generic[R]):
-    """One kind of record: the local rows hide the base ones; ``gone`` hides without replacing."""
+def _only_status(now: Task, stored: Task) -> bool:
+    """Whether two rows of a task differ in nothing but its status."""
+    if now.node_id != stored.node_id or now.desired_state != stored.desired_state:  # what is changed most
+        return False
+    return bool(_BUT_STATUS(now) == _BUT_STATUS(stored))
 
-    __slots__ = ("base", "gone", "local")
+
+class _Rows(Generic[R]):
+    """One kind of record: the local rows hide the base ones; ``gone`` hides without replacing.
+
+    Local rows are entered into their indexes when somebody asks one: most of a pass are written last and looked up never.
+    """
+
+    __slots__ = ("_indexed", "_late", "base", "gone", "local")
 
     def __init__(self, cls: type[R], base: Table[R]) -> None:
         self.base = base
-        self.local: Table[R] = Table(INDEXES[cls])
+        self.local: dict[str, R] = {}
         self.gone: set[str] = set()
+        self._indexed: Table[R] = Table(INDEXES[cls])
+        self._late: dict[str, None] = {}  # local rows that are not in the indexes as they are now
+
+    def put(self, row: R) -> None:
+        self.gone.discard(row.id)
+        self.local[row.id] = row
+        self._late[row.id] = None
+
+    def drop(self, id_: str) -> None:
+        """Forget a local row."""
+        if self.local.pop(id_, None) is not None:
+            self._late.pop(id_, None)
+            self._indexed.delete(id_)
 
     def get(self, id_: str) -> R | None:
         if id_ in self.gone:
             return None
-        return self.local.get(id_) or self.base.get(id_)
+        return self.local.get(id_) or self.base.rows.get(id_)
 
     def all(self) -> Iterator[R]:
-        hidden = self.local.rows
+        hidden = self.local
         yield from (r for r in self.base.all() if r.id not in hidden and r.id not in self.gone)
-        yield from self.local.all()
+        yield from list(hidden.values())
 
     def by(self, index: str, key: Hashable) -> Iterator[R]:
-        hidden, gone = self.local.rows, self.gone
+        hidden, gone = self.local, self.gone
         if not hidden and not gone:
             return self.base.by(index, key)
+        if self._late:
+            for id_ in self._late:
+                self._indexed.put(hidden[id_])
+            self._late.clear()
         found = [r for r in self.base.by(index, key) if r.id not in hidden and r.id not in gone]
-        found.extend(self.local.by(index, key))
+        found.extend(self._indexed.by(index, key))
         return iter(found)
 
     def __len__(self) -> int:
-        new = sum(1 for i in self.local.rows if i not in self.base.rows)
+        new = sum(1 for i in self.local if i not in self.base.rows)
         return len(self.base) + new - sum(1 for i in self.gone if i in self.base.rows)
 
 
@@ -80,14 +107,12 @@ class Overlay:
         self._key = key
 
     def put(self, row: Record) -> None:
-        rows = self._rows[type(row)]
-        rows.gone.discard(row.id)
-        rows.local.put(row)
+        self._rows[type(row)].put(row)
         self._owner.setdefault((type(row), row.id), self._key)
 
     def delete(self, row: Record) -> None:
         rows = self._rows[type(row)]
-        rows.local.delete(row.id)
+        rows.drop(row.id)
         rows.gone.add(row.id)
         self._owner.setdefault((type(row), row.id), self._key)
 
@@ -95,15 +120,6 @@ class Overlay:
         """One row of a kind that is known only at run time."""
         found: R | None = self._rows[cls].get(id_)
         return found
-
-    def drop(self, key: str) -> None:
-        """Forget every write of a group, as when its decision turned out impossible."""
-        for (cls, id_), owner in list(self._owner.items()):
-            if owner == key:
-                rows = self._rows[cls]
-                rows.local.delete(id_)
-                rows.gone.discard(id_)
-                del self._owner[cls, id_]
 
     def groups(self) -> tuple[Group, ...]:
         """The collected writes, each carrying the version it was based on; rows that ended as they began are left out."""
@@ -119,7 +135,7 @@ class Overlay:
             write: Write
             if now is None:
                 write = Delete(cls.__name__.lower(), id_, expect)
-            elif compact and cls is Task and stored is not None and _BUT_STATUS(now) == _BUT_STATUS(stored):
+            elif compact and cls is Task and stored is not None and _only_status(now, stored):
                 write = SetStatus(id_, now.status, expect)
             else:
                 write = Put(now, expect)

@@ -21,19 +21,17 @@ from swarm_agent.objects.records import Network, Node, Revision, Service, Task, 
 MAX_TEXTS = 1024  # words of statuses; there are some dozens, but an engine's errors are as many as it likes
 MAX_TEXT = 64
 
-_KEPT = tuple(
-    (name, attrgetter(name))
-    for name in (
-        "id",
-        "service_id",
-        "service_name",
-        "service_labels",
-        "revision_id",
-        "networks",
-        "node_address",
-        "cause",
-    )
+_KEPT = (
+    "id",
+    "service_id",
+    "service_name",
+    "service_labels",
+    "revision_id",
+    "networks",
+    "node_address",
+    "cause",
 )
+_VALUES = attrgetter(*_KEPT)
 
 
 class Sharing:
@@ -50,9 +48,8 @@ class Sharing:
         """``task`` was decoded just now; ``old`` is the row it replaces."""
         self.status(task.status)
         if old is not None:
-            for name, value in _KEPT:
-                before = value(old)
-                if value(task) == before:
+            for name, value, before in zip(_KEPT, _VALUES(task), _VALUES(old), strict=True):
+                if value == before:
                     force_setattr(task, name, before)
             if task.networks is not old.networks or task.node_id is not old.node_id:
                 self._place(task)

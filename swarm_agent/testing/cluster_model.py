@@ -81,6 +81,20 @@ class PaperCluster:
             writes.append(Put(row, 0 if stored is None else stored.version))  # type: ignore[arg-type]
         assert self.commit((Group("test", tuple(writes)),)) == (True,)
 
+    @classmethod
+    def of(cls, *names: str) -> PaperCluster:
+        """With these nodes, not settled yet."""
+        made = cls()
+        for name in names:
+            made.add_node(name)
+        return made
+
+    def image_of(self, task: Task) -> str:
+        revision = self.store.revisions.get(task.revision_id)
+        assert revision is not None
+        assert revision.template.container_spec is not None
+        return revision.template.container_spec.image or ""
+
     def add_node(
         self, name: str, *, cpus: int = 4, memory: int = 8 * GiB, labels: dict[str, str] | None = None
     ) -> Node:

@@ -22,7 +22,7 @@ from swarm_agent.config import AgentConfig
 from swarm_agent.daemon import Daemon
 from swarm_agent.identity import ca
 from swarm_agent.manager.manager import Manager
-from swarm_agent.membership import load_membership
+from swarm_agent.member.membership import load_membership
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.raft import Disk, SameLoop
 from swarm_agent.seams import Seams

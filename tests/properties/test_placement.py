@@ -382,7 +382,20 @@ def _retold(before: tuple[Generic, ...], after: tuple[Generic, ...]) -> list[Any
     ]
 
 
+ONE_EACH = {"placement": Placement(max_replicas=1)}
+# a node that has lost the only task of a service stands in its order twice: as it was, and as one like all others
+EMPTIED = [
+    ("node", "n0", {}),
+    ("node", "n1", {}),
+    ("service", "s3", ONE_EACH),
+    ("tasks", "s3", 2),
+    ("stop", 1, None),
+    ("tasks", "s3", 3),
+]
+
+
 @settings(max_examples=EXAMPLES or 120, derandomize=not EXAMPLES, database=None, deadline=None)
+@example(steps=EMPTIED, large=False)
 @example(steps=_retold(COUNTED, NAMED), large=False)
 @example(steps=_retold(NAMED, COUNTED), large=False)
 @example(steps=_retold(COUNTED, NAMED), large=True)

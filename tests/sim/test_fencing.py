@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from swarm_agent.manager.manager import _Duties
+from swarm_agent.manager.duties import Duties
 from swarm_agent.node.lease import Lease
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.errors import SwarmError
@@ -458,10 +458,10 @@ def a_new_leader_does_not_wait(patch: pytest.MonkeyPatch) -> None:
 def beats_are_confirmed_without_a_barrier(patch: pytest.MonkeyPatch) -> None:
     never_steps_down(patch)
 
-    async def confirm(self: _Duties) -> None:
+    async def confirm(self: Duties) -> None:
         pass
 
-    patch.setattr(_Duties, "_confirm", confirm)
+    patch.setattr(Duties, "_confirm", confirm)
 
 
 def a_lease_is_asked_for_before_the_tasks_are_known(patch: pytest.MonkeyPatch) -> None:

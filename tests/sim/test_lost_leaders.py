@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from swarm_agent.manager.manager import _Duties
+from swarm_agent.manager.duties import Duties
 from swarm_agent.session import agent, dispatcher
 from swarm_agent.session.agent import SessionAgent
 from swarm_agent.session.fence import Fence
@@ -56,13 +56,13 @@ def test_without_answers_they_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How often a leader asked its peers whether it leads."""
     count = [0]
-    real = _Duties._confirm
+    real = Duties._confirm
 
-    async def confirm(self: _Duties) -> None:
+    async def confirm(self: Duties) -> None:
         count[0] += 1
         await real(self)
 
-    monkeypatch.setattr(_Duties, "_confirm", confirm)
+    monkeypatch.setattr(Duties, "_confirm", confirm)
     return count
 
 

@@ -28,8 +28,10 @@ from swarm_agent.control import (
     update,
 )
 from swarm_agent.control.ledger import Ledger
-from swarm_agent.manager.manager import Manager, _Duties
-from swarm_agent.member import Member
+from swarm_agent.manager.duties import Duties
+from swarm_agent.manager.manager import Manager
+from swarm_agent.member.managing import ManagerSide
+from swarm_agent.member.member import Member
 from swarm_agent.node.executor import Executor
 from swarm_agent.node.runner import Runner
 from swarm_agent.node.worker import Worker
@@ -472,18 +474,18 @@ def movers_do_not_wait(m: pytest.MonkeyPatch) -> None:
 
 def new_leaders_count_attempts_from_nothing(m: pytest.MonkeyPatch) -> None:
     began = [0]
-    real_init, real_restart = _Duties.__init__, slots.restart
+    real_init, real_restart = Duties.__init__, slots.restart
 
-    def init(self: _Duties, manager: Manager, raft: Any) -> None:
-        began[0] = manager.now()
-        real_init(self, manager, raft)
+    def init(self: Duties, *parts: Any) -> None:
+        began[0] = parts[-1]()  # now
+        real_init(self, *parts)
 
     def restart(service: Service, task: Task, tasks: list[Task], now: int) -> Any:
         if task.created_at < began[0]:
             task = msgspec.structs.replace(task, attempt=0, failures=0)
         return real_restart(service, task, tasks, now)
 
-    m.setattr(_Duties, "__init__", init)
+    m.setattr(Duties, "__init__", init)
     m.setattr(slots, "restart", restart)
 
 
@@ -586,15 +588,15 @@ def steps_of_an_update_are_never_forgotten(m: pytest.MonkeyPatch) -> None:
 
 def joins_are_remembered_by_the_leader_alone(m: pytest.MonkeyPatch) -> None:
     """As they were: whoever leads next begins with none."""
-    real = _Duties.__init__
+    real = Duties.__init__
 
-    def init(self: _Duties, manager: Manager, raft: Any) -> None:
-        real(self, manager, raft)
+    def init(self: Duties, *parts: Any) -> None:
+        real(self, *parts)
         dirty = self.control.controllers._dirty
         for key in [k for k in dirty if k.kind == "even"]:
             del dirty[key]
 
-    m.setattr(_Duties, "__init__", init)
+    m.setattr(Duties, "__init__", init)
 
 
 def nodes_that_are_unknown_join_anew(m: pytest.MonkeyPatch) -> None:
@@ -630,10 +632,10 @@ def one_completion_is_enough(m: pytest.MonkeyPatch) -> None:
 
 
 def trouble_is_over_once_it_has_started(m: pytest.MonkeyPatch) -> None:
-    async def at_once(self: Member, manager: Manager | None) -> None:
+    async def at_once(self: ManagerSide, manager: Manager) -> None:
         self.trouble = ""
 
-    m.setattr(Member, "_watch_recovery", at_once)
+    m.setattr(ManagerSide, "_watch_recovery", at_once)
 
 
 def a_place_of_a_job_is_filled_twice(m: pytest.MonkeyPatch) -> None:

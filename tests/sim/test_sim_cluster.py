@@ -106,7 +106,7 @@ def test_a_node_removed_by_force_takes_everything_away_and_may_join_again() -> N
         await c.api("DELETE", f"/nodes/{host.node_id}", query="force=1")
         await c.until("w2 is outside", lambda: "" if daemon.state == "inactive" else daemon.state)
         await c.join(host, "Worker")
-        calls = [name for name, _ in daemon._network.calls]  # type: ignore[attr-defined]
+        calls = [name for name, _ in daemon.host._network.calls]  # type: ignore[attr-defined]
         assert calls.count("leave") == 1
         await c.until_running("web", 5)
 

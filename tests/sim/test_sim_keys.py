@@ -10,7 +10,7 @@ import pytest
 
 from swarm_agent.identity.keyfile import KeyFile, LockedKeys, load_keys, remove_keys
 from swarm_agent.identity.unlock import parse_unlock_key
-from swarm_agent.membership import load_membership
+from swarm_agent.member.membership import load_membership
 from swarm_agent.raft.log import DataKey, DataKeys, Log, Owner, SealedCodec
 from swarm_agent.testing.sim_checks import ClusterChecks, unsettled
 from swarm_agent.testing.sim_cluster import SimCluster, simulation

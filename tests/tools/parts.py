@@ -48,7 +48,7 @@ CLUSTER_LONG = Part(
     25,
     (*PYTEST, "tests/cluster"),
     "tests/cluster",
-    (("SWARM_KILL_ALL", "100"),),
+    (("SWARM_KILL_ALL", "100"), ("SWARM_REAL_SEEDS", "20")),
 )
 PLAIN = (("MOLECULE_COMMAND_BORDERS", "false"), ("NO_COLOR", "1"))
 MOLECULE = Part(

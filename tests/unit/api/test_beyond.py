@@ -124,6 +124,10 @@ def test_why_names_the_missing_memory_and_the_missing_label(
         said = await swarmctl(home, capsys, "why", "fast")
         assert "scheduling constraints not satisfied on 2 nodes" in said
         assert "node.labels.disk" in said
+        everywhere = {"Mode": {"Global": {}}, "TaskTemplate": {**SPEC["TaskTemplate"], **labelled}}
+        await create(home, {**SPEC, "Name": "fastest", **everywhere})
+        said = await swarmctl(home, capsys, "why", "fastest")
+        assert said == "no node is to have a task of it: none is active and meets its constraints\n"
         await create(home)
         assert await swarmctl(home, capsys, "why", "web") == "every task of web that should run is running\n"
 

@@ -219,6 +219,30 @@ def test_filters(tmp_path: Path) -> None:
     play(tmp_path, story)  # fmt: skip
 
 
+def test_what_a_lost_node_said_last_does_not_count_as_running(tmp_path: Path) -> None:
+    async def story(home: House) -> None:
+        await create(home)
+        (service,) = home.backend.store.services.all()
+        worker = a_node("w" * 25, "w")
+        running = TaskStatus(state=TaskState.RUNNING)
+        home.backend.put(
+            worker,
+            a_task("1" * 25, service, status=running),
+            a_task("2" * 25, service, status=running, node_id="w" * 25, desired_state=TaskState.SHUTDOWN),
+        )
+
+        async def counted() -> int:
+            (listed,) = await home.get("/services?status=true")
+            return int(listed["ServiceStatus"]["RunningTasks"])
+
+        assert await counted() == 2
+        down = msgspec.structs.replace(worker.status, state=NodeState.DOWN)
+        home.backend.put(msgspec.structs.replace(worker, status=down))
+        assert await counted() == 1
+
+    play(tmp_path, story)
+
+
 def test_task_filters(tmp_path: Path) -> None:
     async def story(home: House) -> None:
         await create(home, Labels={"ns": "x"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -10,7 +12,6 @@ from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Task
 from swarm_agent.objects.specs import (
-    ContainerSpec,
     Empty,
     Placement,
     ReplicatedJob,
@@ -19,30 +20,18 @@ from swarm_agent.objects.specs import (
     RestartPolicy,
     ServiceMode,
     ServiceSpec,
-    TaskTemplate,
     UpdateConfig,
 )
 from swarm_agent.store import Delete, Group
 from swarm_agent.testing.cluster_model import GiB, PaperCluster
+from swarm_agent.testing.specs import a_spec
 
 GLOBAL = ServiceMode(global_=Empty())
 GLOBAL_JOB = ServiceMode(global_job=Empty())
 
 
-def spec(
-    mode: ServiceMode,
-    image: str = "tool:1",
-    labels: dict[str, str] | None = None,
-    update: UpdateConfig | None = None,
-    **template: object,
-) -> ServiceSpec:
-    return ServiceSpec(
-        name="tool",
-        labels=labels or {},
-        task_template=TaskTemplate(container_spec=ContainerSpec(image=image), **template),  # type: ignore[arg-type]
-        mode=mode,
-        update_config=update,
-    )
+def spec(mode: ServiceMode, image: str = "tool:1", **more: Any) -> ServiceSpec:
+    return a_spec(image=image, name="tool", mode=mode, **more)
 
 
 def job(concurrent: int, total: int) -> ServiceMode:
@@ -51,9 +40,7 @@ def job(concurrent: int, total: int) -> ServiceMode:
 
 @pytest.fixture
 def cluster() -> PaperCluster:
-    c = PaperCluster()
-    for name in ("n1", "n2", "n3"):
-        c.add_node(name)
+    c = PaperCluster.of("n1", "n2", "n3")
     c.settle()
     return c
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import msgspec
 import pytest
 
 from swarm_agent.control.plan import Step, forecast
-from swarm_agent.control.rebalance import suggest
+from swarm_agent.control.rebalance import movable, suggest
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.objects import features
 from swarm_agent.objects.defaults import SECOND
@@ -20,7 +21,6 @@ from swarm_agent.objects.specs import (
     Empty,
     Mount,
     Placement,
-    Replicated,
     ReplicatedJob,
     Reservations,
     Resources,
@@ -30,29 +30,16 @@ from swarm_agent.objects.specs import (
     UpdateConfig,
 )
 from swarm_agent.testing.cluster_model import GiB, PaperCluster
+from swarm_agent.testing.specs import a_spec
 
 
-def spec(
-    replicas: int = 6,
-    image: str = "web:1",
-    labels: dict[str, str] | None = None,
-    order: str | None = None,
-    **template: object,
-) -> ServiceSpec:
-    return ServiceSpec(
-        name="web",
-        labels=labels or {},
-        task_template=TaskTemplate(container_spec=ContainerSpec(image=image), **template),  # type: ignore[arg-type]
-        mode=ServiceMode(replicated=Replicated(replicas=replicas)),
-        update_config=UpdateConfig(parallelism=1, order=order),
-    )
+def spec(replicas: int = 6, image: str = "web:1", *, order: str | None = None, **more: Any) -> ServiceSpec:
+    return a_spec(replicas, image, update=UpdateConfig(parallelism=1, order=order), **more)
 
 
 @pytest.fixture
 def cluster() -> PaperCluster:
-    c = PaperCluster()
-    for name in ("n1", "n2", "n3"):
-        c.add_node(name)
+    c = PaperCluster.of("n1", "n2", "n3")
     c.settle()
     return c
 
@@ -123,7 +110,7 @@ def test_a_global_service_and_a_job(cluster: PaperCluster) -> None:
 def test_the_difference_of_two_specs_by_meaning() -> None:
     one = spec(3, placement=Placement(constraints=("node.role == worker",)))
     other = msgspec.structs.replace(
-        spec(5, "web:2", {"tier": "front"}),
+        spec(5, "web:2", labels={"tier": "front"}),
         task_template=TaskTemplate(
             container_spec=ContainerSpec(
                 image="web:2", mounts=(Mount(type="volume", source="data", target="/data"),), init=False
@@ -239,6 +226,34 @@ def test_continuous_rests_when_nothing_is_left_to_move(cluster: PaperCluster) ->
     index = cluster.store.index
     cluster.advance(600)
     assert cluster.store.index == index
+
+
+def test_a_service_that_is_told_later_to_even_itself_out_does(cluster: PaperCluster) -> None:
+    sid = uneven(cluster)
+    cluster.advance(600)
+    service = cluster.service(sid)
+    labels = {"swarm-agent.rebalance": "continuous"}
+    cluster.write(msgspec.structs.replace(service, spec=msgspec.structs.replace(service.spec, labels=labels)))
+    cluster.advance(60)
+    assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 3, "n2": 3, "n3": 3, "n4": 3}
+
+
+@pytest.mark.parametrize(
+    ("labels", "source", "said"),
+    [
+        ({}, "data-{{.Task.Slot}}", "each task has local volumes of its own, which would stay behind"),
+        ({"swarm-agent.volume-affinity": "ignore"}, "data-{{.Task.Slot}}", ""),
+        ({}, "data", ""),
+    ],
+)
+def test_data_of_their_own_keeps_tasks_where_they_are(
+    cluster: PaperCluster, labels: dict[str, str], source: str, said: str
+) -> None:
+    container = ContainerSpec(image="db:1", mounts=(Mount(type="volume", source=source, target="/data"),))
+    wanted = spec(labels=labels)
+    template = msgspec.structs.replace(wanted.task_template, container_spec=container)
+    sid = cluster.create(msgspec.structs.replace(wanted, task_template=template))
+    assert movable(cluster.service(sid)) == said
 
 
 def test_a_new_leader_goes_on_rebalancing(cluster: PaperCluster) -> None:

@@ -11,43 +11,20 @@ from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Task
 from swarm_agent.objects.specs import (
-    ContainerSpec,
-    EndpointSpec,
     Placement,
     PortConfig,
-    Replicated,
     Reservations,
     Resources,
     RestartPolicy,
-    ServiceMode,
-    ServiceSpec,
-    TaskTemplate,
     UpdateConfig,
 )
 from swarm_agent.testing.cluster_model import GiB, PaperCluster
-
-
-def spec(
-    replicas: int = 1,
-    image: str = "web:1",
-    update: UpdateConfig | None = None,
-    ports: tuple[PortConfig, ...] = (),
-    **template: object,
-) -> ServiceSpec:
-    return ServiceSpec(
-        name="web",
-        task_template=TaskTemplate(container_spec=ContainerSpec(image=image), **template),  # type: ignore[arg-type]
-        mode=ServiceMode(replicated=Replicated(replicas=replicas)),
-        update_config=update,
-        endpoint_spec=EndpointSpec(ports=ports) if ports else None,
-    )
+from swarm_agent.testing.specs import a_spec as spec
 
 
 @pytest.fixture
 def cluster() -> PaperCluster:
-    c = PaperCluster()
-    for name in ("n1", "n2", "n3"):
-        c.add_node(name)
+    c = PaperCluster.of("n1", "n2", "n3")
     c.settle()
     return c
 

@@ -12,55 +12,27 @@ from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Task
 from swarm_agent.objects.specs import (
-    ContainerSpec,
     Placement,
-    Replicated,
     ReplicatedJob,
     Reservations,
     Resources,
     RestartPolicy,
     ServiceMode,
-    ServiceSpec,
-    TaskTemplate,
     UpdateConfig,
 )
 from swarm_agent.objects.timetable import Timetable
 from swarm_agent.testing.cluster_model import GiB, PaperCluster
+from swarm_agent.testing.specs import a_spec as spec
 
 STRICT = {"swarm-agent.singleton": "strict"}
 
 
-def spec(
-    replicas: int = 1,
-    image: str = "web:1",
-    labels: dict[str, str] | None = None,
-    update: UpdateConfig | None = None,
-    **template: object,
-) -> ServiceSpec:
-    return ServiceSpec(
-        name="web",
-        labels=labels or {},
-        task_template=TaskTemplate(container_spec=ContainerSpec(image=image), **template),  # type: ignore[arg-type]
-        mode=ServiceMode(replicated=Replicated(replicas=replicas)),
-        update_config=update,
-    )
-
-
 @pytest.fixture
 def cluster() -> PaperCluster:
-    c = PaperCluster()
-    for name in ("n1", "n2", "n3"):
-        c.add_node(name)
-    c.outcome = lambda task: TaskState.FAILED if "bad" in image_of(c, task.revision_id) else TaskState.RUNNING
+    c = PaperCluster.of("n1", "n2", "n3")
+    c.outcome = lambda task: TaskState.FAILED if "bad" in c.image_of(task) else TaskState.RUNNING
     c.settle()
     return c
-
-
-def image_of(c: PaperCluster, revision_id: str) -> str:
-    revision = c.store.revisions.get(revision_id)
-    assert revision is not None
-    assert revision.template.container_spec is not None
-    return revision.template.container_spec.image or ""
 
 
 def test_a_singleton_that_is_scaled_away_and_back_waits_for_its_end(cluster: PaperCluster) -> None:

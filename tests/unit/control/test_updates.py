@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from typing import Any
 
 import msgspec
 import pytest
 
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import NodeState, TaskState
-from swarm_agent.objects.records import Task
 from swarm_agent.objects.specs import (
     ContainerSpec,
-    EndpointSpec,
     Mount,
     Placement,
     PortConfig,
@@ -25,50 +24,28 @@ from swarm_agent.objects.specs import (
     UpdateConfig,
 )
 from swarm_agent.testing.cluster_model import PaperCluster
+from swarm_agent.testing.specs import a_spec
 
 
-def spec(
-    image: str,
-    replicas: int = 10,
-    labels: dict[str, str] | None = None,
-    update: UpdateConfig | None = None,
-    rollback: UpdateConfig | None = None,
-    ports: tuple[PortConfig, ...] = (),
-    **template: object,
-) -> ServiceSpec:
-    return ServiceSpec(
-        name="web",
-        labels=labels or {},
-        task_template=TaskTemplate(container_spec=ContainerSpec(image=image), **template),  # type: ignore[arg-type]
-        mode=ServiceMode(replicated=Replicated(replicas=replicas)),
-        update_config=update or UpdateConfig(parallelism=2, monitor=5 * SECOND),
-        rollback_config=rollback or UpdateConfig(parallelism=0),
-        endpoint_spec=EndpointSpec(ports=ports) if ports else None,
-    )
+def spec(image: str, replicas: int = 10, **more: Any) -> ServiceSpec:
+    more.setdefault("update", UpdateConfig(parallelism=2, monitor=5 * SECOND))
+    more.setdefault("rollback", UpdateConfig(parallelism=0))
+    return a_spec(replicas, image, **more)
 
 
 @pytest.fixture
 def cluster() -> PaperCluster:
-    c = PaperCluster()
-    for name in ("n1", "n2", "n3"):
-        c.add_node(name)
-    c.prepares = lambda task: image(c, task) != "missing"
-    c.outcome = lambda task: TaskState.FAILED if image(c, task) == "bad" else TaskState.RUNNING
+    c = PaperCluster.of("n1", "n2", "n3")
+    c.prepares = lambda task: c.image_of(task) != "missing"
+    c.outcome = lambda task: TaskState.FAILED if c.image_of(task) == "bad" else TaskState.RUNNING
     c.settle()
     return c
-
-
-def image(c: PaperCluster, task: Task) -> str:
-    revision = c.store.revisions.get(task.revision_id)
-    assert revision is not None
-    assert revision.template.container_spec is not None
-    return revision.template.container_spec.image or ""
 
 
 def images(c: PaperCluster, sid: str) -> dict[str, int]:
     out: dict[str, int] = {}
     for task in c.running(sid):
-        out[image(c, task)] = out.get(image(c, task), 0) + 1
+        out[c.image_of(task)] = out.get(c.image_of(task), 0) + 1
     return out
 
 
@@ -141,7 +118,7 @@ def test_the_failure_ratio_is_strict(cluster: PaperCluster) -> None:
     sid = running(cluster, "")
     broken: set[int] = {1, 2}
     cluster.outcome = lambda task: (
-        TaskState.FAILED if task.slot in broken and image(cluster, task) == "web:2" else TaskState.RUNNING
+        TaskState.FAILED if task.slot in broken and cluster.image_of(task) == "web:2" else TaskState.RUNNING
     )
     cluster.update(
         sid,
@@ -163,7 +140,7 @@ def test_the_failure_ratio_is_strict(cluster: PaperCluster) -> None:
         ),
     )
     cluster.outcome = lambda task: (
-        TaskState.FAILED if task.slot in broken and image(cluster, task) == "web:3" else TaskState.RUNNING
+        TaskState.FAILED if task.slot in broken and cluster.image_of(task) == "web:3" else TaskState.RUNNING
     )
     cluster.advance(200)
     assert status(cluster, sid) == "paused"
@@ -210,7 +187,7 @@ def test_crashes_that_come_later_than_the_monitor_count_when_they_repeat(cluster
     )
     cluster.advance(5)
     for expected in ("updating", "paused"):
-        (first,) = [t for t in cluster.running(sid) if image(cluster, t) == "web:2"]
+        (first,) = [t for t in cluster.running(sid) if cluster.image_of(t) == "web:2"]
         cluster.fail(first)
         cluster.advance(8)
         assert status(cluster, sid) == expected
@@ -329,7 +306,7 @@ def test_a_new_leader_at_any_step_changes_nothing(bad: bool) -> None:
         c = PaperCluster(seed=7)
         for name in ("n1", "n2", "n3"):
             c.add_node(name)
-        c.outcome = lambda task: TaskState.FAILED if image(c, task) == "bad" else TaskState.RUNNING
+        c.outcome = lambda task: TaskState.FAILED if c.image_of(task) == "bad" else TaskState.RUNNING
         c.settle()
         sid = running(c, "", 6)
         starts: set[str] = set()
@@ -359,7 +336,8 @@ def test_a_new_leader_at_any_step_changes_nothing(bad: bool) -> None:
             images(c, sid),
             service.update_status.state if service.update_status else "",
             sorted(
-                (t.slot, t.attempt, t.failures, image(c, t), t.status.state) for t in c.tasks(sid, live=False)
+                (t.slot, t.attempt, t.failures, c.image_of(t), t.status.state)
+                for t in c.tasks(sid, live=False)
             ),
             len(starts),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -63,7 +63,9 @@ class Script:
     async def start(self) -> None:
         await self._play("start")
 
-    async def wait(self) -> None:
+    async def wait(self, runs: Callable[[], None]) -> None:
+        if not self.cues.get("wait"):
+            runs()
         await self._play("wait")
 
     async def shutdown(self) -> None:
@@ -134,6 +136,17 @@ def test_what_a_leader_judged_while_the_daemon_was_away_is_stopped(state: S) -> 
         assert seen == []
         assert runner.status.state == state
         await runner.detach()
+
+    run(story())
+
+
+def test_what_was_wrong_while_the_engine_was_away_is_forgotten_when_it_is_back() -> None:
+    script = Script(prepare=[OK], start=[OK], wait=[EngineUnreachable("the engine is away")])
+
+    async def story() -> None:
+        _, seen = await walk(script)
+        assert [state for state, _, _ in seen[-3:]] == ["running"] * 3
+        assert [err for _, _, err in seen[-3:]] == ["", "the engine is away", ""]
 
     run(story())
 

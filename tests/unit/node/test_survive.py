@@ -53,7 +53,7 @@ def test_a_bug_while_stopping_does_not_leave_a_task_hanging(monkeypatch: pytest.
         ports = ()
         shutdowns = 0
 
-        async def wait(self) -> None:
+        async def wait(self, runs: object) -> None:
             raise KeyError("State")
 
         async def shutdown(self) -> None:

@@ -1,6 +1,6 @@
 """The first records of a new cluster: its root, tokens, unlock key, and the node that founds it.
 
-Owns what ``docker swarm init`` puts into the world. Refuses to start anything and to touch the disk: ``daemon.py`` does, and undoes
+Owns what ``docker swarm init`` puts into the world. Refuses to start anything and to touch the disk: ``host.py`` does, and undoes
 it when it fails.
 """
 
@@ -15,7 +15,7 @@ from swarm_agent.identity import ca
 from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.identity.tokens import new_tokens
 from swarm_agent.identity.unlock import new_unlock_key
-from swarm_agent.membership import Membership
+from swarm_agent.member.membership import Membership
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.errors import InvalidSpec
 from swarm_agent.objects.records import Cluster, Node, NodeStatus, UnlockKey

@@ -1,0 +1,323 @@
+"""One member: its worker side, its session, and its manager side while it has one; how it starts, works and leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from swarm_agent.config import AgentConfig
+from swarm_agent.identity import ca
+from swarm_agent.identity.door import Manager as ManagerAddress
+from swarm_agent.identity.files import NodeIdentity
+from swarm_agent.identity.keyfile import KeyFile
+from swarm_agent.manager.archive import Recovery
+from swarm_agent.manager.manager import Manager
+from swarm_agent.manager.surface import ServeForwarded
+from swarm_agent.member.logs import send_logs
+from swarm_agent.member.managing import ManagerSide
+from swarm_agent.member.membership import Membership
+from swarm_agent.member.papers import Papers
+from swarm_agent.member.views import NetworkViews
+from swarm_agent.network.model import NetworkView, NodeNetwork
+from swarm_agent.node.contents import Piece
+from swarm_agent.node.describe import describe, volume_events
+from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable
+from swarm_agent.node.lease import Lease
+from swarm_agent.node.worker import Assignment, Worker
+from swarm_agent.objects import features
+from swarm_agent.objects.errors import SwarmError, Unavailable
+from swarm_agent.objects.records import Cluster, Node, NodeDescription, TaskStatus
+from swarm_agent.seams import Seams
+from swarm_agent.session.agent import SessionAgent
+from swarm_agent.session.rpc import Client, Redirect
+from swarm_agent.session.wire import Hello, Leave, LogsWanted
+
+log = logging.getLogger(__name__)
+
+DESCRIBE_EVERY_S = 20.0
+REDIRECTS = 3
+LEAVE_TIMEOUT_S = 12.0
+
+
+class Member:
+    """See the module. Implements ``session.agent.Orders``."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        identity: NodeIdentity,
+        state_dir: Path,
+        config: AgentConfig,
+        engine: Engine,
+        network: NodeNetwork,
+        serve_forwarded: ServeForwarded,
+        new_id: Callable[[], str],
+        rng: random.Random,
+        on_removed: Callable[[], None],
+        seams: Seams,
+        keys: KeyFile | None,
+        level: int = features.LEVEL,
+    ) -> None:
+        self._seams = seams
+        self._level = level
+        self._papers = Papers(state_dir, membership, identity, keys)
+        self._config = config
+        self._engine = engine
+        self._network = network
+        self._on_removed = on_removed
+        self._description = NodeDescription()
+        self._describe_now = asyncio.Event()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in order, so that they end in order
+        self.session = SessionAgent(
+            self, lambda: self.identity, self._known_managers, self._hello, rng, seams.rpc
+        )
+        self.worker = Worker(
+            membership.node_id,
+            engine,
+            network,
+            self.session.report,
+            seams.files,
+            seams.now,
+            Lease(engine, seams.guard(config.engine_socket), seams.boottime),
+            seams.port_is_free,
+        )
+        self._views = NetworkViews(network)
+        self._managing = ManagerSide(
+            self._papers,
+            config,
+            serve_forwarded,
+            new_id,
+            rng,
+            seams,
+            level,
+            self._ask_leader,
+            self._spawn,
+        )
+
+    # --- what we are -----------------------------------------------------------------------------------------------
+    @property
+    def membership(self) -> Membership:
+        return self._papers.membership
+
+    @property
+    def identity(self) -> NodeIdentity:
+        return self._papers.identity
+
+    @property
+    def manager(self) -> Manager | None:
+        return self._managing.manager
+
+    @property
+    def trouble(self) -> str:
+        """Why this manager cannot serve, "" when it can."""
+        return self._managing.trouble
+
+    # --- life ----------------------------------------------------------------------------------------------------
+    async def start(
+        self, founding: tuple[Cluster, Node] | None = None, recovery: Recovery | None = None
+    ) -> None:
+        """Bring everything up. ``founding``: this host starts a new cluster; ``recovery``: an old one from a backup."""
+        try:
+            await self._describe()
+            await self._managing.start(founding, recovery)
+            await self._network.start()
+            await self.worker.start()
+        except BaseException:
+            await self.stop()
+            raise
+        self._spawn(self.session.run(), "session")
+        self._spawn(self._views.run(), "network")
+        self._spawn(self._views.keep(), "network check")
+        self._spawn(self._keep_described(), "describe")
+        self._spawn(self._watch_volumes(), "volume events")
+        self._spawn(self._managing.certificate.keep(), "certificate")
+
+    async def stop(self) -> None:
+        """Let go of everything. Containers, networks and the data path go on."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.worker.stop()
+        await self._network.stop()
+        await self._managing.stop()
+
+    async def stand_alone(self, host: str, data_addr: str) -> None:
+        """See ``ManagerSide.stand_alone``."""
+        await self._managing.stand_alone(host, data_addr)
+
+    async def wait_connected(self, seconds: float) -> bool:
+        """Whether a session was open within this time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.session.connected.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks[task] = None
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s failed", task.get_name(), exc_info=task.exception())
+
+    async def _ask_leader(self, name: str, request: object, timeout_s: float) -> Any:
+        """A call only the leader answers; any manager may send us on to it."""
+        addresses = [m.rpc_addr for m in self._known_managers() if m.rpc_addr]
+        if self.session.leader:
+            addresses.insert(0, self.session.leader)
+        error: SwarmError = Unavailable("no manager is known")
+        for addr in dict.fromkeys(addresses):
+            target = addr
+            for _ in range(REDIRECTS):
+                client = self._seams.rpc.client(target, self.identity)
+                try:
+                    return await client.unary(name, request, timeout_s)
+                except Redirect as err:
+                    if not err.addr:
+                        break
+                    target = err.addr
+                except SwarmError as err:
+                    error = err
+                    break
+                finally:
+                    await client.close()
+        raise error
+
+    # --- what we say -----------------------------------------------------------------------------------------------
+    def _known_managers(self) -> tuple[ManagerAddress, ...]:
+        manager = self.manager
+        if manager is None:
+            return self.membership.managers
+        own = ManagerAddress(
+            self.membership.node_id, manager.settings.manager_addr, manager.settings.rpc_addr
+        )
+        return (own, *(m for m in self.membership.managers if m.node_id != own.node_id))
+
+    def _hello(self) -> Hello:
+        manager = self.manager
+        return Hello(
+            self._description,
+            self.membership.data_addr,
+            manager.settings.manager_addr if manager is not None else "",
+            manager.settings.rpc_addr if manager is not None else "",
+            self._level,
+        )
+
+    async def _describe(self) -> None:
+        self._description = await describe(
+            self._engine, ca.issuer_of(self.identity.root), self._config.generic
+        )
+
+    async def _watch_volumes(self) -> None:
+        async for _ in volume_events(self._engine):
+            self._describe_now.set()
+
+    async def _keep_described(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DESCRIBE_EVERY_S):
+                    await self._describe_now.wait()
+            self._describe_now.clear()
+            before = self._description
+            try:
+                await self._describe()
+            except (EngineError, EngineUnreachable) as err:
+                log.warning("cannot describe this node: %s", err)
+                continue
+            if self._description != before:
+                self.session.described(self._description)
+
+    # --- Orders: what a manager tells us -------------------------------------------------------------------------------
+    async def assign(self, full: bool, assignments: tuple[Assignment, ...], removed: tuple[str, ...]) -> None:
+        await self._views.ready()
+        await self.worker.assign(full, assignments, removed)
+
+    async def contents(self, pieces: tuple[Piece, ...]) -> None:
+        self.worker.take(pieces)
+
+    async def network(self, view: NetworkView) -> None:
+        self._views.take(view)
+
+    async def node_changed(self, node: Node) -> None:
+        self.worker.node_changed(node)
+        self._managing.follow(node)
+
+    async def managers_changed(self, managers: tuple[ManagerAddress, ...]) -> None:
+        if managers:
+            self._papers.hear_of(managers)
+
+    async def root_changed(self, root: bytes) -> None:
+        if root and root != self.identity.root:
+            raise SwarmError("the manager has another root certificate than the one this node joined with")
+
+    def logs_wanted(self, wanted: LogsWanted) -> None:
+        def connect() -> Client:
+            return self._seams.rpc.client(self.session.leader, self.identity)
+
+        self._spawn(send_logs(connect, self._engine, self.worker, wanted), "logs")
+
+    def statuses(self) -> list[tuple[str, TaskStatus]]:
+        return self.worker.statuses()
+
+    def lease_wanted(self) -> bool:
+        return self.worker.lease_wanted()
+
+    def lease_beat(self) -> int:
+        return self.worker.lease.beat()
+
+    def leased(self, number: int) -> None:
+        self.worker.lease.confirmed(number)
+
+    async def removed(self) -> None:
+        self._on_removed()
+
+    # --- leaving -----------------------------------------------------------------------------------------------------
+    async def leave(self) -> None:
+        """Leave for good: tell the leader, stop our tasks, forget who we were. Nobody need answer for it to succeed."""
+        alone = self.manager is not None and len(self.manager.status.members) <= 1
+        if not alone:
+            with contextlib.suppress(SwarmError):
+                if self.manager is not None:
+                    await self._ask_leader("Leave", Leave(), LEAVE_TIMEOUT_S)
+                await self.session.leave()
+        for task in self._tasks:
+            if task.get_name() != "session":
+                task.cancel()
+        await self.worker.remove_all()
+        await self._leave_network()
+        await self.stop()
+        await self.forget()
+
+    async def cast_out(self) -> None:
+        """The cluster let us go without asking: nobody to tell, everything else as for leaving."""
+        await self.worker.remove_all()
+        await self._leave_network()
+        await self.stop()
+        await self.forget()
+
+    async def leave_unstarted(self) -> None:
+        """Leave although we never started, as while our keys are locked or the engine does not answer: as for being cast out."""
+        try:
+            await self._network.start()
+        except Exception:  # what it would take away stays then, as said there
+            log.exception("the network of this host cannot be started to be taken away")
+        await self.cast_out()
+
+    async def _leave_network(self) -> None:
+        try:
+            await self._network.leave()
+        except Exception:  # the kernel's, nft's, the engine's: no reason to stay half a member
+            log.exception("parts of the swarm's network are left on this host: a reboot takes them away")
+
+    async def forget(self) -> None:
+        """Remove what makes this host a member."""
+        self._papers.forget()

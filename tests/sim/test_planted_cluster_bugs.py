@@ -404,13 +404,13 @@ def nobody_waits_for_the_old_task(m: pytest.MonkeyPatch) -> None:
 
 
 def ports_are_never_given_back(m: pytest.MonkeyPatch) -> None:
-    real = Ledger._task
+    real = Ledger._book
 
     def book(self: Ledger, task: Task | None, sign: int) -> None:
         if task is None or not (sign < 0 and task.status.state == TaskState.RUNNING):
             real(self, task, sign)
 
-    m.setattr(Ledger, "_task", book)
+    m.setattr(Ledger, "_book", book)
 
 
 def ports_are_not_looked_at(m: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,11 @@ def _place(p: Pass, service: Service, place: int | str) -> list[Task]:
             forget_removed(p, task)
         elif task.iteration != iteration and live(task) and not task.status.state.terminal:
             forget_removed(p, aim(p, task, TaskState.REMOVE))
-    if any(t.iteration == iteration and _to_decide(p, t) for t in tasks):
+    mine = [t for t in tasks if t.iteration == iteration and t.desired_state != TaskState.REMOVE]
+    for task in mine if any(t.status.state == TaskState.COMPLETE for t in mine) else ():
+        if live(task) and not task.status.state.terminal:
+            aim(p, task, TaskState.SHUTDOWN)  # it took over from one that was lost, and was not
+    if any(_to_decide(p, t) for t in mine):
         settle(p, service, place)
         p.looked(SETTLING)
     if p.puts != before:

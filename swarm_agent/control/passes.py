@@ -59,6 +59,7 @@ class Pass:
         self._placing = 0  # looks that placing them will cost besides, about
         self.health: dict[str, Health] = {}  # by service id, as far as counted in this pass
         self.unmet: dict[str, str] = {}  # by service id, what it waits for, as far as looked at in this pass
+        self.last_join: int | None = None  # when the last node came to take tasks, as far as looked at
         self.for_health: list[Key] = []  # what waits for more of its service's tasks to run
         self._written: set[tuple[type[Record], str]] = set()
         self._journal: list[tuple[Record | None, Record | None]] = []
@@ -99,15 +100,17 @@ class Pass:
     def discount(self, task: Task) -> None:
         """For the rest of the pass ``task`` does not count where tasks are spread: its successor is placed as if it had gone.
         What it holds (reservations, ports, addresses) it holds on to."""
-        if task.id not in self._discounted and task.desired_state < TaskState.SHUTDOWN:
-            booked = msgspec.structs.replace(task, desired_state=TaskState.SHUTDOWN)
-            self._book(task, booked)
-            self._discounted[task.id] = booked
+        row = self.view.tasks.get(task.id)  # as it is now
+        if row is not None and row.id not in self._discounted and row.desired_state < TaskState.SHUTDOWN:
+            booked = msgspec.structs.replace(row, desired_state=TaskState.SHUTDOWN)
+            self._book(row, booked)
+            self._discounted[row.id] = booked
 
     def recount(self, task: Task) -> None:
         """Take a discount back: there is no successor after all."""
-        if task.id in self._discounted:
-            self._book(task, task)
+        row = self.view.tasks.get(task.id)
+        if row is not None and row.id in self._discounted:
+            self._book(row, row)
 
     def wake(self, key: Key, at: int) -> None:
         """Ask for another look at ``key`` at ``at`` (nanoseconds); the earliest wish counts."""

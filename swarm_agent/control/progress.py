@@ -38,15 +38,15 @@ class Rules:
 class Place:
     """How far one place is in the present update."""
 
-    __slots__ = ("dirty", "failed", "fresh", "kept", "number", "old", "reached_at", "stalled_at", "unsteady")
+    __slots__ = (
+        "awaited", "dirty", "failed", "fresh", "kept", "number", "old", "reached_at", "stalled_at", "unsteady",
+    )  # fmt: skip
 
     def __init__(self, number: int | str, tasks: list[Task], seen: Survey, rules: Rules, now: int) -> None:
         self.number = number
         current = [t for t in tasks if seen.is_current(t)]
         self.fresh = [  # made by this update; what the leader stopped itself tells nothing of it
-            t
-            for t in current
-            if (not t.created_at or t.created_at >= rules.since) and (live(t) or ended_by_itself(t))
+            t for t in current if _made_since(t, rules.since) and (live(t) or ended_by_itself(t))
         ]
         self.kept = [t for t in current if live(t)]  # by whichever update: it need not be made again
         self.old = [t for t in tasks if live(t) and t not in current]
@@ -68,12 +68,24 @@ class Place:
             last is not None and live(last) and last.status.state != TaskState.RUNNING and last.failures > 0
         )
 
+        # one that is waited for although another update has made it
+        self.awaited = next((t for t in self.kept if _on_its_way(t)), None) if not self.fresh else None
+
         # whether the place still has to be handed to a worker
         self.dirty = not (self.fresh or self.kept) and (bool(self.old) or not any(live(t) for t in tasks))
 
     def failure(self, now: int) -> Task | None:
         """The task that makes it count as failed: by its end, or because our patience has ended."""
         return self.failed or (self.fresh[0] if 0 < self.stalled_at <= now else None)
+
+
+def _made_since(task: Task, since: int) -> bool:
+    return not task.created_at or task.created_at >= since  # one of this pass has no time yet
+
+
+def _on_its_way(task: Task) -> bool:
+    """Whether it may come to run any moment: it has a node, and has not failed before."""
+    return live(task) and bool(task.node_id) and task.status.state < TaskState.RUNNING and not task.failures
 
 
 def ended_by_itself(task: Task) -> bool:
@@ -99,9 +111,10 @@ def _failed(fresh: list[Task], monitor: int) -> Task | None:
 
 class Settled:
     """The tasks of one update that are the only live ones of their slots (``Survey.present``): how far each is, kept from look to
-    look, so that one costs what was written since the last."""
+    look, so that one costs what was written since the last. And what an update of the same revision made that had paused, say, and
+    that does not run yet (``awaited``): such a place is as busy as one of ours, as long as our patience lasts, and no failure of ours."""
 
-    __slots__ = ("pending", "rules", "running", "starts")
+    __slots__ = ("awaited", "pending", "rules", "running", "starts")
 
     def __init__(self, rules: object) -> None:
         self.rules = rules  # under which it was made
@@ -110,6 +123,7 @@ class Settled:
             int | str, int
         ] = {}  # those of them that may not be old enough for the next to follow
         self.pending: dict[int | str, Task] = {}
+        self.awaited: dict[int | str, Task] = {}
 
     def take(self, slot: int | str, task: Task | None, since: int) -> None:
         """How a slot stands now; ``None``: it is none of these."""
@@ -117,7 +131,12 @@ class Settled:
             self.starts.pop(slot, None)
         else:
             self.pending.pop(slot, None)
-        if task is None or not (task.created_at >= since or not task.created_at):
+            self.awaited.pop(slot, None)
+        if task is None:
+            return
+        if not _made_since(task, since):
+            if _on_its_way(task):
+                self.awaited[slot] = task
             return
         at = (
             task.status.started_at or task.status.finished_at if task.status.state >= TaskState.RUNNING else 0
@@ -178,6 +197,10 @@ class Touched:
             at.append(stall if 0 < stall <= now else 0)
             self.unsteady = self.unsteady or task.failures > 0
         self.failed += sorted(stalled, key=lambda t: (t.created_at, t.id))
+        awaited = [*settled.awaited.values(), *(s.awaited for s in places if s.awaited is not None)]
+        ends = [t.created_at + rules.deadline for t in awaited] if rules.deadline else []
+        stalls += ends
+        at += [0] * (sum(end > now for end in ends) if rules.deadline else len(awaited))
         self.count = len(at) + len(settled.running)
         self._settled = settled
         self._reached = [r for r in at if r]  # when each of the others came to run, or lost our patience

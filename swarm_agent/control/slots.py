@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from swarm_agent.control import depends
+from swarm_agent.control.ledger import takes_tasks
 from swarm_agent.control.names import names_itself
 from swarm_agent.control.passes import Health, Key, Pass
 from swarm_agent.control.reasons import ADDRESS
@@ -189,9 +190,13 @@ def _place_stays(p: Pass, service: Service, node_id: str) -> bool:
 
 
 def _stood_in_for(p: Pass, service: Service, ended: Task) -> bool:
-    """Whether another live task makes one more needless. The old one beside a failed new one does not."""
+    """Whether another live task makes one more needless. The old one beside a failed new one does not, nor what an earlier run of a
+    job has completed."""
     return any(
-        live(t) and t.id != ended.id and (is_current(p, service, t) or not is_current(p, service, ended))
+        live(t)
+        and t.id != ended.id
+        and t.iteration == ended.iteration
+        and (is_current(p, service, t) or not is_current(p, service, ended))
         for t in p.at(service.id, ended.place)
     )
 
@@ -206,7 +211,7 @@ def _hand_over(p: Pass, service: Service, tasks: list[Task]) -> None:
     stale = [t for t in alive if t not in present]
     if present and stale:
         best = _best(present)
-        over = _may_take_over(p, service, best)
+        over = _may_take_over(p, service, best, stale)
         for task in stale:
             if over or not task.node_id or task.desired_state == TaskState.READY:  # the last two never ran
                 aim(p, task, TaskState.SHUTDOWN)
@@ -228,23 +233,33 @@ def _best(tasks: list[Task]) -> Task:
     return max(tasks, key=lambda t: (t.status.state == TaskState.RUNNING, t.version == 0, t.created_at, t.id))
 
 
-def _may_take_over(p: Pass, service: Service, new: Task) -> bool:
+def _may_take_over(p: Pass, service: Service, new: Task, old: list[Task]) -> bool:
     """Start-first: once it runs. Stop-first: once it is prepared, so that what cannot be had costs no running task; or when it
-    finds no place because the old one is still there."""
+    finds no place because an old one is still there."""
     if new.status.state >= TaskState.RUNNING:
         return True
     if new.desired_state != TaskState.READY or starts_first(service, new) or depends.waits(p, service):
         return False
     if p.level < features.ORCHESTRATION:
         return True  # managers of the release before, one of which may lead next, stop the old one at once
-    return p.now >= new.start_after and (new.status.state >= TaskState.READY or _blocked(service, new))
+    return p.now >= new.start_after and (
+        new.status.state >= TaskState.READY or _blocked(p, service, new, old)
+    )
 
 
-def _blocked(service: Service, new: Task) -> bool:
+def _blocked(p: Pass, service: Service, new: Task, old: list[Task]) -> bool:
+    """Whether a new task may find a place once the old ones have gone: what they free is free on nodes that take tasks."""
+    if new.status.state != TaskState.PENDING:
+        return False
     codes = {r.code for r in new.reasons}
+    if ADDRESS in codes:
+        return True
     if "affinity" in codes and keeps_apart_from_itself(service):
         codes |= FREED_BY_THE_OLD
-    return new.status.state == TaskState.PENDING and not codes.isdisjoint(FREED_BY_THE_OLD)
+    if codes.isdisjoint(FREED_BY_THE_OLD):
+        return False
+    nodes = (p.view.nodes.get(t.node_id) for t in old if t.node_id)
+    return any(node is not None and takes_tasks(node) for node in nodes)
 
 
 def keeps_apart_from_itself(service: Service) -> bool:
@@ -292,7 +307,7 @@ def _move(p: Pass, service: Service, mover: Task, old: Task) -> None:
         aim(p, old, TaskState.SHUTDOWN)
         return
     floor = options(service.spec.labels).min_healthy
-    ready = _may_take_over(p, service, mover) or (stuck and floor is None)
+    ready = _may_take_over(p, service, mover, [old]) or (stuck and floor is None)
     if not ready and not (stuck and floor is not None):
         return
     health = _health(p, service)

@@ -41,7 +41,7 @@ class Survey:
     """The slots of one service in this pass."""
 
     __slots__ = (
-        "_going", "_left", "_limit", "_places", "_rows", "changed", "moved", "older", "open", "present", "settled", "stamp", "steps", "steps_for", "waiting",
+        "_going", "_left", "_limit", "_places", "_rows", "changed", "idle", "moved", "older", "open", "present", "settled", "stamp", "steps", "steps_for", "waiting",
     )  # fmt: skip
 
     def __init__(self, p: Pass, service: Service, *, at_once: bool = True) -> None:
@@ -49,6 +49,7 @@ class Survey:
         done."""
         self.present: dict[int | str, Task] = {}
         self.older: dict[int | str, Task] = {}
+        self.idle: set[int | str] = set()  # those of the older ones whose task does not run
         self.open: Slots = {}
         # open ones in which a task is to take over from another, but not yet
         self.waiting: set[int | str] = set()
@@ -136,7 +137,7 @@ class Survey:
         if standing == _PRESENT:
             self.present[slot] = task
         elif standing == _OLDER:
-            self.older[slot] = task
+            self._is_older(slot, task)
         else:
             self.open[slot] = [task]
 
@@ -151,11 +152,16 @@ class Survey:
             and standing == _OLDER
             and not any(t.revision_id == places.current for t in tasks)
         ):
-            self.older[slot] = live
+            self._is_older(slot, live)
         else:
             self.open[slot] = tasks
             if all(_on_its_way(t) and places[t.revision_id][t.node_id] for t in tasks):
                 self.waiting.add(slot)
+
+    def _is_older(self, slot: int | str, task: Task) -> None:
+        self.older[slot] = task
+        if task.status.state != _RUNNING:
+            self.idle.add(slot)
 
     def is_current(self, task: Task) -> bool:
         """Whether a task is as the service declares it now (``slots.is_current``)."""
@@ -180,6 +186,7 @@ class Survey:
         if self.settled is not None:
             self.moved.add(slot)
         self.waiting.discard(slot)
+        self.idle.discard(slot)
         self.present.pop(slot, None)
         self.older.pop(slot, None)
         self.open.pop(slot, None)

@@ -15,6 +15,7 @@ import msgspec
 
 from swarm_agent.control.contents import dealt_with, must_be_kept
 from swarm_agent.control.passes import Key, Pass
+from swarm_agent.control.ports import must_be_free
 from swarm_agent.control.progress import PAUSED, Place, Rules, Settled, Touched, ended_by_itself
 from swarm_agent.control.revisions import previous_of
 from swarm_agent.control.slots import given_up, keeps_apart_from_itself, newest
@@ -22,6 +23,7 @@ from swarm_agent.control.survey import Survey
 from swarm_agent.control.tasks import live, make
 from swarm_agent.objects import defaults
 from swarm_agent.objects.durations import duration_text
+from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.errors import InvalidSpec
 from swarm_agent.objects.options import options
 from swarm_agent.objects.records import Revision, Service, Task, UpdateStatus
@@ -50,8 +52,8 @@ def advance(p: Pass, service: Service, seen: Survey) -> list[int | str]:
             return []
         status = UpdateStatus(state="updating", message="update in progress", started_at=p.now)
         service = _say(p, service, status)
-        rules.since, open_ = p.now, []
-        seen.steps.clear()
+        rules.since = p.now
+        open_ = _open_places(p, service, seen, rules)
     touched = Touched(open_, _settled(p, seen, rules), rules, p.now)
     p.looked(len(open_) // 2 + len(older) // 64)
     if touched.patience:
@@ -59,7 +61,7 @@ def advance(p: Pass, service: Service, seen: Survey) -> list[int | str]:
     if _stopped(p, service, status, rules, touched, touched.count + len(dirty) + len(older)):
         return []
     if dirty or older:
-        return _hand_out(p, service, rules, touched, dirty, older)
+        return _hand_out(p, service, rules, touched, dirty, older, seen.idle)
     if not any(s.old and s.kept and s.failure(p.now) is None for s in open_):
         _complete(p, service, status, rules, touched)
     return []
@@ -127,9 +129,11 @@ def _stopped(
         cause = f"because task {task.id} made no progress within {duration_text(rules.deadline)}"
     if config.failure_action == "rollback" and not rules.back:
         before = previous_of(p.view, service)
-        if before is not None:
+        if before is not None and service.previous_spec is not None:
             try:
                 must_be_kept(p.view, before)
+                # it may have given up a port meanwhile
+                must_be_free(p.view, service.previous_spec, service.id)
             except InvalidSpec as err:
                 cause = f"{cause}, and cannot be rolled back: {err}"
             else:
@@ -169,9 +173,12 @@ def _hand_out(
     touched: Touched,
     dirty: Mapping[int | str, list[Task]],
     older: Mapping[int | str, Task],
+    idle: Collection[int | str],
 ) -> list[int | str]:
     """``dirty`` and ``older``: the old tasks, or the old task, of each place that still has to be handed to a worker. Stop-first
-    begins with preparing the new task: the old one is stopped when the new one is ready to take its place."""
+    begins with preparing the new task: the old one is stopped when the new one is ready to take its place. Places where nothing runs come
+    first: an update or rollback that follows another in its midst would otherwise stop healthy tasks beside those the other one has
+    stopped. ``idle``: those of ``older``."""
     config = rules.config
     key = Key("service", service.id)
     resting = touched.resting(config.delay, p.now)
@@ -183,7 +190,13 @@ def _hand_out(
     most = p.portion
     if room > most:
         p.more(key)
-    numbers: list[int | str] = heapq.nsmallest(min(room, most), itertools.chain(dirty, older))
+    count = min(room, most)
+    down = {n for n, old in dirty.items() if not any(t.status.state == TaskState.RUNNING for t in old)}
+    down.update(n for n in idle if n in older)
+    numbers = sorted(down)[:count]
+    if len(numbers) < count:
+        others = (n for n in itertools.chain(dirty, older) if n not in down)
+        numbers += heapq.nsmallest(count - len(numbers), others)
     first = config.order == "start-first" and not options(service.spec.labels).singleton
     # started first, the new one would stand beside the old one where only so many may be on a node
     placement = service.spec.task_template.placement

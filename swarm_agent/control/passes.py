@@ -97,14 +97,16 @@ class Pass:
         self._book(self.view.row(type(row), row.id), None)
         self.view.delete(row)
 
-    def discount(self, task: Task) -> None:
+    def discount(self, task: Task) -> bool:
         """For the rest of the pass ``task`` does not count where tasks are spread: its successor is placed as if it had gone.
-        What it holds (reservations, ports, addresses) it holds on to."""
+        What it holds (reservations, ports, addresses) it holds on to. Whether it counted until now."""
         row = self.view.tasks.get(task.id)  # as it is now
         if row is not None and row.id not in self._discounted and row.desired_state < TaskState.SHUTDOWN:
             booked = msgspec.structs.replace(row, desired_state=TaskState.SHUTDOWN)
             self._book(row, booked)
             self._discounted[row.id] = booked
+            return True
+        return False
 
     def recount(self, task: Task) -> None:
         """Take a discount back: there is no successor after all."""

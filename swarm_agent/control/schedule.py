@@ -29,7 +29,7 @@ def place(p: Pass, tasks: list[Task]) -> list[Task]:
     """Assign every task that can be; the others get PENDING with the reasons. Returns those this pass has no room for."""
     left: list[Task] = []
     groups: dict[tuple[str, str], list[Task]] = {}
-    moving: list[Task] = []  # their successors are to be placed
+    moving: dict[str, list[Task]] = {}  # node -> tasks whose successors are to be placed
     for task in tasks:
         if task.preset:
             _confirm(p, task, left)
@@ -37,14 +37,10 @@ def place(p: Pass, tasks: list[Task]) -> list[Task]:
         replaced = moved_from(p.view, task)
         avoid = "" if replaced is None else replaced.node_id
         if replaced is not None:
-            moving.append(replaced)
+            moving.setdefault(avoid, []).append(replaced)
         groups.setdefault((task.revision_id, avoid), []).append(task)
-    # what moves comes last: where it stands it is about to leave, but nobody may take its place there before it has
+    # what moves comes last, and counts no more where it stands while its successor is placed; nobody may take its place before it has left
     for (revision_id, avoid), group in sorted(groups.items(), key=lambda item: item[0][1] != ""):
-        if avoid:
-            for task in moving:
-                p.discount(task)
-            moving.clear()
         revision = p.view.revisions.get(revision_id)
         if revision is None:
             continue
@@ -55,7 +51,10 @@ def place(p: Pass, tasks: list[Task]) -> list[Task]:
             continue
         p.view.group(group[0].service_id)
         before = p.ledger.boards.looks
+        discounted = [task for task in moving.get(avoid, ()) if p.discount(task)]
         left += _place_group(p, revision, avoid, sorted(group, key=lambda t: t.slot))
+        for task in discounted:
+            p.recount(task)
         p.looked(PLACING + p.ledger.boards.looks - before)
     return left
 

@@ -234,7 +234,7 @@ class Plain:
     def place(self, tasks: list[Task]) -> dict[str, str]:
         groups: dict[tuple[str, str], list[Task]] = {}
         out: dict[str, str] = {}
-        leaving: set[str] = set()
+        leaving: defaultdict[str, set[str]] = defaultdict(set)
         for task in tasks:
             if task.preset:
                 node = self.nodes.get(task.preset)
@@ -244,15 +244,18 @@ class Plain:
                 replaced = self.store.tasks.get(task.replaces) if task.replaces else None
                 avoid = replaced.node_id if replaced is not None and live(replaced) else ""
                 if avoid:
-                    leaving.add(task.replaces)
+                    leaving[avoid].add(task.replaces)
                 groups.setdefault((task.revision_id, avoid), []).append(task)
         for (_, avoid), group in sorted(groups.items(), key=lambda item: item[0][1] != ""):
-            if avoid:  # what is about to leave counts no more where tasks are counted
-                self.tasks = [
-                    replace(t, desired_state=TaskState.SHUTDOWN) if t.id in leaving else t for t in self.tasks
-                ]
+            before = {t.id: t for t in self.tasks}
+            # what is about to leave does not count while its successor is placed
+            self.tasks = [
+                replace(t, desired_state=TaskState.SHUTDOWN) if t.id in leaving[avoid] else t
+                for t in self.tasks
+            ]
             for task in sorted(group, key=lambda t: t.slot):
                 out[task.id] = self.take(task, self.best(task, avoid))
+            self.tasks = [before.get(t.id, t) for t in self.tasks]
         return out
 
     def take(self, task: Task, node_id: str) -> str:

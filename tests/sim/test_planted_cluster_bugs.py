@@ -642,9 +642,11 @@ def a_place_of_a_job_is_filled_twice(m: pytest.MonkeyPatch) -> None:
     """A task that waits for its restart delay is taken for none, and nobody minds two."""
     real, hand_over = jobs._fill, slots._hand_over
 
-    def fill(p: Any, service: Service, places: Any) -> None:
-        shown = {n: [t for t in tasks if not t.start_after] for n, tasks in places.items()}
-        real(p, service, {n: tasks for n, tasks in shown.items() if tasks})
+    def fill(p: Any, service: Service, run: jobs.Run) -> None:
+        waiting = {n for n in run.busy if all(t.start_after for t in p.at(service.id, n) if jobs.live(t))}
+        run.busy -= waiting
+        run.open_from = min([run.open_from, *(n for n in waiting if isinstance(n, int))])
+        real(p, service, run)
 
     m.setattr(jobs, "_fill", fill)
     m.setattr(

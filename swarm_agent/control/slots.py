@@ -39,19 +39,31 @@ FREED_BY_THE_OLD = frozenset({"resources", "ports", "addresses", "max-replicas",
 """Filters that may refuse a new task only because the one it replaces is still there."""
 
 
-def settle(p: Pass, service: Service, place: int | str) -> None:
-    """Bring one place as far as it can come now."""
-    for task in p.at(service.id, place):
+def settle(p: Pass, service: Service, place: int | str, tasks: list[Task] | None = None) -> list[Task]:
+    """Bring one place as far as it can come now; its tasks as they are then. ``tasks``: as they are before, where that is known."""
+    if tasks is None:
+        tasks = p.at(service.id, place)
+    written = p.puts
+    for task in tasks:
         if live(task):
             _check(p, service, task)
-    tasks = p.at(service.id, place)
-    if len(tasks) > 1:
+    if len(tasks) > 1 or p.puts != written:
+        tasks, written = _as_they_are(p, service, place, tasks, written)
         _hand_over(p, service, tasks)
-        tasks = p.at(service.id, place)
+        tasks, written = _as_they_are(p, service, place, tasks, written)
     for task in tasks:
         if task.desired_state == TaskState.READY:
-            # as they are now: one that is started keeps the others from it
-            _start(p, service, task, p.at(service.id, place))
+            # one that is started keeps the others from it
+            tasks, written = _as_they_are(p, service, place, tasks, written)
+            _start(p, service, task, tasks)
+    return _as_they_are(p, service, place, tasks, written)[0]
+
+
+def _as_they_are(
+    p: Pass, service: Service, place: int | str, tasks: list[Task], written: int
+) -> tuple[list[Task], int]:
+    """The tasks of a place, read again if anything was written since ``written``; and how much is written now."""
+    return (tasks, written) if p.puts == written else (p.at(service.id, place), p.puts)
 
 
 def taken(service: Service, tasks: list[Task]) -> bool:

@@ -16,6 +16,7 @@ from swarm_agent.api.writes import version_of, write, write_spec
 from swarm_agent.control import jobs
 from swarm_agent.control.contents import dealt_with, must_be_kept, resolve_contents
 from swarm_agent.control.depends import cycle
+from swarm_agent.control.ports import must_be_free
 from swarm_agent.control.revisions import next_number, previous_of, revision_of
 from swarm_agent.control.update import going
 from swarm_agent.node.engine import EngineError, EngineUnreachable
@@ -69,7 +70,7 @@ async def create(backend: Backend, request: Request) -> Response:
     with backend.reserve(f"service/{name}", *_port_names(spec)):
         if any(backend.store.services.by("name", name)):
             raise AlreadyExists(f"name conflicts with an existing object: service {spec.name} already exists")
-        _ports_are_free(backend, spec, "")
+        must_be_free(backend.store, spec, "")
         service, revision = created(backend, spec, request.header("x-registry-auth"))
         await write(backend, service.id, Put(revision, 0), Put(service, 0))
     return json_response({"ID": service.id}, 201)
@@ -110,7 +111,7 @@ def size(store: Store, spec: ServiceSpec) -> int:
 
 def created(backend: Backend, spec: ServiceSpec, auth: str) -> tuple[Service, Revision]:
     """A new service of an acceptable spec, as it would be stored, and its revision; raises what the cluster has against it."""
-    _ports_are_free(backend, spec, "")
+    must_be_free(backend.store, spec, "")
     service_id = backend.new_id()
     contents = resolve_contents(backend.store, spec)
     number = _number(backend, service_id)
@@ -133,7 +134,7 @@ def updated(backend: Backend, now: Service, spec: ServiceSpec, auth: str) -> tup
         raise Unimplemented("renaming services is not supported")
     if defaults.mode(spec) != defaults.mode(now.spec):
         raise Unimplemented("service mode change is not allowed")
-    _ports_are_free(backend, spec, now.id)
+    must_be_free(backend.store, spec, now.id)
     contents = resolve_contents(backend.store, spec, now)
     number = _number(backend, now.id)
     revision = revision_of(now.id, spec, network_ids(backend, spec), contents.contents, number)
@@ -179,7 +180,7 @@ def back_to(
     backend: Backend, now: Service, spec: ServiceSpec, revision: Revision, message: str
 ) -> list[Put | Delete]:
     """The writes of a rollback to ``spec`` and its ``revision``."""
-    _ports_are_free(backend, spec, now.id)
+    must_be_free(backend.store, spec, now.id)
     must_be_kept(backend.store, revision)
     known = backend.store.revisions.get(revision.id) is not None
     status = UpdateStatus(state="rollback_started", message=message, started_at=backend.now())
@@ -361,28 +362,3 @@ def _registry_auth(request: Request, service: Service) -> str:
 def _port_names(spec: ServiceSpec) -> list[str]:
     ports = (spec.endpoint_spec and spec.endpoint_spec.ports) or ()
     return [f"port/{defaults.protocol(p)}/{p.published_port}" for p in ports if p.published_port]
-
-
-def _ports_are_free(backend: Backend, spec: ServiceSpec, own_id: str) -> None:
-    """Ingress against anything conflicts, host against host does not (BEHAVIOUR 5.6)."""
-    wanted = [p for p in (spec.endpoint_spec and spec.endpoint_spec.ports) or () if p.published_port]
-    if not wanted:
-        return
-    for other in backend.store.services.all():
-        if other.id == own_id:
-            continue
-        taken = list((other.spec.endpoint_spec and other.spec.endpoint_spec.ports) or ())
-        taken += (other.endpoint and other.endpoint.ports) or ()
-        for port in wanted:
-            for theirs in taken:
-                if theirs.published_port != port.published_port or defaults.protocol(
-                    theirs
-                ) != defaults.protocol(port):
-                    continue
-                mode = defaults.publish_mode(theirs)
-                if mode == "host" and defaults.publish_mode(port) == "host":
-                    continue
-                kind = "an ingress port" if mode == "ingress" else "a host-published port"
-                raise InvalidSpec(
-                    f"port '{port.published_port}' is already in use by service '{other.spec.name}' ({other.id}) as {kind}"
-                )

@@ -15,7 +15,7 @@ from swarm_agent.control.names import STACK
 from swarm_agent.control.orchestrate import reconcile_prepared, reconcile_service, reconcile_slot
 from swarm_agent.control.passes import MAX_WRITES, RESCHEDULE, Key, Pass
 from swarm_agent.control.reap import reap_revisions
-from swarm_agent.control.rebalance import SETTLING, rebalance, wish
+from swarm_agent.control.rebalance import SETTLING, note_join, rebalance, wish
 from swarm_agent.control.schedule import pend, place
 from swarm_agent.control.tasks import draining, live
 from swarm_agent.control.track import (
@@ -30,7 +30,7 @@ from swarm_agent.control.update import going
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
-from swarm_agent.objects.records import Config, Network, Node, Revision, Secret, Service, Task
+from swarm_agent.objects.records import Cluster, Config, Network, Node, Revision, Secret, Service, Task
 from swarm_agent.store import Change, Group, Store
 
 MAX_KEYS = 200  # a pass looks at this many keys, the rest waits for the next
@@ -68,8 +68,7 @@ class Controllers:
             self._dirty[Key("prepared", service.id)] = None
             if service.rebalancing:
                 self._dirty[Key("rebalance", service.id)] = None
-            elif self._evened.get(service.id) == "continuous":
-                self._look_later(Key("even", service.id), store.now + SETTLING)
+            self._evens_out(service.id)
         for service_id in store.tasks.keys("service"):
             if store.services.get(service_id) is None:
                 self._dirty[Key("service", service_id)] = None
@@ -77,9 +76,6 @@ class Controllers:
             self._dirty[Key("node", node.id)] = None
             if draining(node):
                 self._dirty[Key("drain", node.id)] = None
-            if takes_tasks(node) and node.updated_at + SETTLING > store.now:  # it may have joined
-                for service_id in self._evened:
-                    self._look_later(Key("even", service_id), node.updated_at + SETTLING)
         for network in store.networks.all():
             self._dirty[Key("network", network.id)] = None
         for service_id in all_trackers(store):
@@ -101,8 +97,8 @@ class Controllers:
                 case Service() as service:
                     policy = self._evened.get(service.id)
                     self._note_service(change.old, change.new)
-                    if policy != self._evened.get(service.id) == "continuous":
-                        self._look_later(Key("even", service.id), self.store.now + SETTLING)
+                    if policy != self._evened.get(service.id):
+                        self._evens_out(service.id)
                     self._dirty[Key("service", service.id)] = None
                     if service.rebalancing and change.new is not None:
                         self._dirty[Key("rebalance", service.id)] = None
@@ -115,6 +111,8 @@ class Controllers:
                         self._dirty[RESCHEDULE] = None
                 case Node():
                     self._node_changed(change)
+                case Cluster() if _raised(change):  # nodes may be told more about from now on
+                    self._dirty.update({Key("node", node.id): None for node in self.store.nodes.all()})
                 case Network() as network:
                     self._dirty[Key("network", network.id)] = None
                     self._dirty[RESCHEDULE] = None
@@ -137,6 +135,7 @@ class Controllers:
             if not slash:
                 self._dirty[Key("prepared", id_)] = None
                 self._dirty[Key("rebalance", id_)] = None
+                self._dirty[Key("even", id_)] = None
                 for node in self.store.nodes.all():  # the group may have held successors of theirs
                     if draining(node):
                         self._dirty[Key("drain", node.id)] = None
@@ -205,6 +204,9 @@ class Controllers:
         old, new = change.old, change.new
         node_id = change.row.id
         self._dirty[Key("node", node_id)] = None
+        if new is not None and new.active_since and (old is None or not old.active_since):
+            for service_id in self._evened:
+                self._evens_out(service_id)
         if old is not None and new is not None and _same_for_tasks(old, new):
             return
         self.ledger.surveys.clear()
@@ -214,9 +216,8 @@ class Controllers:
         if draining(new):
             self._dirty[Key("drain", node_id)] = None
         if new is not None and takes_tasks(new):
-            joined = old is None or not takes_tasks(old)
             for service_id, policy in self._evened.items():
-                if joined or policy == "continuous":  # its labels may have changed
+                if policy == "continuous":  # its labels may have changed
                     self._look_later(Key("even", service_id), self.store.now + SETTLING)
         for task in self.store.tasks.by("node", node_id):
             self._dirty[Key("slot", task.service_id, task.place)] = None
@@ -232,6 +233,16 @@ class Controllers:
             if self._due.get(key, at + 1) > at:
                 self._due[key] = at
                 heapq.heappush(self._timers, (at, key))
+
+    def _evens_out(self, service_id: str) -> None:
+        """A node has come, or it may have while nobody looked: a service whose policy says so is evened out."""
+        match self._evened.get(service_id):
+            case "on-join":
+                self._dirty[Key("even", service_id)] = None  # it knows when
+            case "continuous":
+                self._look_later(Key("even", service_id), self.store.now + SETTLING)
+            case _:
+                pass
 
     def _look_later(self, key: Key, at: int) -> None:
         if key not in self._due:
@@ -288,6 +299,7 @@ class Controllers:
                         allocate_node(p, node)
                         fit_in(p, node)
                         orphan(p, node)
+                        note_join(p, p.view.nodes.get(key.id) or node)
                 case "track":
                     p.view.group(f"{TRACK}/{key.id}")
                     reconcile_tracking(p, key.id)
@@ -366,6 +378,11 @@ def _asks_anew(change: Change) -> bool:
         or old.spec.labels != new.spec.labels
         or old.spec.update_config != new.spec.update_config
     )
+
+
+def _raised(change: Change) -> bool:
+    old, new = change.old, change.new
+    return old is not None and new is not None and bool(old.feature_level != new.feature_level)
 
 
 def _frees_something(change: Change) -> bool:

@@ -42,6 +42,11 @@ def reconcile(p: Pass, service: Service) -> None:
                 return
             forget_removed(p, aim(p, task, TaskState.REMOVE))
     for place, tasks in places.items():
+        for task in tasks if any(t.status.state == TaskState.COMPLETE for t in tasks) else ():
+            if (
+                live(task) and not task.status.state.terminal
+            ):  # it took over from one that was lost, and was not
+                aim(p, task, TaskState.SHUTDOWN)
         if any(_to_decide(p, t) for t in tasks):
             if p.full:
                 p.more(Key("service", service.id))

@@ -58,6 +58,7 @@ class Pass:
         self._to_place: set[str] = set()  # their revisions
         self.health: dict[str, Health] = {}  # by service id, as far as counted in this pass
         self.unmet: dict[str, str] = {}  # by service id, what it waits for, as far as looked at in this pass
+        self.last_join: int | None = None  # when the last node came to take tasks, as far as looked at
         self.for_health: list[Key] = []  # what waits for more of its service's tasks to run
         self._written: set[tuple[type[Record], str]] = set()
         self._journal: list[tuple[Record | None, Record | None]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from swarm_agent.control.passes import Pass
+from swarm_agent.control.slots import newest
 from swarm_agent.control.tasks import live
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
@@ -12,22 +13,30 @@ KEPT_REVISIONS = 10
 
 
 def reap_place(p: Pass, service: Service | None, tasks: list[Task]) -> None:
-    """Delete what is to be removed and has ended, then the oldest history of the place beyond the limit."""
+    """Delete what is to be removed and has ended, then the oldest history of the place beyond the limit. What is told to stop and has
+    not ended, for its node is lost perhaps, is no history yet; the last task of a place without a live one stays, for it says why."""
     if len(tasks) == 1 and live(tasks[0]):
         return
-    kept = [t for t in tasks if not forget_removed(p, t)]
+    kept = [t for t in tasks if not forget_removed(p, t) and (live(t) or _has_ended(t))]
     limit = history_limit(p, service)
     if limit < 0 or len(kept) <= limit:
         return
-    history = [t for t in kept if _is_history(service, t)]
+    iteration = service.job.iteration if service is not None and service.job is not None else 0
+    present = [t for t in tasks if t.iteration == iteration]
+    last = newest(present) if present and not any(live(t) for t in present) else None
+    history = [t for t in kept if t is not last and _is_history(service, t)]
     history.sort(key=lambda t: (t.status.timestamp, t.created_at))
     for task in history[: len(kept) - limit]:
         p.delete(task)
 
 
+def _has_ended(task: Task) -> bool:
+    return task.status.state.terminal or not task.node_id
+
+
 def _is_history(service: Service | None, task: Task) -> bool:
     """Ended, and nobody counts on it: a job counts those of its run that are complete, an update those that failed in it."""
-    if not (task.status.state.terminal or not task.node_id):
+    if not _has_ended(task):
         return False
     if service is None:
         return True

@@ -6,7 +6,9 @@ at which the two nodes stand apart - and when no wish met where it stands (a nei
 as in a drain: the successor first, never fewer healthy tasks than promised.
 
 A service is rebalanced while ``Service.rebalancing`` says how many of its tasks may move at a time: written by somebody's wish, or
-by its policy when a node joins.
+by its policy. That a node has joined is read from the rows: ``Node.active_since`` says when it came to take tasks (which a change of
+leaders, after which all nodes are unknown for a moment, does not touch), ``Service.evened`` up to which of these times a service
+has been dealt with. So a join is not forgotten when leaders change, and none is made up.
 """
 
 from __future__ import annotations
@@ -17,17 +19,17 @@ from collections.abc import Callable
 import msgspec
 
 from swarm_agent.control.filters import spread_of, unmet, wish_of
-from swarm_agent.control.ledger import Ledger
+from swarm_agent.control.ledger import Ledger, takes_tasks
 from swarm_agent.control.moves import move
 from swarm_agent.control.passes import Key, Pass
 from swarm_agent.control.schedule import place
 from swarm_agent.control.spread import path_of
 from swarm_agent.control.tasks import draining, live
 from swarm_agent.control.update import going
-from swarm_agent.objects import defaults
-from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects import defaults, features
+from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.options import options
-from swarm_agent.objects.records import Revision, Service, Task
+from swarm_agent.objects.records import Node, Revision, Service, Task
 from swarm_agent.store import Store, View
 
 SETTLING = 30 * defaults.SECOND  # a node that has just come may go again; whoever reacts to it waits so long
@@ -107,12 +109,47 @@ def rebalance(p: Pass, service_id: str) -> None:
         p.put(msgspec.structs.replace(service, rebalancing=0))
 
 
+def note_join(p: Pass, node: Node) -> None:
+    """Write down since when a node takes tasks, or that it does not."""
+    if p.level < features.ORCHESTRATION:
+        return
+    if takes_tasks(node):
+        if not node.active_since:  # never earlier than what is stored: clocks of leaders differ
+            p.put(msgspec.structs.replace(node, active_since=max(p.now, p.view.base.now)))
+    elif node.active_since and (node.status.state == NodeState.DOWN or node.spec.availability != "active"):
+        p.put(msgspec.structs.replace(node, active_since=0))
+
+
 def wish(p: Pass, service_id: str) -> None:
-    """Begin, for a service whose policy says so after a node joined."""
+    """Begin, for a service whose policy says so: on-join once the node that came last has stayed for a while."""
     service = p.view.services.get(service_id)
-    if service is not None and not service.rebalancing and not movable(service):
-        p.put(msgspec.structs.replace(service, rebalancing=1))
-        p.more(Key("rebalance", service_id))
+    if service is None or movable(service):
+        return
+    match options(service.spec.labels).rebalance:
+        case "continuous":
+            evened = service.evened
+            if service.rebalancing:
+                return
+        case "on-join":
+            evened = _last_join(p)
+            if evened <= service.evened or evened < service.created_at:
+                return
+            if p.now < evened + SETTLING:
+                p.wake(Key("even", service_id), evened + SETTLING)
+                return
+        case _:
+            return
+    p.put(msgspec.structs.replace(service, rebalancing=service.rebalancing or 1, evened=evened))
+    p.more(Key("rebalance", service_id))
+
+
+def _last_join(p: Pass) -> int:
+    """When the last node came to take tasks; looked at once a pass."""
+    if p.last_join is None:
+        nodes = list(p.view.nodes.all())
+        p.looked(len(nodes))
+        p.last_join = max((n.active_since for n in nodes), default=0)
+    return p.last_join
 
 
 def _under_way(p: Pass, service: Service) -> int:

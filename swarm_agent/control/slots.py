@@ -185,9 +185,13 @@ def _place_stays(p: Pass, service: Service, node_id: str) -> bool:
 
 
 def _stood_in_for(p: Pass, service: Service, ended: Task) -> bool:
-    """Whether another live task makes one more needless. The old one beside a failed new one does not."""
+    """Whether another live task makes one more needless. The old one beside a failed new one does not, nor what an earlier run of a
+    job has completed."""
     return any(
-        live(t) and t.id != ended.id and (is_current(p, service, t) or not is_current(p, service, ended))
+        live(t)
+        and t.id != ended.id
+        and t.iteration == ended.iteration
+        and (is_current(p, service, t) or not is_current(p, service, ended))
         for t in p.at(service.id, ended.place)
     )
 

@@ -11,6 +11,7 @@ import msgspec
 
 from swarm_agent.control.contents import dealt_with, must_be_kept
 from swarm_agent.control.passes import Key, Pass
+from swarm_agent.control.ports import must_be_free
 from swarm_agent.control.restarts import ended_at
 from swarm_agent.control.revisions import previous_of
 from swarm_agent.control.slots import given_up, keeps_apart_from_itself, newest
@@ -51,15 +52,15 @@ class _Rules:
 class _Place:
     """How far one place is in the present update."""
 
-    __slots__ = ("dirty", "failed", "fresh", "kept", "number", "old", "reached_at", "stalled_at", "unsteady")
+    __slots__ = (
+        "awaited", "dirty", "failed", "fresh", "kept", "number", "old", "reached_at", "stalled_at", "unsteady",
+    )  # fmt: skip
 
     def __init__(self, number: int | str, tasks: list[Task], seen: Survey, rules: _Rules, now: int) -> None:
         self.number = number
         current = [t for t in tasks if seen.is_current(t)]
         self.fresh = [  # made by this update; what the leader stopped itself tells nothing of it
-            t
-            for t in current
-            if (not t.created_at or t.created_at >= rules.since) and (live(t) or _ended_by_itself(t))
+            t for t in current if _made_since(t, rules.since) and (live(t) or _ended_by_itself(t))
         ]
         self.kept = [t for t in current if live(t)]  # by whichever update: it need not be made again
         self.old = [t for t in tasks if live(t) and t not in current]
@@ -81,12 +82,24 @@ class _Place:
             last is not None and live(last) and last.status.state != TaskState.RUNNING and last.failures > 0
         )
 
+        # one that is waited for although another update has made it
+        self.awaited = next((t for t in self.kept if _on_its_way(t)), None) if not self.fresh else None
+
         # whether the place still has to be handed to a worker
         self.dirty = not (self.fresh or self.kept) and (bool(self.old) or not any(live(t) for t in tasks))
 
     def failure(self, now: int) -> Task | None:
         """The task that makes it count as failed: by its end, or because our patience has ended."""
         return self.failed or (self.fresh[0] if 0 < self.stalled_at <= now else None)
+
+
+def _made_since(task: Task, since: int) -> bool:
+    return not task.created_at or task.created_at >= since  # one of this pass has no time yet
+
+
+def _on_its_way(task: Task) -> bool:
+    """Whether it may come to run any moment: it has a node, and has not failed before."""
+    return live(task) and bool(task.node_id) and task.status.state < TaskState.RUNNING and not task.failures
 
 
 def _ended_by_itself(task: Task) -> bool:
@@ -115,7 +128,11 @@ class _Touched:
 
     __slots__ = ("count", "failed", "patience", "reached", "unreached", "unsteady")
 
-    def __init__(self, places: list[_Place], settled: list[Task], rules: _Rules, now: int) -> None:
+    def __init__(
+        self, places: list[_Place], settled: list[Task], awaited: list[Task], rules: _Rules, now: int
+    ) -> None:
+        """``settled``: what this update made in other places; ``awaited``: what one of the same revision made that had paused, say, and
+        that does not run yet. Such a place is as busy as one of ours, as long as our patience lasts, and no failure of ours."""
         failed: dict[int | str, Task] = {}
         stalls: list[int] = []
         at: list[int] = []
@@ -147,6 +164,10 @@ class _Touched:
             at.append(stall if 0 < stall <= now else 0)
             self.unsteady = self.unsteady or task.failures > 0
         self.failed += sorted(stalled, key=lambda t: (t.created_at, t.id))
+        awaited = [*awaited, *(s.awaited for s in places if s.awaited is not None)]
+        ends = [t.created_at + rules.deadline for t in awaited] if rules.deadline else []
+        stalls += ends
+        at += [0] * (sum(end > now for end in ends) if rules.deadline else len(awaited))
         self.count = len(at)
         self.reached = [r for r in at if r]  # when each came to run, nanoseconds, or lost our patience
         self.unreached = self.count - len(self.reached)
@@ -169,11 +190,12 @@ def advance(p: Pass, service: Service, seen: Survey) -> list[int | str]:
             return []
         status = UpdateStatus(state="updating", message="update in progress", started_at=p.now)
         service = _say(p, service, status)
-        rules.since, open_ = p.now, []
-        seen.steps.clear()
+        rules.since = p.now
+        open_ = _open_places(p, service, seen, rules)
     p.looked(len(open_) // 2 + len(seen.present) // 4)
-    settled = [t for t in seen.present.values() if t.created_at >= rules.since or not t.created_at]
-    touched = _Touched(open_, settled, rules, p.now)
+    settled = [t for t in seen.present.values() if _made_since(t, rules.since)]
+    awaited = [t for t in seen.present.values() if _on_its_way(t) and not _made_since(t, rules.since)]
+    touched = _Touched(open_, settled, awaited, rules, p.now)
     if touched.patience:
         p.wake(Key("service", service.id), touched.patience)
     if _stopped(p, service, status, rules, touched, touched.count + len(dirty) + len(older)):
@@ -235,9 +257,12 @@ def _stopped(
         cause = f"because task {task.id} made no progress within {duration_text(rules.deadline)}"
     if config.failure_action == "rollback" and not rules.back:
         before = previous_of(p.view, service)
-        if before is not None:
+        if before is not None and service.previous_spec is not None:
             try:
                 must_be_kept(p.view, before)
+                must_be_free(
+                    p.view, service.previous_spec, service.id
+                )  # it may have given up a port meanwhile
             except InvalidSpec as err:
                 cause = f"{cause}, and cannot be rolled back: {err}"
             else:
@@ -274,7 +299,8 @@ def _hand_out(
     p: Pass, service: Service, rules: _Rules, touched: _Touched, dirty: dict[int | str, list[Task]]
 ) -> list[int | str]:
     """``dirty``: the old tasks of each place that still has to be handed to a worker. Stop-first begins with preparing the
-    new task: the old one is stopped when the new one is ready to take its place."""
+    new task: the old one is stopped when the new one is ready to take its place. Places where nothing runs come first: an update or
+    rollback that follows another in its midst would otherwise stop healthy tasks beside those the other one has stopped."""
     config = rules.config
     key = Key("service", service.id)
     resting = [r + config.delay for r in touched.reached if r + config.delay > p.now]
@@ -285,7 +311,8 @@ def _hand_out(
     most = p.portion
     if min(room, len(dirty)) > most:
         p.more(key)
-    numbers = sorted(dirty)[: min(room, most)]
+    down = {n for n, old in dirty.items() if not any(t.status.state == TaskState.RUNNING for t in old)}
+    numbers = [*sorted(down), *sorted(dirty.keys() - down)][: min(room, most)]
     first = config.order == "start-first" and not options(service.spec.labels).singleton
     # started first, the new one would stand beside the old one where only so many may be on a node
     placement = service.spec.task_template.placement

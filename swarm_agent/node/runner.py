@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 
 Report = Callable[[str, TaskStatus], None]
 RETRY_S = 1.0  # after an engine that did not answer
+JUDGED = (
+    TaskState.REJECTED,
+    TaskState.ORPHANED,
+)  # ends a leader writes of its own accord: the container may run
 
 
 class Runner:
@@ -70,6 +74,8 @@ class Runner:
 
     # --- the walk ------------------------------------------------------------------------------------------------
     async def _run(self) -> None:
+        if self.status.state in JUDGED:  # before this run of the daemon began; nobody else would stop it
+            await self._stop()
         while True:
             self._changed.clear()
             step = next_step(self.status.state, self.desired)
@@ -106,15 +112,19 @@ class Runner:
         """An operation failed, and nobody knows how far it came. What is reported as ended must have ended: until the
         engine has stopped the container its addresses, ports and place are taken."""
         self._note(err)
-        while self.status.state >= TaskState.STARTING or do is Do.SHUTDOWN:
+        if self.status.state >= TaskState.STARTING or do is Do.SHUTDOWN:
+            await self._stop()
+        self._fail(err)
+
+    async def _stop(self) -> None:
+        while True:
             try:
                 await self.executor.shutdown()
             except Exception as trouble:  # noqa: BLE001 - a bug of ours included: the walk must not end here
                 log.warning("cannot stop %s yet: %s", self.task.name, trouble, extra={"task": self.task.id})
                 await asyncio.sleep(RETRY_S)
             else:
-                break
-        self._fail(err)
+                return
 
     async def _do(self, do: Do) -> bool:
         """Run the operation; False when a new wish made it pointless."""

@@ -31,6 +31,7 @@ BRINGS: dict[int, tuple[str, ...]] = {
         "secrets and configs with versions",
         "spread preferences, generic resources, templates, what labels of the prefix swarm-agent. ask for",
         "numbers of revisions, back-off of crash loops, drain and rebalance as rolling moves, fencing",
+        "since when a node takes tasks",
     ),
 }
 """What each level brings, for people."""

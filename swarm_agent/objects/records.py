@@ -1,7 +1,7 @@
 """What the replicated store holds. Only ``api/views.py`` turns records into Docker's JSON.
 
 Who may write a field: ``spec`` and every Revision the API; ``desired_state``, ``node_id`` and addresses the leader's control
-loop (which also deletes what is to be forgotten); ``Task.status`` the node the task is assigned to (and the control loop while a task has no node); ``Node.status``
+loop (which also deletes what is to be forgotten, and writes ``Node.number`` and ``active_since``); ``Task.status`` the node the task is assigned to (and the control loop while a task has no node); ``Node.status``
 the leader's session room; ``Node.role`` the leader's role manager.
 """
 
@@ -121,6 +121,9 @@ class Node(Record, frozen=True, kw_only=True, tag="node"):
     raft_id: int = 0
     cert_not_after: int = 0
     feature_level: int = 0  # the highest its daemon writes; 0: not told (objects/features.py)
+    active_since: int = (
+        0  # when it came to take tasks, nanoseconds; 0 while it is down or not active; level 3
+    )
 
 
 # --- services ----------------------------------------------------------------------------------------------------
@@ -183,6 +186,7 @@ class Service(Record, frozen=True, kw_only=True, tag="service"):
     update_status: UpdateStatus | None = None
     registry_auth: str = ""  # X-Registry-Auth of the last create or update
     rebalancing: int = 0  # so many of its tasks may move at a time to even it out; 0: none do
+    evened: int = 0  # ``active_since`` of the last node it was evened out for by its policy on-join; level 3
     tracked: tuple[
         ContentRef, ...
     ] = ()  # of each secret and config it tracks, the newest version it has dealt with

@@ -13,6 +13,7 @@ import msgspec
 
 from swarm_agent.control import jobs
 from swarm_agent.control.engine import Controllers
+from swarm_agent.control.filters import local_volumes
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.control.update import going
 from swarm_agent.objects import defaults, features
@@ -51,6 +52,7 @@ class PaperCluster:
         self.frozen: set[str] = set()  # nodes that report nothing
         self.prepares: Callable[[Task], bool] = lambda task: True  # noqa: ARG005 - what an image of a task is worth
         self.outcome: Callable[[Task], TaskState] = lambda task: TaskState.RUNNING  # noqa: ARG005
+        self.keeps_volumes = False  # nodes hold, and tell of, the volumes of containers they made
         self._index = 0
         self.write(
             Cluster(
@@ -239,6 +241,16 @@ class PaperCluster:
                 rows.append(self._with_state(task, state))
         if rows:
             self.write(*rows)
+        if self.keeps_volumes:
+            self._tell_volumes([t for t in rows if t.status.state == TaskState.READY])
+
+    def _tell_volumes(self, made: list[Task]) -> None:
+        for task in made:
+            revision, node = self.store.revisions.get(task.revision_id), self.node(task.node_id)
+            held = {*node.description.volumes, *(local_volumes(revision) if revision is not None else ())}
+            if len(held) > len(node.description.volumes):
+                about = msgspec.structs.replace(node.description, volumes=tuple(sorted(held)))
+                self.write(msgspec.structs.replace(node, description=about))
 
     def _obey(self, task: Task) -> TaskState | None:
         state = task.status.state

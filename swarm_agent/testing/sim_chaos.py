@@ -13,6 +13,7 @@ import msgspec
 
 from swarm_agent.objects import defaults
 from swarm_agent.objects.errors import SwarmError
+from swarm_agent.objects.options import options
 from swarm_agent.testing.fake_engine import EngineFaults
 from swarm_agent.testing.fake_rpc import RpcFaults
 from swarm_agent.testing.sim_checks import ClusterChecks, Violation, unsettled
@@ -106,6 +107,7 @@ class _Story:
             self._heal_net,
             self._bad_net,
             self._reset_connections,
+            self._full_disk,
             self._engine_down,
             self._engine_errs,
             self._engine_errs,
@@ -182,6 +184,19 @@ class _Story:
     def _reset_connections(self) -> None:
         self.cluster.net.reset(self.rng.choice(self.cluster.addresses))
 
+    def _full_disk(self) -> None:
+        """Of a manager, the leader's as likely as all others' together."""
+        managers = [h for h, _ in self.cluster.managers()]
+        leader = self.cluster.leading()
+        if managers:
+            host = leader if leader is not None and self.rng.random() < 0.5 else self.rng.choice(managers)
+            if host.fill_disk(self.rng.randrange(3000)):
+                self._later(self._space_returns(host, self.rng.uniform(0.5, 12.0)))
+
+    async def _space_returns(self, host: SimHost, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        host.free_disks()
+
     def _engine_down(self) -> None:
         host = self.rng.choice(list(self.cluster.hosts.values()))
         if not host.engine.faults.down:
@@ -228,7 +243,7 @@ class _Story:
             self._later(self._leave_and_join(host, self.rng.uniform(0.5, 5.0)))
 
     async def _leave_and_join(self, host: SimHost, after_s: float) -> None:
-        voters = [h for h in self.cluster.hosts.values() if h.manager is not None]
+        voters = [h for h in self.cluster.hosts.values() if h.is_manager]
         if host in voters and len(voters) <= 3:
             return  # people who break the majority by force get what they asked for
         await self._attempt(self.cluster.leave(host.name, force=True))
@@ -252,6 +267,7 @@ class _Story:
         self._heal_net()
         for host in self.cluster.hosts.values():
             host.engine.faults = EngineFaults()
+            host.free_disks()
             if host.process is None:
                 host.start()
         names = dict.fromkeys(self.cluster.hosts)
@@ -265,7 +281,8 @@ class _Story:
                     async with asyncio.timeout(CALL_S):
                         if self.cluster[name].daemon.state == "inactive":
                             await self.cluster.join(self.cluster[name], "Worker")
-                        await self.cluster.set_node(name, Availability="active")
+                        labels = self.people.labels_of(name)
+                        await self.cluster.set_node(name, Availability="active", Labels=labels)
                 except (TimeoutError, SwarmError, AssertionError):
                     continue
                 del names[name]
@@ -289,8 +306,9 @@ class _Story:
             await people.calm_update(name)
         else:
             self.checks.floors = {name: replicas - 1 for name, replicas in floors.items()}
-            if deed == "drain":
-                name = self.rng.choice(list(cluster.hosts))
+            spare = self._hosts_without_required_volumes()
+            if deed == "drain" and spare:
+                name = self.rng.choice(spare)
                 await cluster.set_node(name, Availability="drain")
                 await self._peace()
                 await cluster.set_node(name, Availability="active")
@@ -299,6 +317,21 @@ class _Story:
         await self._peace()
         self.checks.floors = {}
         people.nothing_lost()
+
+    def _hosts_without_required_volumes(self) -> list[str]:
+        """Those that can be drained, and everything still runs."""
+        required = {
+            mount.source
+            for service in self.cluster.store.services.all()
+            if options(service.spec.labels).volume_affinity == "require"
+            for mount in defaults.container(service.spec.task_template).mounts or ()
+        }
+        return [
+            host.name
+            for host in self.cluster.hosts.values()
+            if (node := self.cluster.store.nodes.get(host.node_id)) is not None
+            and required.isdisjoint(node.description.volumes)
+        ]
 
     async def _peace(self) -> None:
         """Until everything is as declared, with people who put right what is theirs to put right."""

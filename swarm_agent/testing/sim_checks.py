@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from collections import Counter
 
 from swarm_agent.control import everywhere, jobs
 from swarm_agent.control.filters import host_ports
 from swarm_agent.control.ledger import Ledger, bare, reserved
+from swarm_agent.control.rebalance import suggest
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.control.slots import given_up, moves_start_first
 from swarm_agent.control.update import PAUSED, going
 from swarm_agent.manager.manager import Manager
 from swarm_agent.objects import defaults
+from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.options import options
 from swarm_agent.objects.records import Revision, Service, Task
 from swarm_agent.store import Store
+from swarm_agent.testing.decisions import Decisions
 from swarm_agent.testing.fake_engine import Container
 from swarm_agent.testing.sim_cluster import PROGRAMS, SimCluster
-from swarm_agent.testing.sim_host import SimHost
+from swarm_agent.testing.sim_host import Process, SimHost
 
 PATIENCE_NS = 60 * defaults.SECOND  # a new task waits this long for the one it replaces
 
@@ -39,15 +44,25 @@ class ClusterChecks:
         self._excused: dict[str, None] = {}  # tasks on a node that was out of reach in their life
         self._starts = 0
         self._declared: dict[str, int] = {}  # service id -> version that was looked at
+        self._failed: dict[
+            str, tuple[Process, float]
+        ] = {}  # host -> the process whose raft member failed, and when
+        self._decisions = Decisions()
+        self._watched: dict[str, Store] = {}  # by host
         self.floors: dict[str, int] = {}
         """Service name -> how many of its tasks have to run and go on, whatever else happens. Only who knows that nothing is broken
         can say so: see ``sim_chaos``."""
 
     def __call__(self) -> None:
         self._singletons()
+        for host in self._cluster.hosts.values():
+            self._troubles(host)
         newest: Manager | None = None
         for host, manager in self._cluster.managers():
             self._one_leader(host, manager)
+            if self._watched.get(host.name) is not manager.store:
+                self._watched[host.name] = manager.store
+                self._decisions.watch(manager.store)
             if manager.store.index > self._index and (
                 newest is None or manager.store.index > newest.store.index
             ):
@@ -56,6 +71,8 @@ class ClusterChecks:
             self._index = newest.store.index
             self._cluster.note("index", self._index)
             self._store(newest.store)
+            if self._decisions.trouble:
+                self._fail(self._decisions.trouble)
 
     def _fail(self, text: str) -> None:
         raise Violation(f"seed {self._cluster.seed}, at index {self._index}: {text}")
@@ -78,6 +95,29 @@ class ClusterChecks:
         for service, containers in found.items():
             if len(containers) > 1:
                 self._fail(f"the strict singleton {service} runs twice: {', '.join(containers)}")
+
+    def _troubles(self, host: SimHost) -> None:
+        """From the moment a manager's raft member has failed until one leads or follows there, the daemon says what is wrong."""
+        process = host.process
+        member = process.daemon.member if process is not None else None
+        if process is None or member is None or member.membership.role != "manager":
+            self._failed.pop(host.name, None)
+            return
+        known = self._failed.get(host.name)
+        if known is not None and known[0] is not process:
+            del self._failed[host.name]
+            known = None
+        manager = member.manager
+        if known is None:
+            if manager is not None and manager.status.failure and not manager.status.removed:
+                self._cluster.note("failed", host.name)
+                self._failed[host.name] = (process, asyncio.get_running_loop().time())
+        elif manager is not None and (manager.works or manager.status.removed):
+            del self._failed[host.name]
+        elif not process.daemon.error and asyncio.get_running_loop().time() > known[1]:
+            self._fail(
+                f"the raft member of {host.name} failed, it neither leads nor follows, and its daemon says nothing"
+            )
 
     def _one_leader(self, host: SimHost, manager: Manager) -> None:
         duties = manager.duties
@@ -275,7 +315,11 @@ def _managers_differ(cluster: SimCluster) -> str:
     members = {m.node_id for m in status.status.members if not m.learner}
     theirs = {h.node_id for h in cluster.hosts.values()}
     # A node that left before its promotion came through stays a manager in the table, and never was one of Raft's.
-    wanted = {n.id for n in leader.nodes.all() if n.role == "manager" and (n.raft_id or n.id in theirs)}
+    wanted = {
+        n.id
+        for n in leader.nodes.all()
+        if n.role == "manager" and (n.raft_id or n.id in theirs or n.id in members)
+    }
     return "" if members == wanted else f"raft has members {members}, the managers are {wanted}"
 
 
@@ -300,10 +344,31 @@ def _service(cluster: SimCluster, service: Service) -> str:
         )
     if len({t.place for t in running}) != wanted:
         return f"{service.spec.name} has two tasks in one slot"
+    if service.rebalancing:
+        return f"{service.spec.name} is being evened out"
+    if said := _left_behind(cluster, service):
+        return f"{service.spec.name} {said}"
     old = [t for t in running if t.revision_id != service.revision_id]
     if old and (update is None or update.state not in PAUSED):
         return f"{service.spec.name} has {len(old)} tasks of an old revision"
     return ""
+
+
+def _left_behind(cluster: SimCluster, service: Service) -> str:
+    """Who is to be evened out has been, for each node that came."""
+    manager = cluster.leader().manager
+    assert manager is not None
+    assert manager.duties is not None
+    policy = options(service.spec.labels).rebalance
+    joined = max(n.active_since for n in manager.store.nodes.all())
+    if policy == "on-join" and service.evened < joined and service.created_at <= joined:
+        return "was not evened out for a node that joined"
+    if policy != "continuous":
+        return ""
+    ledger = manager.duties.control.controllers.ledger
+    ids = (f"pretended-{n}" for n in itertools.count())
+    found = suggest(manager.store, ledger, cluster.leader().now(), lambda: next(ids), [service])
+    return f"would better move {found[0].task_id}: {found[0].text}" if found else ""
 
 
 def _by_the_clock(service: Service) -> bool:
@@ -351,6 +416,9 @@ def _task(cluster: SimCluster, task: Task) -> str:
         return f"{task.name} is of a service that is gone"
     if task.status.state != TaskState.RUNNING:
         return ""
+    own = cluster.store.revisions.get(task.revision_id)
+    if node is None or own is None or not node_matches(defaults.constraints(own.template), node):
+        return f"{task.name} runs where it may not"
     host = next((h for h in cluster.hosts.values() if h.node_id == task.node_id), None)
     container = host.engine.containers.get(task.name) if host is not None else None
     if container is None or not container.running:

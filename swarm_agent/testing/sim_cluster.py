@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from swarm_agent.manager.manager import Manager
+from swarm_agent.objects import features
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Service, Task
 from swarm_agent.store import Store
@@ -208,8 +209,8 @@ class SimCluster:
     async def remove(self, wanted: str) -> None:
         await self.api("DELETE", f"/services/{wanted}")
 
-    async def set_node(self, name: str, **change: str) -> None:
-        """``Availability="drain"``, ``Role="manager"``."""
+    async def set_node(self, name: str, **change: Any) -> None:
+        """``Availability="drain"``, ``Role="manager"``, ``Labels={..}``."""
         node_id = self[name].node_id
         if not node_id:
             raise Killed(f"{name} is no member now")
@@ -243,6 +244,9 @@ class SimCluster:
             node = known.get(host.node_id)
             if host.node_id and (node is None or node.status.state != NodeState.READY):
                 return f"{host.name} is {'not a node' if node is None else node.status.state.word}"
+            told = self.store.feature_level >= features.ORCHESTRATION
+            if told and node is not None and (node.spec.availability == "active") != bool(node.active_since):
+                return f"{host.name} is {node.spec.availability}, active since {node.active_since}"
             if node is not None and (
                 node.role != node.spec.role or (node.role == "manager") != (host.manager is not None)
             ):

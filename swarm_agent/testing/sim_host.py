@@ -22,6 +22,7 @@ from swarm_agent.config import AgentConfig
 from swarm_agent.daemon import Daemon
 from swarm_agent.identity import ca
 from swarm_agent.manager.manager import Manager
+from swarm_agent.member.membership import load_membership
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.raft import Disk, SameLoop
 from swarm_agent.seams import Seams
@@ -152,6 +153,12 @@ class SimHost:
         return self.process.daemon.member.manager
 
     @property
+    def is_manager(self) -> bool:
+        """By what its disk says: whether its manager side runs or not."""
+        membership = load_membership(self.directory)
+        return membership is not None and membership.role == "manager"
+
+    @property
     def node_id(self) -> str:
         return self.process.daemon.node_id if self.process is not None else ""
 
@@ -180,6 +187,20 @@ class SimHost:
     def raft_disk(self) -> FakeDisk:
         """The one Raft uses now."""
         return self._disks[(self.directory / "raft" / "disk").read_text()]
+
+    def fill_disk(self, room: int) -> bool:
+        """Let Raft's disk take so many bytes more and then no more; whether there is one that was not full already."""
+        if not (self.directory / "raft" / "disk").exists():
+            return False
+        disk = self.raft_disk()
+        if disk.faults.capacity is not None:
+            return False
+        disk.faults.capacity = disk.used + room
+        return True
+
+    def free_disks(self) -> None:
+        for disk in self._disks.values():
+            disk.faults.capacity = None
 
     def crash_disks(self) -> None:
         for disk in self._disks.values():

@@ -84,8 +84,8 @@ class People:
                 *({"NamedResourceSpec": {"Kind": "gpu", "Value": name}} for name in GPUS),
                 {"DiscreteResourceSpec": {"Kind": "disk", "Value": 8}},
             ]
-        for number, name in enumerate(c.hosts):
-            await c.set_node(name, Labels={"zone": f"z{number % 2}"})  # type: ignore[arg-type]
+        for name in c.hosts:
+            await c.set_node(name, Labels=self.labels_of(name))
         self._network = (await c.api("POST", "/networks/create", {"Name": "net", "Driver": "overlay"}))["Id"]
         for kind in ("secret", "config"):
             body = {"Name": f"the-{kind}", "Data": _b64(f"{kind} 1")}
@@ -97,6 +97,18 @@ class People:
                 "File": {"Name": kind},
             }
         await c.create("base", 1, RollbackConfig={"FailureAction": "continue"})
+        await c.create(
+            "setup",
+            0,
+            "batch:1",
+            Mode={"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 2}},
+            TaskTemplate={"RestartPolicy": {"Condition": "on-failure", "Delay": 500_000_000}},
+        )
+
+    def labels_of(self, name: str) -> dict[str, str]:
+        """Those a host begins with and is given back; in between people change them."""
+        number = list(self.cluster.hosts).index(name)
+        return {"zone": f"z{number % 2}", "disk": "slow" if number % 2 else "fast"}
 
     async def run(self) -> None:
         wishes: list[Callable[[SimHost], Awaitable[None]]] = [
@@ -107,7 +119,10 @@ class People:
             *(self._roll_back,) * 2,
             self._roll_back_to,
             self._run_again,
+            self._set_up_again,
             self._rebalance,
+            self._relabel,
+            self._relabel,
             self._new_version,
             self._new_version,
             self._secret_of_nobody,
@@ -157,8 +172,10 @@ class People:
         if "job" in kind:
             self._job(spec, kind)
             return spec
-        if rng.random() < 0.2:
-            spec["Labels"]["swarm-agent.depends-on"] = f"base:{rng.choice(['started', 'healthy'])}"
+        if rng.random() < 0.25:
+            spec["Labels"]["swarm-agent.depends-on"] = rng.choice(
+                ["base:started", "base:healthy", "setup:completed", "base:healthy, setup:completed"]
+            )
         spec["UpdateConfig"] = self._policy("rollback")
         spec["RollbackConfig"] = self._policy("pause")
         if kind == "global":
@@ -218,7 +235,23 @@ class People:
         """One thing that is scarce, or a wish for places."""
         rng = self.rng
         template: Json = spec["TaskTemplate"]
-        match rng.choice(["ingress", "host", "cpu", "gpu", "disk", "spread", "volume", "apart", "", ""]):
+        if rng.random() < 0.3:
+            spec["Labels"]["swarm-agent.rebalance"] = rng.choice(["on-join", "on-join", "continuous"])
+        wanted = [
+            "ingress",
+            "host",
+            "cpu",
+            "gpu",
+            "disk",
+            "spread",
+            "volume",
+            "volume",
+            "apart",
+            "fast",
+            "",
+            "",
+        ]
+        match rng.choice(wanted):
             case "ingress":
                 spec["EndpointSpec"] = {"Ports": [_port("ingress")]}
             case "host":
@@ -238,8 +271,12 @@ class People:
             case "volume":
                 mount = {"Type": "volume", "Source": f"v-{self._serial}", "Target": "/data"}
                 template["ContainerSpec"]["Mounts"] = [mount]
-                spec["Labels"]["swarm-agent.volume-affinity"] = rng.choice(["prefer", "ignore"])
+                spec["Labels"]["swarm-agent.volume-affinity"] = rng.choice(
+                    ["prefer", "ignore", "require", "require"]
+                )
                 declared.most = 2
+            case "fast":
+                template["Placement"] = {"Constraints": ["node.labels.disk == fast"]}
             case "apart":
                 template["Placement"] = {"MaxReplicas": 1}
                 declared.most = 2
@@ -302,6 +339,22 @@ class People:
     async def _run_again(self, host: SimHost) -> None:
         if name := self._somebodys():
             await host.api("POST", f"/swarm-agent/services/{name}/run")
+
+    async def _set_up_again(self, host: SimHost) -> None:
+        """Whoever waits for it waits anew."""
+        await host.api("POST", "/swarm-agent/services/setup/run")
+
+    async def _relabel(self, host: SimHost) -> None:
+        name = self.rng.choice(list(self.cluster.hosts))
+        labels = {
+            "zone": self.rng.choice(["z0", "z1", "z2"]),
+            "disk": self.rng.choice(["fast", "fast", "slow"]),
+        }
+        node_id = self.cluster[name].node_id
+        if node_id:
+            shown = await host.api("GET", f"/nodes/{node_id}")
+            query = f"version={shown['Version']['Index']}"
+            await host.api("POST", f"/nodes/{node_id}/update", {**shown["Spec"], "Labels": labels}, query)
 
     async def _rebalance(self, host: SimHost) -> None:
         body = {"Apply": True, "Parallel": self.rng.choice([1, 2])}

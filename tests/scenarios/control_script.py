@@ -205,6 +205,8 @@ class Script:
     def _without_ids(self, text: str, name: str) -> str:
         for task in self.cluster.tasks(self._ids[name], live=False):
             text = text.replace(task.id, _short(task))
+        for service, id_ in self._ids.items():
+            text = text.replace(id_, f"id of {service}")
         return text
 
     # --- what happens ----------------------------------------------------------------------------------------------------

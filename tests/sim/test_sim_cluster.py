@@ -6,6 +6,7 @@ First single stories, readable one by one; then seeded ones under everything tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from swarm_agent.objects.enums import NodeState, TaskState
+from swarm_agent.objects.errors import SwarmError
 from swarm_agent.testing.sim_chaos import SimPlan, chaos
 from swarm_agent.testing.sim_checks import ClusterChecks, unsettled
-from swarm_agent.testing.sim_cluster import SimCluster, simulation
+from swarm_agent.testing.sim_cluster import NotSettled, SimCluster, simulation
 from swarm_agent.testing.sim_host import ApiError
 
 SEEDS = int(os.environ.get("SWARM_SIM_SEEDS", "12"))
@@ -366,6 +368,64 @@ def test_an_engine_that_restarts_loses_no_task() -> None:
             host.engine.come_up()
         await asyncio.sleep(5.0)
         assert {t.id for t in c.running("web")} == before
+
+    play(story)
+
+
+def test_a_manager_whose_disk_is_full_says_so_until_it_serves_again() -> None:
+    """``ClusterChecks`` looks at every step whether it says so from its failure until it leads or follows."""
+
+    async def story(c: SimCluster) -> None:
+        for number in range(2):
+            followers = [h for h, _ in c.managers() if h is not c.leader()]
+            host = followers[0] if number else c.leader()
+            await c.create(f"before-{number}", 5)
+            await c.until_running(f"before-{number}", 5)
+            running = containers(c, host.name)
+            assert running
+            assert host.fill_disk(200)
+            name = f"meanwhile-{number}"
+            if host not in followers:
+                with contextlib.suppress(SwarmError):  # whoever leads fails with it
+                    await c.create("unsure", 1)
+                await c.any_leader(besides=host.name)
+            await c.create(name, 3)
+            await c.until_running(name, 3)
+            assert "no space left on device" in host.daemon.error
+            await asyncio.sleep(30.0)
+            assert set(running) <= set(containers(c, host.name)), "its tasks run on"
+            assert host.daemon.error, "it started anew meanwhile, which proves nothing"
+            host.free_disks()
+            await c.until("it serves again", lambda host=host: host.daemon.error, 30)  # type: ignore[misc]
+            assert host.manager is not None
+            assert host.manager.works
+            assert {f"before-{number}", name} <= {s.spec.name for s in host.manager.store.services.all()}
+            await host.api("GET", "/services")
+
+    play(story)
+
+
+def test_all_managers_run_out_of_space_and_nothing_promised_is_lost() -> None:
+    async def story(c: SimCluster) -> None:
+        managers = [h for h, _ in c.managers()]
+        for host in managers:
+            host.fill_disk(4000)
+        promised = []
+        for number in range(40):
+            try:
+                async with asyncio.timeout(8):
+                    await c.create(f"s-{number}", 0)
+                promised.append(f"s-{number}")
+            except (SwarmError, TimeoutError, NotSettled):
+                break
+        assert promised
+        assert len(promised) < 40
+        await asyncio.sleep(10.0)
+        assert all(h.daemon.error for h in managers)
+        for host in managers:
+            host.free_disks()
+        await c.any_leader(60)
+        assert set(promised) <= {s.spec.name for s in c.store.services.all()}
 
     play(story)
 

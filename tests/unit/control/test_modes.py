@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from swarm_agent.control import jobs
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Task
@@ -233,6 +234,46 @@ def test_complete_tasks_of_the_present_run_are_never_forgotten(cluster: PaperClu
     cluster.settle()
     assert not cluster.running(sid)
     assert len(cluster.tasks(sid, live=False)) == 8
+
+
+def test_a_node_is_lost_in_the_second_run(cluster: PaperCluster) -> None:
+    """What the first run completed in the place was taken for what stands in for the lost task."""
+    sid = cluster.create(spec(job(1, 1)))
+    cluster.settle()
+    complete(cluster, sid)
+    cluster.write(jobs.again(cluster.service(sid), cluster.now))
+    cluster.settle()
+    (task,) = cluster.running(sid)
+    cluster.frozen.add(task.node_id)
+    cluster.set_node(task.node_id, state=NodeState.DOWN)
+    cluster.advance(60)
+    assert [t.iteration for t in cluster.running(sid) if t.id != task.id] == [1]
+
+
+def test_a_task_that_was_lost_and_has_done_its_work_needs_none_beside_it(cluster: PaperCluster) -> None:
+    """Else the next place would make more run at once than may."""
+    sid = cluster.create(spec(job(1, 3)))
+    cluster.settle()
+    (lost,) = cluster.running(sid)
+    cluster.frozen.add(lost.node_id)
+    cluster.set_node(lost.node_id, state=NodeState.DOWN)
+    cluster.settle()
+    (other,) = [t for t in cluster.running(sid) if t.id != lost.id]
+    cluster.set_node(lost.node_id, state=NodeState.READY)
+    cluster.settle()
+    cluster.fail(lost, TaskState.COMPLETE)
+    cluster.frozen.clear()
+    most = 0
+    for _ in range(20):
+        alive = [t for t in cluster.tasks(sid) if not t.status.state.terminal]
+        most = max(most, len(alive))
+        if not cluster.step():
+            break
+    assert most == 1
+    assert [t.slot for t in cluster.running(sid)] == [1]
+    gone = cluster.store.tasks.get(other.id)
+    assert gone is not None
+    assert gone.status.state == TaskState.SHUTDOWN
 
 
 # --- timetables --------------------------------------------------------------------------------------------------------

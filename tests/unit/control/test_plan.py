@@ -12,9 +12,10 @@ from swarm_agent.control.plan import Step, forecast
 from swarm_agent.control.rebalance import movable, suggest
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.control.why import standing
+from swarm_agent.objects import features
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.diff import service_diff
-from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Service
 from swarm_agent.objects.specs import (
     ContainerSpec,
@@ -206,6 +207,58 @@ def test_a_new_leader_knows_of_a_node_that_joined_just_before(cluster: PaperClus
     assert "n4" not in {t.node_id for t in cluster.running(sid)}, "it may go again"
     cluster.advance(60)
     assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 3, "n2": 3, "n3": 3, "n4": 3}
+
+
+def test_a_change_of_leaders_is_no_join(cluster: PaperCluster) -> None:
+    """After one all nodes are unknown until they have said hello."""
+    sid = uneven(cluster, {"swarm-agent.rebalance": "on-join"})
+    cluster.write(msgspec.structs.replace(cluster.service(sid), evened=cluster.node("n4").active_since))
+    cluster.advance(60)
+    since = {n.id: n.active_since for n in cluster.store.nodes.all()}
+    assert all(since.values())
+    for state in (NodeState.UNKNOWN, NodeState.READY):
+        for name in since:
+            cluster.set_node(name, state=state)
+        cluster.new_leader()
+        cluster.advance(120)
+    assert {n.id: n.active_since for n in cluster.store.nodes.all()} == since
+    assert "n4" not in {t.node_id for t in cluster.running(sid)}
+
+
+def test_a_join_is_written_down_once_the_level_allows_it() -> None:
+    old = PaperCluster(level=features.ORCHESTRATION - 1)
+    old.add_node("n1")
+    old.settle()
+    assert old.node("n1").active_since == 0
+    record = old.store.cluster
+    assert record is not None
+    old.write(msgspec.structs.replace(record, feature_level=features.ORCHESTRATION))
+    old.settle()
+    assert old.node("n1").active_since == old.now
+    old.set_node("n1", availability="pause")
+    old.settle()
+    assert old.node("n1").active_since == 0
+
+
+def test_the_clock_of_the_next_leader_may_be_behind(cluster: PaperCluster) -> None:
+    sid = uneven(cluster, {"swarm-agent.rebalance": "on-join"})
+    cluster.advance(60)
+    cluster.set_node("n4", availability="drain")
+    cluster.advance(60)
+    cluster.now -= 100 * SECOND
+    cluster.new_leader()
+    cluster.set_node("n4", availability="active")
+    cluster.advance(200)
+    assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 3, "n2": 3, "n3": 3, "n4": 3}
+
+
+def test_continuous_rests_when_nothing_is_left_to_move(cluster: PaperCluster) -> None:
+    sid = uneven(cluster, {"swarm-agent.rebalance": "continuous"})
+    cluster.advance(300)
+    assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 3, "n2": 3, "n3": 3, "n4": 3}
+    index = cluster.store.index
+    cluster.advance(600)
+    assert cluster.store.index == index
 
 
 def test_a_service_that_is_told_later_to_even_itself_out_does(cluster: PaperCluster) -> None:

@@ -10,11 +10,14 @@ import pytest
 from swarm_agent.control.engine import Key
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.records import Task
 from swarm_agent.objects.specs import (
     Placement,
+    ReplicatedJob,
     Reservations,
     Resources,
     RestartPolicy,
+    ServiceMode,
     UpdateConfig,
 )
 from swarm_agent.objects.timetable import Timetable
@@ -159,3 +162,26 @@ def test_rejected_groups_wake_what_may_have_been_in_them(cluster: PaperCluster) 
     assert {Key("service", sid), Key("prepared", sid), Key("rebalance", sid)} <= set(
         cluster.controllers._dirty
     )
+
+
+@pytest.mark.parametrize("job", [False, True])
+def test_a_place_that_was_given_up_stays_so_when_no_history_is_kept(cluster: PaperCluster, job: bool) -> None:
+    """Its last task was forgotten, and with it that it was given up: another was made at once, thirty a second."""
+    record = cluster.store.cluster
+    assert record is not None
+    kept = msgspec.structs.replace(record.spec.orchestration, task_history_retention_limit=0)
+    cluster.write(
+        msgspec.structs.replace(record, spec=msgspec.structs.replace(record.spec, orchestration=kept))
+    )
+    wanted = spec(1, "bad", restart_policy=RestartPolicy(condition="none"))
+    if job:
+        mode = ServiceMode(replicated_job=ReplicatedJob(max_concurrent=1, total_completions=1))
+        wanted = msgspec.structs.replace(wanted, mode=mode)
+    made: set[str] = set()
+    cluster.store.watch(
+        lambda index, changes: made.update(c.row.id for c in changes if isinstance(c.row, Task))
+    )
+    sid = cluster.create(wanted)
+    cluster.advance(60)
+    assert len(made) == 1
+    assert [t.status.state for t in cluster.tasks(sid, live=False)] == [TaskState.FAILED]

@@ -8,6 +8,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
 from swarm_agent.node.contents import Contents
@@ -119,6 +120,22 @@ def test_a_task_that_runs_and_is_stopped() -> None:
         assert (runner.status.started_at, runner.status.finished_at) == (7, 7)
         await runner.close()
         assert script.done == ["prepare", "start", "wait", "shutdown", "remove"]
+
+    run(story())
+
+
+@pytest.mark.parametrize("state", [S.REJECTED, S.ORPHANED])
+def test_what_a_leader_judged_while_the_daemon_was_away_is_stopped(state: S) -> None:
+    """It had ended as far as anybody knew, and its container ran on for as long as the task was remembered."""
+    script = Script(shutdown=[EngineUnreachable("away"), OK])
+    script.task = msgspec.structs.replace(TASK, status=TaskStatus(state=state))
+
+    async def story() -> None:
+        runner, seen = await walk(script, desired=S.SHUTDOWN)
+        assert script.done[:2] == ["shutdown", "shutdown"]
+        assert seen == []
+        assert runner.status.state == state
+        await runner.detach()
 
     run(story())
 

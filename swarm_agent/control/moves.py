@@ -7,7 +7,7 @@ over when enough tasks of its service are healthy.
 from __future__ import annotations
 
 from swarm_agent.control.passes import Key, Pass
-from swarm_agent.control.restarts import delay, ended_at
+from swarm_agent.control.restarts import delay, ended_at, ran_long
 from swarm_agent.control.slots import moves_start_first
 from swarm_agent.control.tasks import aim, draining, live, make
 from swarm_agent.objects import defaults, features
@@ -75,7 +75,7 @@ def move(p: Pass, service: Service, task: Task, cause: str, key: Key) -> bool:
     if any(live(t) and t.id != task.id and not t.status.state.terminal for t in tasks):
         return False
     failed = [t for t in tasks if t.replaces == task.id and t.status.state.terminal]
-    failures = 0
+    failures = 0 if ran_long(task, p.now) else task.failures
     if failed:
         last = max(failed, key=ended_at)
         failures = last.failures + 1

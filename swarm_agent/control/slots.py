@@ -164,11 +164,18 @@ def _ended(p: Pass, service: Service, task: Task) -> None:
         p.wake(Key("slot", task.service_id, task.place), task.start_after)
         return
     aim(p, task, TaskState.SHUTDOWN)
+    following = restart(service, task, p.at(service.id, task.place), p.now)
     if _stood_in_for(p, service, task):
+        mover = next((t for t in p.at(service.id, task.place) if t.replaces == task.id and live(t)), None)
+        if mover is not None and mover.desired_state == TaskState.READY and following is not None:
+            # it has not begun to run: it follows on an end now, not on a move
+            changed = msgspec.structs.replace(
+                mover, start_after=following.at, attempt=following.attempt, failures=following.failures
+            )
+            p.put(changed)
         return
     if task.preset and not _place_stays(p, service, task.preset):
         return
-    following = restart(service, task, p.at(service.id, task.place), p.now)
     if following is not None:
         make(
             p,

@@ -125,7 +125,7 @@ def test_what_takes_its_time_begins(lab: Lab) -> None:
         lab[2].ctl("run", f"tick-{overlap}")
         count(lab, f"tick-{overlap}", 1)
     create(
-        lab, "crashes", f"--restart-delay={FIRST_DELAY}s", f"--label=swarm-agent.restart.max-delay={LONGEST_DELAY}s",
+        lab, "crashes", QUIET, f"--restart-delay={FIRST_DELAY}s", f"--label=swarm-agent.restart.max-delay={LONGEST_DELAY}s",
         command=("sh", "-c", "exit 3"),
     )  # fmt: skip
 

@@ -200,6 +200,8 @@ class Controllers:
             old = self.store.tasks.get(task.replaces)
             if old is not None and draining(self.store.nodes.get(old.node_id)):
                 self._dirty[Key("drain", old.node_id)] = None
+        if _goes(change.old) and not _goes(change.new):
+            self._leave_alone(task)
         freed = change.new is None or (
             change.new.status.state.terminal and not (change.old and change.old.status.state.terminal)
         )
@@ -207,6 +209,12 @@ class Controllers:
             self._waiting[task.id] = None
         if (freed or self.ledger.boards.is_awaited(task)) and self.store.tasks.has("node", ""):
             self._dirty[RESCHEDULE] = None
+
+    def _leave_alone(self, ended: Task) -> None:
+        """Another task of its place that is on a draining node was not moved beside it, and may be now."""
+        for task in self.store.tasks.by("slot", slot_key(ended.service_id, ended.place)):
+            if draining(self.store.nodes.get(task.node_id)) and _goes(task):
+                self._dirty[Key("drain", task.node_id)] = None
 
     def _goes_on_alone(self, old: Task | None, new: Task | None) -> bool:
         """Whether nothing is to be decided about a slot: its only task is to go on where it is, or was just put there, and has not
@@ -406,6 +414,11 @@ class Controllers:
             return f"revision {service.revision_id} is missing"
         p.view.group(service_id)
         return allocate_service(p, service, revision)
+
+
+def _goes(task: Task | None) -> bool:
+    """Whether a task keeps another of its place from being moved (``moves.move``)."""
+    return task is not None and live(task) and not task.status.state.terminal
 
 
 def _asks_anew(change: Change) -> bool:

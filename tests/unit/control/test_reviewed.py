@@ -185,3 +185,26 @@ def test_a_place_that_was_given_up_stays_so_when_no_history_is_kept(cluster: Pap
     cluster.advance(60)
     assert len(made) == 1
     assert [t.status.state for t in cluster.tasks(sid, live=False)] == [TaskState.FAILED]
+
+
+@pytest.mark.parametrize("moved", ["update", "rebalance"])
+def test_what_was_to_take_over_on_a_node_that_is_drained_meanwhile_leaves_it(moved: str) -> None:
+    cluster = PaperCluster.of("n1")
+    sid = cluster.create(spec(2))
+    cluster.settle()
+    cluster.add_node("n2")
+    cluster.add_node("n3")
+    cluster.settle()
+    cluster.frozen = {"n1", "n2", "n3"}
+    if moved == "update":
+        cluster.update(sid, spec(2, "web:2", update=UpdateConfig(parallelism=2)))
+    else:
+        cluster.write(msgspec.structs.replace(cluster.service(sid), rebalancing=1))
+    cluster.settle()
+    drained = next(t.node_id for t in cluster.tasks(sid) if t.cause == moved and t.node_id != "n1")
+    cluster.set_node(drained, availability="drain")
+    cluster.settle()
+    cluster.frozen.clear()
+    cluster.advance(600)
+    assert len(cluster.running(sid)) == 2
+    assert drained not in {t.node_id for t in cluster.tasks(sid)}

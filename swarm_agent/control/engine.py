@@ -430,6 +430,7 @@ def _asks_anew(change: Change) -> bool:
         old.revision_id != new.revision_id
         or old.spec.labels != new.spec.labels
         or old.spec.update_config != new.spec.update_config
+        or (going(old) and not going(new))  # what it would have replaced is to start after all
     )
 
 

@@ -208,3 +208,22 @@ def test_what_was_to_take_over_on_a_node_that_is_drained_meanwhile_leaves_it(mov
     cluster.advance(600)
     assert len(cluster.running(sid)) == 2
     assert drained not in {t.node_id for t in cluster.tasks(sid)}
+
+
+def test_a_prepared_task_that_waited_for_an_update_is_started_when_that_pauses(cluster: PaperCluster) -> None:
+    rest = RestartPolicy(condition="any", delay=5 * SECOND)
+    sid = cluster.create(spec(3, restart_policy=rest))
+    cluster.settle()
+    for task in cluster.running(sid)[1:]:
+        cluster.fail(task)
+    cluster.settle()
+    cluster.prepares = lambda task: cluster.image_of(task) != "web:2"
+    cluster.frozen = {"n1", "n2", "n3"}
+    cluster.update(sid, spec(3, "web:2", update=UpdateConfig(parallelism=1), restart_policy=rest))
+    cluster.advance(10)  # the delay of the old tasks is over in the midst of the update
+    cluster.frozen.clear()
+    cluster.advance(5)
+    status = cluster.service(sid).update_status
+    assert status is not None
+    assert status.state == "paused"
+    assert [(t.slot, cluster.image_of(t)) for t in cluster.running(sid)] == [(1, "web:1"), (3, "web:1")]

@@ -235,7 +235,7 @@ def _moves(p: Pass, service: Service, most: int, *, pretend: bool) -> list[Sugge
     out: list[Suggestion] = []
     failed: set[str] = set()
     tries: Counter[tuple[str, ...]] = Counter()  # by branch
-    while len(out) < most and not p.spent:
+    while len(out) < most and not (out and p.spent):  # one at least, be the look itself too dear for a pass
         source = max(
             (
                 n
@@ -285,7 +285,7 @@ def _target(p: Pass, service: Service, task: Task) -> Task | None:
     if not move(p, service, task, "rebalance", Key("rebalance", service.id)):
         return None
     made = next(t for t in p.at(service.id, task.place) if t.id not in known)
-    place(p, [made])
+    place(p, [made], in_any_case=True)
     p.unplaced.pop(made.id, None)
     placed = p.view.tasks.get(made.id)
     if placed is None or not placed.node_id:

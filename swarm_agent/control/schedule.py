@@ -25,8 +25,9 @@ _ASSIGNED = "scheduler assigned task to node"
 _CONFIRMED = "scheduler confirmed task can run on preassigned node"
 
 
-def place(p: Pass, tasks: list[Task]) -> list[Task]:
-    """Assign every task that can be; the others get PENDING with the reasons. Returns those this pass has no room for."""
+def place(p: Pass, tasks: list[Task], *, in_any_case: bool = False) -> list[Task]:
+    """Assign every task that can be; the others get PENDING with the reasons. Returns those this pass has no room for, or no looks left
+    (``in_any_case``: it has)."""
     left: list[Task] = []
     groups: dict[tuple[str, str], list[Task]] = {}
     moving: dict[str, list[Task]] = {}  # node -> tasks whose successors are to be placed
@@ -44,8 +45,9 @@ def place(p: Pass, tasks: list[Task]) -> list[Task]:
         revision = p.view.revisions.get(revision_id)
         if revision is None:
             continue
-        if p.looks >= 2 * p.most_looks or (
-            p.looks >= p.most_looks and not any(t.id in p.unplaced for t in group)
+        if not in_any_case and (
+            p.looks >= 2 * p.most_looks
+            or (p.looks >= p.most_looks and not any(t.id in p.unplaced for t in group))
         ):
             left += group
             continue

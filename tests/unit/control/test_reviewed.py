@@ -227,3 +227,19 @@ def test_a_prepared_task_that_waited_for_an_update_is_started_when_that_pauses(c
     assert status is not None
     assert status.state == "paused"
     assert [(t.slot, cluster.image_of(t)) for t in cluster.running(sid)] == [(1, "web:1"), (3, "web:1")]
+
+
+def test_a_service_that_is_dearer_than_a_pass_to_look_at_is_rebalanced(
+    cluster: PaperCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("n2", "n3"):
+        cluster.set_node(name, availability="drain")
+    sid = cluster.create(spec(20))
+    cluster.settle()
+    cluster.set_node("n2", availability="active")
+    cluster.settle()
+    monkeypatch.setattr("swarm_agent.control.passes.MAX_LOOKS", 20)
+    cluster.write(msgspec.structs.replace(cluster.service(sid), rebalancing=1))
+    cluster.settle()
+    assert Counter(t.node_id for t in cluster.tasks(sid)) == {"n1": 10, "n2": 10}
+    assert cluster.service(sid).rebalancing == 0

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
+from swarm_agent.control import everywhere
 from swarm_agent.control.contents import dealt_with, must_be_kept
 from swarm_agent.control.passes import Key, Pass
 from swarm_agent.control.ports import must_be_free
@@ -45,7 +46,7 @@ def advance(p: Pass, service: Service, seen: Survey) -> list[int | str]:
     open_ = _open_places(p, service, seen, rules)
     older: Mapping[int | str, Task] = seen.older
     if defaults.is_global(service.spec):
-        older = {n: t for n, t in older.items() if _open_to_it(p, n)}
+        older = {n: t for n, t in older.items() if _open_to_it(p, service, n)}
     dirty = {s.number: s.old for s in open_ if s.dirty}
     if not going(service):
         if not dirty and not older:
@@ -76,7 +77,7 @@ def _open_places(p: Pass, service: Service, seen: Survey, rules: Rules) -> list[
     if len(steps) < len(seen.open):
         for n, tasks in seen.open.items():
             if n not in steps:
-                takes_part = _counts(service, tasks, seen, rules.since) and _open_to_it(p, n)
+                takes_part = _counts(service, tasks, seen, rules.since) and _open_to_it(p, service, n)
                 steps[n] = Place(n, tasks, seen, rules, p.now) if takes_part else None
     return [step for step in steps.values() if step is not None]
 
@@ -106,12 +107,9 @@ def _counts(service: Service, tasks: list[Task], seen: Survey, since: int) -> bo
     return given_up(service, tasks)
 
 
-def _open_to_it(p: Pass, place: int | str) -> bool:
-    """Whether a new task may be put there: in global modes not on a node that takes none now."""
-    if not isinstance(place, str):
-        return True
-    node = p.view.nodes.get(place)
-    return node is not None and node.spec.availability == "active"
+def _open_to_it(p: Pass, service: Service, place: int | str) -> bool:
+    """Whether a new task may be put there: in global modes only on a node that is to have one, and takes any now."""
+    return not isinstance(place, str) or everywhere.gets(service, p.view.nodes.get(place))
 
 
 def _stopped(

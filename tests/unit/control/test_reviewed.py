@@ -12,6 +12,7 @@ from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Task
 from swarm_agent.objects.specs import (
+    Empty,
     Placement,
     ReplicatedJob,
     Reservations,
@@ -243,3 +244,17 @@ def test_a_service_that_is_dearer_than_a_pass_to_look_at_is_rebalanced(
     cluster.settle()
     assert Counter(t.node_id for t in cluster.tasks(sid)) == {"n1": 10, "n2": 10}
     assert cluster.service(sid).rebalancing == 0
+
+
+def test_a_global_update_makes_nothing_for_nodes_that_are_to_have_nothing(cluster: PaperCluster) -> None:
+    every = ServiceMode(global_=Empty())
+    once = RestartPolicy(condition="none")
+    sid = cluster.create(spec(mode=every, restart_policy=once))
+    cluster.settle()
+    nowhere = Placement(constraints=("node.labels.zone == there",))
+    cluster.update(sid, spec(mode=every, restart_policy=once, placement=nowhere))
+    cluster.settle()
+    cluster.new_leader()
+    cluster.settle()
+    assert {t.cause for t in cluster.tasks(sid, live=False)} == {"create"}
+    assert cluster.service(sid).update_status is None

@@ -324,7 +324,8 @@ def _move(p: Pass, service: Service, mover: Task, old: Task) -> None:
         may = stuck or not health.between
     if may or old.status.state != TaskState.RUNNING:
         aim(p, old, TaskState.SHUTDOWN)
-        p.health[service.id] = Health(health.healthy - 1, health.between + (not stuck))
+        fewer = int(old.status.state == TaskState.RUNNING)
+        p.health[service.id] = Health(health.healthy - fewer, health.between + (not stuck))
     else:
         p.wait_for_health(Key("slot", service.id, mover.place))
 

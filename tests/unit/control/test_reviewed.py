@@ -258,3 +258,19 @@ def test_a_global_update_makes_nothing_for_nodes_that_are_to_have_nothing(cluste
     cluster.settle()
     assert {t.cause for t in cluster.tasks(sid, live=False)} == {"create"}
     assert cluster.service(sid).update_status is None
+
+
+def test_stopping_what_does_not_run_leaves_as_many_healthy() -> None:
+    cluster = PaperCluster.of("n1")
+    labels = {"swarm-agent.min-healthy": "1"}
+    sid = cluster.create(spec(3, labels=labels, update=UpdateConfig(order="stop-first")))
+    cluster.settle()
+    cluster.frozen = {"n1"}
+    cluster.fail(cluster.tasks(sid)[0])
+    cluster.advance(30)
+    assert [t.status.state for t in cluster.tasks(sid)] == [TaskState.ASSIGNED, TaskState.RUNNING, TaskState.RUNNING]  # fmt: skip
+    cluster.add_node("n2")
+    cluster.set_node("n1", availability="drain")
+    cluster.settle()
+    told = {t.slot for t in cluster.tasks(sid, live=False) if t.desired_state == TaskState.SHUTDOWN and not t.status.state.terminal}  # fmt: skip
+    assert told == {1, 2}  # and the third when another runs

@@ -61,6 +61,7 @@ class ManagerSide:
         self._ending: Manager | None = None
         # the cluster is above our feature level: no manager side until we are started anew
         self._outgrown = False
+        self._failed = False  # its raft member ended by itself, and has not been brought back yet
         self._node: Node | None = None
         self._changing = asyncio.Lock()
 
@@ -72,7 +73,7 @@ class ManagerSide:
                 await self._start(founding, recovery=recovery)
             except ReleaseTooOld as err:
                 self._refuse(err)
-        self._drop_keys_of_a_worker()
+        self._keep_a_workers_papers()
 
     async def stop(self) -> None:
         for manager in (self.manager, self._ending):  # one that was being ended may have been cut short
@@ -197,21 +198,30 @@ class ManagerSide:
         if manager.store.refused:
             await self._give_up(manager, ReleaseTooOld(manager.store.refused))
             return
-        self.trouble = f"this manager's raft member stopped: {manager.status.failure}"
+        trouble = self.trouble = f"this manager's raft member stopped: {manager.status.failure}"
         log.error("%s", self.trouble)
         async with self._changing:
-            self.manager = None
+            if self.manager is not manager:  # it was ended for another reason meanwhile
+                if self.trouble == trouble:
+                    self.trouble = ""
+                return
+            self.manager, self._failed = None, True
             await self._end(manager)
-            while self._papers.membership.role == "manager":
-                await asyncio.sleep(FAILED_RETRY_S)
-                try:
-                    started = await self._start()
-                except (SwarmError, OSError) as err:
-                    self.trouble = f"this manager's raft member cannot start: {err}"
-                    log.error("%s", self.trouble)
-                else:
-                    self._spawn(self._watch_recovery(started), "watch recovery")
-                    return
+        while self._failed:
+            await asyncio.sleep(FAILED_RETRY_S)
+            async with self._changing:  # not in between: the cluster may have made a worker of us
+                if self._failed:
+                    await self._bring_back()
+
+    async def _bring_back(self) -> None:
+        try:
+            started = await self._start()
+        except (SwarmError, OSError) as err:
+            self.trouble = f"this manager's raft member cannot start: {err}"
+            log.error("%s", self.trouble)
+        else:
+            self._failed = False
+            self._spawn(self._watch_recovery(started), "watch recovery")
 
     async def _watch_recovery(self, manager: Manager) -> None:
         """The trouble is over once it leads or follows. That it started proves nothing: a full disk can be read."""
@@ -220,6 +230,11 @@ class ManagerSide:
         if self.manager is manager:
             self.trouble = ""
 
+    @property
+    def _is_wanting(self) -> bool:
+        """Whether this host is a manager without a manager side, for a reason of its own."""
+        return self._outgrown or self._failed
+
     # --- the role our record has -----------------------------------------------------------------------------------
     async def _watch_removal(self, manager: Manager) -> None:
         """Raft let us go: stop being a manager, the rest of the role change follows by session."""
@@ -227,18 +242,20 @@ class ManagerSide:
             await asyncio.sleep(RETRY_S)
         if self.manager is manager:
             async with self._changing:
+                if self.manager is not manager:
+                    return  # another goes on in its place
                 await self._end_for_good()
             await self._follow()
 
     async def _end_for_good(self) -> None:
         manager, self.manager = self.manager, None
-        if manager is None and not self._outgrown:
+        if manager is None and not self._is_wanting:
             return
         log.info("this node is no manager any more")
         if manager is not None:
             await self._end(manager)
-        if self._outgrown:
-            self._outgrown, self.trouble = False, ""
+        if self._is_wanting:
+            self._outgrown, self._failed, self.trouble = False, False, ""
         self._papers.drop_log()
 
     def follow(self, node: Node) -> None:
@@ -251,7 +268,7 @@ class ManagerSide:
         """Whether certificate and manager side are as our record says. One on its way down is not brought up again."""
         if node.role != self._papers.identity.subject.role:
             return False
-        if self._outgrown:
+        if self._is_wanting:
             return node.role == "manager"
         if self.manager is None:
             return node.role == "worker" or node.spec.role == "worker"
@@ -266,10 +283,10 @@ class ManagerSide:
                 except (SwarmError, OSError) as err:
                     log.info("cannot become a %s yet: %s", self._node.role, err)
                     await asyncio.sleep(RETRY_S)
-            self._drop_keys_of_a_worker()
+            self._keep_a_workers_papers()
 
     async def _step_towards(self, node: Node) -> None:
-        if node.role == "worker" and (self.manager is not None or self._outgrown):
+        if node.role == "worker" and (self.manager is not None or self._is_wanting):
             self._papers.remember(role="worker")
             await self._end_for_good()
         elif node.role != self._papers.identity.subject.role:
@@ -280,6 +297,7 @@ class ManagerSide:
             self._papers.remember(role="manager")
             await self._start()
 
-    def _drop_keys_of_a_worker(self) -> None:
+    def _keep_a_workers_papers(self) -> None:
         if self.manager is None and self._papers.identity.subject.role == "worker":
+            self._papers.remember(role="worker")  # where Raft let go of us before our record said so
             self._papers.drop_keys()

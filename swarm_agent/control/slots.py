@@ -14,7 +14,7 @@ from swarm_agent.control.ledger import takes_tasks
 from swarm_agent.control.names import names_itself
 from swarm_agent.control.passes import Health, Key, Pass
 from swarm_agent.control.reasons import ADDRESS
-from swarm_agent.control.restarts import attempt_of, restart
+from swarm_agent.control.restarts import attempt_of, ended_at, restart
 from swarm_agent.control.revisions import same_but_placement
 from swarm_agent.control.tasks import (
     MINUTE,
@@ -73,12 +73,28 @@ def taken(service: Service, tasks: list[Task]) -> bool:
 
 def given_up(service: Service, tasks: list[Task]) -> bool:
     """Whether a place without a live task is to stay without: its last one ended by itself and policy forbids another."""
-    last = newest(tasks)
+    last = decisive(service, tasks)
     return (
         last.desired_state == TaskState.SHUTDOWN
         and last.status.state.terminal
         and restart(service, last, tasks, 0) is None
     )
+
+
+def decisive(service: Service, tasks: list[Task]) -> Task:
+    """Of a place without a live task the one whose end decides what becomes of it: the newest - or, where a rollback has found one of the
+    present revision that the newest never took over from, that one once it has ended by itself."""
+    last = newest(tasks)
+    if last.revision_id == service.revision_id:
+        return last
+    survivors = [
+        t
+        for t in tasks
+        if t.revision_id == service.revision_id
+        and t.status.state in (TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED)
+        and ended_at(t) > ended_at(last)
+    ]
+    return newest(survivors) if survivors else last
 
 
 def newest(tasks: list[Task]) -> Task:

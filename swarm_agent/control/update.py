@@ -19,7 +19,7 @@ from swarm_agent.control.passes import Key, Pass
 from swarm_agent.control.ports import must_be_free
 from swarm_agent.control.progress import PAUSED, Place, Rules, Settled, Touched, ended_by_itself
 from swarm_agent.control.revisions import previous_of
-from swarm_agent.control.slots import given_up, keeps_apart_from_itself, newest
+from swarm_agent.control.slots import decisive, given_up, keeps_apart_from_itself
 from swarm_agent.control.survey import Survey
 from swarm_agent.control.tasks import live, make
 from swarm_agent.objects import defaults
@@ -101,7 +101,7 @@ def _counts(service: Service, tasks: list[Task], seen: Survey, since: int) -> bo
     be replaced."""
     if any(live(t) for t in tasks):
         return True
-    last = newest(tasks)
+    last = decisive(service, tasks)
     if seen.is_current(last):
         return last.created_at >= since and ended_by_itself(last)
     return given_up(service, tasks)

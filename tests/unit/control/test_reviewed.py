@@ -274,3 +274,25 @@ def test_stopping_what_does_not_run_leaves_as_many_healthy() -> None:
     cluster.settle()
     told = {t.slot for t in cluster.tasks(sid, live=False) if t.desired_state == TaskState.SHUTDOWN and not t.status.state.terminal}  # fmt: skip
     assert told == {1, 2}  # and the third when another runs
+
+
+def test_what_outlived_an_update_and_has_ended_is_not_made_again(cluster: PaperCluster) -> None:
+    once = RestartPolicy(condition="none")
+    policy = UpdateConfig(parallelism=0, order="start-first", failure_action="rollback")
+    sid = cluster.create(spec(2, update=policy, restart_policy=once))
+    cluster.settle()
+    cluster.prepares = lambda task: cluster.image_of(task) != "web:2"
+    cluster.now += SECOND
+    cluster.update(sid, spec(2, "web:2", update=policy, restart_policy=once))
+    cluster.advance(60)
+    first, second = cluster.running(sid)  # as they were before; the newest of their places has failed
+    assert {cluster.image_of(first), cluster.image_of(second)} == {"web:1"}
+    cluster.now += SECOND
+    cluster.fail(first, TaskState.COMPLETE)
+    cluster.settle()
+    cluster.new_leader()
+    cluster.advance(60)
+    status = cluster.service(sid).update_status
+    assert status is not None
+    assert status.state == "rollback_completed"
+    assert [t.id for t in cluster.running(sid)] == [second.id]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from swarm_agent.control.passes import Key, Pass
 from swarm_agent.control.restarts import delay, ended_at, ran_long
-from swarm_agent.control.slots import moves_start_first
+from swarm_agent.control.slots import is_current, moves_start_first
 from swarm_agent.control.tasks import aim, draining, live, make
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import TaskState
@@ -64,8 +64,14 @@ def _go_on_elsewhere(p: Pass, service: Service, task: Task) -> None:
         start_after=task.start_after,
         attempt=task.attempt,
         failures=task.failures,
-        revision_id=task.revision_id,
+        revision_id=_revision(p, service, task),
     )
+
+
+def _revision(p: Pass, service: Service, task: Task) -> str:
+    """What follows a task that leaves its node is of its revision; of the present one if that asks for nothing but another place. (Without
+    a node the old one would count as stale, and be ended at once.)"""
+    return service.revision_id if is_current(p, service, task) else task.revision_id
 
 
 def move(p: Pass, service: Service, task: Task, cause: str, key: Key) -> bool:
@@ -89,7 +95,7 @@ def move(p: Pass, service: Service, task: Task, cause: str, key: Key) -> bool:
         task.place,
         ready=not moves_start_first(service),
         cause=cause,
-        revision_id=task.revision_id,
+        revision_id=_revision(p, service, task),
         replaces=task.id,
         failures=failures,
     )

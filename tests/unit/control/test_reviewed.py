@@ -296,3 +296,20 @@ def test_what_outlived_an_update_and_has_ended_is_not_made_again(cluster: PaperC
     assert status is not None
     assert status.state == "rollback_completed"
     assert [t.id for t in cluster.running(sid)] == [second.id]
+
+
+def test_what_a_drain_prepares_after_a_change_of_placement_stays_though_there_is_no_node_for_it() -> None:
+    cluster = PaperCluster.of("n1")
+    sid = cluster.create(spec(2))
+    cluster.settle()
+    cluster.now += SECOND
+    cluster.update(sid, spec(2, placement=Placement(max_replicas=2)))
+    cluster.settle()
+    cluster.set_node("n1", availability="drain")
+    passes = 0
+    while cluster.controllers.next_wake() == 0:
+        cluster.commit(cluster.controllers.run(cluster.now))
+        passes += 1
+        assert passes < 20
+    present = cluster.service(sid).revision_id
+    assert [t.revision_id for t in cluster.tasks(sid) if t.cause == "drain"] == [present, present]

@@ -276,7 +276,7 @@ async def run(config: AgentConfig, make_network: MakeNetwork) -> None:
     notify("READY=1")
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(10_000, 20, 20)
     await ended.wait()
     notify("STOPPING=1")
     log.info("stopping; containers go on")

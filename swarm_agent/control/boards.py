@@ -59,6 +59,7 @@ class Boards:
         """The order of nodes for one revision of a service, up to date."""
         group = self._groups.get(wish)
         if group is None or group.expires <= now or group.pool is not pool:
+            self._forget_outdated()
             group = self._groups[wish] = Group(wish, pool, now)
             self._make_room(self._groups)
         self._groups.move_to_end(wish)
@@ -95,7 +96,7 @@ class Boards:
     def _is_kept(self, wish: Wish) -> bool:
         """Whether a service's order is kept, or is to be: it asks for single tasks often, and is on many nodes."""
         group = self._groups.get(wish)
-        if group is not None and self.ledger.written - group.seen < 4 * len(self.ledger.rows) + 64:
+        if group is not None and not self._is_outdated(group):
             return True
         if len(self.ledger.hosting.get(wish.service_id, _NO)) <= FEW:
             return False
@@ -121,6 +122,18 @@ class Boards:
         self._demands.clear()
         self._pools.clear()
         self._groups.clear()
+
+    def _is_outdated(self, group: Group) -> bool:
+        """Whether so much has changed since a group was last asked that it is as good as made anew."""
+        return self.ledger.written - group.seen >= len(self.ledger.rows) + 64
+
+    def _forget_outdated(self) -> None:
+        """Their entries would be in the way whenever the interpreter looks for garbage: tens of milliseconds for a hundred groups."""
+        while self._groups:
+            wish, group = next(iter(self._groups.items()))
+            if not self._is_outdated(group):
+                return
+            del self._groups[wish]
 
     def _make_room(self, remembered: OrderedDict[Any, Any]) -> None:
         """The ones not used for longest go; a pool of everything is needed by all others and is used whenever one is made."""

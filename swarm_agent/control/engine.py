@@ -31,7 +31,7 @@ from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
 from swarm_agent.objects.records import Cluster, Config, Network, Node, Revision, Secret, Service, Task
-from swarm_agent.store import Change, Group, Store
+from swarm_agent.store import Change, Group, Store, slot_key
 
 MAX_KEYS = 200  # a pass looks at this many keys, the rest waits for the next
 MAX_BOOKED = 5000  # tasks a new leader books in one call
@@ -56,17 +56,18 @@ class Controllers:
         self._waiting: dict[str, None] = {}  # tasks without a node that are to be looked at again
         # service id -> what waits for its health
         self._for_health: defaultdict[str, set[Key]] = defaultdict(set)
+        self._prepared: dict[str, list[str]] = {}  # service id -> tasks that "prepared" has still to look at
         self._everywhere: dict[str, None] = {}  # services and jobs of a global mode
-        self._evened: dict[
-            str, str
-        ] = {}  # service id -> when it is evened out by itself: "on-join", "continuous"
+        # service id -> when it is evened out by itself: "on-join", "continuous"
+        self._evened: dict[str, str] = {}
         # name of a service -> who waits for it
         self._dependents: defaultdict[str, set[str]] = defaultdict(set)
+        self._nodes_changed = True  # since the last pass began, whose decisions may not be committed yet
         self.looks = 0  # rows the last pass looked at
         for service in store.services.all():
             self._note_service(None, service)
             self._dirty[Key("service", service.id)] = None
-            self._dirty[Key("prepared", service.id)] = None
+            self._ask_prepared(service.id)
             if service.rebalancing:
                 self._dirty[Key("rebalance", service.id)] = None
             self._evens_out(service.id)
@@ -104,7 +105,7 @@ class Controllers:
                     if service.rebalancing and change.new is not None:
                         self._dirty[Key("rebalance", service.id)] = None
                     if _asks_anew(change):
-                        self._dirty[Key("prepared", service.id)] = None
+                        self._ask_prepared(service.id)
                     if change.old is None or change.new is None:
                         self._wake_dependents(service)
                         self.ledger.surveys.pop(service.id, None)
@@ -134,7 +135,7 @@ class Controllers:
             kind, slash, id_ = key.rpartition("/")
             self._dirty[Key(kind if slash else "service", id_)] = None
             if not slash:
-                self._dirty[Key("prepared", id_)] = None
+                self._ask_prepared(id_)
                 self._dirty[Key("rebalance", id_)] = None
                 self._dirty[Key("even", id_)] = None
                 for node in self.store.nodes.all():  # the group may have held successors of theirs
@@ -157,12 +158,17 @@ class Controllers:
             for wanted in options(new.spec.labels).depends_on:
                 self._dependents[wanted.service.lower()].add(new.id)
 
+    def _ask_prepared(self, service_id: str) -> None:
+        """Have all its prepared tasks looked at, from the first on."""
+        self._prepared.pop(service_id, None)
+        self._dirty[Key("prepared", service_id)] = None
+
     def _wake_dependents(self, service: Service) -> None:
         name = (service.spec.name or "").lower()
         stack = service.spec.labels.get(STACK, "").lower()
         short = name.removeprefix(f"{stack}_") if stack else name
         for dependent in self._dependents.get(name, set()) | self._dependents.get(short, set()):
-            self._dirty[Key("prepared", dependent)] = None
+            self._ask_prepared(dependent)
 
     def _task_changed(self, change: Change) -> None:
         task: Task = change.row
@@ -180,7 +186,8 @@ class Controllers:
         elif going(service):
             self._progressed(service)
         if service is not None:
-            self._dirty[Key("slot", task.service_id, task.place)] = None
+            if not self._goes_on_alone(change.old, change.new):
+                self._dirty[Key("slot", task.service_id, task.place)] = None
             if moved_on and self._dependents:
                 self._wake_dependents(service)
             if service.rebalancing and moved_on:
@@ -201,6 +208,27 @@ class Controllers:
         if (freed or self.ledger.boards.is_awaited(task)) and self.store.tasks.has("node", ""):
             self._dirty[RESCHEDULE] = None
 
+    def _goes_on_alone(self, old: Task | None, new: Task | None) -> bool:
+        """Whether nothing is to be decided about a slot: its only task is to go on where it is, or was just put there, and has not
+        ended. What becomes of its node is asked when that changes."""
+        if (
+            new is None
+            or new.status.state > TaskState.RUNNING
+            or new.desired_state == TaskState.READY
+            or not live(new)
+            or not new.node_id
+            or new.preset
+        ):
+            return False
+        if old is None or not old.node_id:
+            if self._nodes_changed:  # it was decided about another node than there is now
+                return False
+        elif old.node_id != new.node_id:
+            return False
+        if old is not None and old.desired_state != new.desired_state:
+            return False
+        return self.store.tasks.count("slot", slot_key(new.service_id, new.slot)) == 1
+
     def _node_changed(self, change: Change) -> None:
         old, new = change.old, change.new
         node_id = change.row.id
@@ -210,10 +238,13 @@ class Controllers:
                 self._evens_out(service_id)
         if old is not None and new is not None and _same_for_tasks(old, new):
             return
-        self.ledger.surveys.clear()
+        self._nodes_changed = True
+        for standing in self.ledger.standings.values():
+            standing.pop(node_id, None)
         self._dirty[RESCHEDULE] = None
         for service_id in self._everywhere:
             self._dirty[Key("slot", service_id, node_id)] = None
+            self.ledger.look_again(service_id, node_id)
         if draining(new):
             self._dirty[Key("drain", node_id)] = None
         if new is not None and takes_tasks(new):
@@ -222,6 +253,7 @@ class Controllers:
                     self._look_later(Key("even", service_id), self.store.now + SETTLING)
         for task in self.store.tasks.by("node", node_id):
             self._dirty[Key("slot", task.service_id, task.place)] = None
+            self.ledger.look_again(task.service_id, task.place)
 
     def _progressed(self, service: Service) -> None:
         """Something happened to a task of a service that is being updated."""
@@ -270,6 +302,7 @@ class Controllers:
         keys = list(itertools.islice(self._dirty, MAX_KEYS))
         for key in keys:
             del self._dirty[key]
+        self._nodes_changed = False
         p = Pass(self.store, self.ledger, now, self._new_id, self.most)
         try:
             self._reconcile(p, keys)
@@ -319,7 +352,13 @@ class Controllers:
                 self._allocate(p, key.id)
                 reap_revisions(p, key.id)
             elif key.kind == "prepared":
-                reconcile_prepared(p, key.id)
+                ids = self._prepared.pop(key.id, None)
+                left = reconcile_prepared(
+                    p, key.id, self.store.tasks.ids("service", key.id) if ids is None else ids
+                )
+                if left:
+                    self._prepared[key.id] = left
+                    p.more(key)
             elif key.kind == "drain":
                 drain(p, key.id)
             elif key.kind == "rebalance":

@@ -232,7 +232,7 @@ def _fits(demand: Demand, node: Node, use: NodeUse) -> bool:
         return False
     if demand.memory and total.memory_bytes - use.memory < demand.memory:
         return False
-    return all(free_generic(node, use, kind) >= count for kind, count in demand.generic)
+    return not demand.generic or all(free_generic(node, use, kind) >= n for kind, n in demand.generic)
 
 
 def free_generic(node: Node, use: NodeUse, kind: str) -> int:
@@ -257,9 +257,9 @@ def pick_generic(node: Node, use: NodeUse, wanted: Iterable[tuple[str, int]]) ->
     """What of a node's generic resources a task gets: so many names of a kind that has names, else a count."""
     out: list[Generic] = []
     for kind, count in wanted:
-        names = {g.name for g in node.description.generic if g.name and g.kind == kind}
+        names = [g.name for g in node.description.generic if g.name and g.kind == kind]
         if names:
-            free = [name for name in sorted(names) if (kind, name) not in use.names]
+            free = [name for name in sorted(set(names)) if (kind, name) not in use.names]
             out += [Generic(kind=kind, name=name) for name in free[:count]]
         elif count:
             out.append(Generic(kind=kind, count=count))

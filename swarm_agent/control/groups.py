@@ -8,12 +8,15 @@ cares for. Its heaps are repaired late, as a pool's.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
 
 from swarm_agent.control.filters import Wish, unmet, wish_refusal
-from swarm_agent.control.pools import COPIED, Pool, Rank, changes, compacted
+from swarm_agent.control.pools import COPIED, Partition, Pool, Rank, changes, compacted
 from swarm_agent.control.spread import Path, Tree
 
 NEVER = 1 << 62
+MANY = 32  # nodes; so many may always be looked at one by one after they changed
+DEARER = 3  # an order costs so much more for a node that changed than for a special one where it is made anew, about
 
 
 def is_simple(wish: Wish) -> bool:
@@ -71,19 +74,35 @@ class Group:
             self.pool.best()  # what is refused at its top need not be copied
             self._leaf(()).plain = [] if self._restricted else self.pool.heap.copy()
         self.pool.boards.looks += 1 + len(self.pool.heap) // COPIED
-        path: Path = ()
         specials = self._specials()
-        self.pool.boards.looks += 2 * len(specials)
+        self.pool.boards.looks += len(specials)
+        if self._part is not None:
+            self._fill_branches(self._part, specials)
+            return
+        ranks = self._ranks(specials)
+        heapq.heapify(ranks)
+        self._leaf(()).special = ranks
+
+    def _fill_branches(self, part: Partition, specials: Iterable[str]) -> None:
         for node_id in specials:
-            path = ()
-            if self._part is not None:
-                path = self._part.path(node_id) if node_id in ledger.rows else ()
-                self._count(node_id, path)
+            path = part.path(node_id) if node_id in self.ledger.rows else ()
+            self._count(node_id, path)
             rank = self.rank(node_id)
             if rank is not None:
                 self._leaf(path).special.append(rank)
         for leaf in self._leaves.values():
             heapq.heapify(leaf.special)
+
+    def _ranks(self, specials: Iterable[str]) -> list[Rank]:
+        if self.pool.packs or not self._simple or self.ledger.failed:
+            return [rank for rank in map(self.rank, specials) if rank is not None]
+        nodes, up, service_id = (
+            self.ledger.nodes,
+            self.ledger.up,
+            self.wish.service_id,
+        )  # as rank(), without the calls
+        uses = [(id_, nodes[id_]) for id_ in specials if id_ in up]
+        return [(0, 0, use.by_service.get(service_id, 0), (use.active, id_)) for id_, use in uses]
 
     def _specials(self) -> dict[str, None]:
         wish, ledger = self.wish, self.ledger
@@ -140,6 +159,9 @@ class Group:
             self._fill()
             return
         if not changed:
+            return
+        if len(changed) > MANY and len(changed) * DEARER > len(self._specials()):
+            self._fill()
             return
         self.seen = self.ledger.written
         self.pool.boards.looks += len(changed)

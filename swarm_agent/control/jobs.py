@@ -6,14 +6,15 @@ it by hand. Tasks of other iterations are history.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from typing import Any, cast
 
 import msgspec
 
 from swarm_agent.control import everywhere
-from swarm_agent.control.passes import Key, Pass
+from swarm_agent.control.passes import SETTLING, Key, Pass
 from swarm_agent.control.reap import forget_removed, history_limit, reap_place
 from swarm_agent.control.slots import given_up, settle
+from swarm_agent.control.survey import AGAIN, KEPT
 from swarm_agent.control.tasks import aim, invalid_node, live, make
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
@@ -22,47 +23,101 @@ from swarm_agent.objects.records import JobStatus, Service, Task
 from swarm_agent.objects.timetable import Timetable
 
 
+class Run:
+    """How the places of a job's present run stand: kept from look to look, so that one costs what was written since the last
+    (``Ledger.surveys``)."""
+
+    __slots__ = ("begun", "busy", "changed", "complete", "lost", "open_from", "stamp")
+
+    def __init__(self, stamp: object, places: set[int | str]) -> None:
+        self.stamp = stamp  # what decides how places stand, besides their tasks and nodes
+        self.changed = places  # to be looked at
+        self.complete: set[int | str] = set()
+        self.busy: set[int | str] = set()
+        self.lost: set[int | str] = set()  # they failed, and are not tried again
+        self.begun = False  # whether any had a task
+        self.open_from = 0  # all slots below are one of the three
+
+    def outdated(self, part: int) -> bool:  # noqa: ARG002 - as that of other services
+        """It holds no rows, and may be kept as long as there is room."""
+        return False
+
+    def note(self, service: Service, place: int | str, tasks: list[Task]) -> None:
+        """``tasks``: of this run."""
+        for kept in (self.complete, self.busy, self.lost):
+            kept.discard(place)
+        if not isinstance(place, int) or place >= defaults.job(service.spec).total:
+            return
+        self.begun = self.begun or bool(tasks)
+        if any(t.status.state == TaskState.COMPLETE for t in tasks):
+            self.complete.add(place)
+        elif any(live(t) for t in tasks):
+            self.busy.add(place)
+        elif tasks and given_up(service, tasks):
+            self.lost.add(place)
+        else:
+            self.open_from = min(self.open_from, place)
+
+
 def reconcile(p: Pass, service: Service) -> None:
     """Begin a run that is due, end what is left of older ones, and make the tasks the present one still needs."""
     service = _by_the_clock(p, service)
-    job = service.job or JobStatus()
-    places: defaultdict[int | str, list[Task]] = defaultdict(list)
-    rows = list(p.view.tasks.by("service", service.id))
-    p.looked(len(rows))
-    everything: Counter[int | str] = Counter()
-    for task in rows:
-        everything[task.place] += 1
-        if task.desired_state == TaskState.REMOVE:
-            forget_removed(p, task)
-        elif task.iteration == job.iteration:
-            places[task.place].append(task)
-        elif live(task) and not task.status.state.terminal:
-            if p.full:
-                p.more(Key("service", service.id))
-                return
-            forget_removed(p, aim(p, task, TaskState.REMOVE))
-    for place, tasks in places.items():
-        for task in tasks if any(t.status.state == TaskState.COMPLETE for t in tasks) else ():
-            if (
-                live(task) and not task.status.state.terminal
-            ):  # it took over from one that was lost, and was not
-                aim(p, task, TaskState.SHUTDOWN)
-        if any(_to_decide(p, t) for t in tasks):
-            if p.full:
-                p.more(Key("service", service.id))
-                return
-            settle(p, service, place)
-            places[place] = [t for t in p.at(service.id, place) if t.iteration == job.iteration]
-    limit = history_limit(p, service)
-    for place, count in everything.items():
-        if 0 <= limit < count:
-            reap_place(p, service, p.at(service.id, place))
+    run = _look(p, service)
+    places, run.changed = sorted(run.changed), set()
+    for number, place in enumerate(places):
+        if p.full or (number >= KEPT and p.spent):
+            run.changed.update(places[number:])
+            p.more(Key("service", service.id))
+            return
+        run.note(service, place, _place(p, service, place))
     if waits_for_its_time(service):
         return
     if defaults.is_global(service.spec):
         everywhere.reconcile(p, service)
     else:
-        _fill(p, service, places)
+        _fill(p, service, run)
+
+
+def _look(p: Pass, service: Service) -> Run:
+    """How the present run stood when it was last looked at, and where something was written since then."""
+    iteration = service.job.iteration if service.job is not None else 0
+    stamp = (iteration, service.revision_id, service.spec_version, history_limit(p, service))
+    known: Any = p.ledger.surveys.get(service.id)
+    if known is not None and known.stamp == stamp:
+        return cast("Run", known)
+    rows = list(p.view.tasks.by("service", service.id))
+    p.looked(len(rows))
+    run = Run(stamp, {t.place for t in rows})
+    p.ledger.surveys.pop(service.id, None)
+    if len(run.changed) >= KEPT:
+        p.ledger.surveys[service.id] = run
+    return run
+
+
+def _place(p: Pass, service: Service, place: int | str) -> list[Task]:
+    """Decide about one place; its tasks of the present run that are not to be removed."""
+    tasks = p.at(service.id, place)
+    p.looked(AGAIN)
+    iteration = service.job.iteration if service.job is not None else 0
+    before = p.puts
+    for task in tasks:
+        if task.desired_state == TaskState.REMOVE:
+            forget_removed(p, task)
+        elif task.iteration != iteration and live(task) and not task.status.state.terminal:
+            forget_removed(p, aim(p, task, TaskState.REMOVE))
+    mine = [t for t in tasks if t.iteration == iteration and t.desired_state != TaskState.REMOVE]
+    for task in mine if any(t.status.state == TaskState.COMPLETE for t in mine) else ():
+        if live(task) and not task.status.state.terminal:
+            aim(p, task, TaskState.SHUTDOWN)  # it took over from one that was lost, and was not
+    if any(_to_decide(p, t) for t in mine):
+        settle(p, service, place)
+        p.looked(SETTLING)
+    if p.puts != before:
+        tasks = p.at(service.id, place)
+    if 0 <= history_limit(p, service) < len(tasks):
+        reap_place(p, service, tasks)
+        tasks = p.at(service.id, place)
+    return [t for t in tasks if t.iteration == iteration and t.desired_state != TaskState.REMOVE]
 
 
 def waits_for_its_time(service: Service) -> bool:
@@ -97,26 +152,22 @@ def _to_decide(p: Pass, task: Task) -> bool:
     return bool(task.node_id and invalid_node(p.view.nodes.get(task.node_id)))
 
 
-def _fill(p: Pass, service: Service, places: dict[int | str, list[Task]]) -> None:
+def _fill(p: Pass, service: Service, run: Run) -> None:
     """As many tasks as may run at once, in the lowest slots that are neither complete nor given up."""
     wanted = defaults.job(service.spec)
-    places = {n: tasks for n, tasks in places.items() if isinstance(n, int) and n < wanted.total}
-    complete = {n for n, tasks in places.items() if any(t.status.state == TaskState.COMPLETE for t in tasks)}
-    busy = {n for n, tasks in places.items() if n not in complete and any(live(t) for t in tasks)}
-    lost = {
-        n for n, tasks in places.items() if n not in complete and n not in busy and given_up(service, tasks)
-    }
+    complete, busy, lost = run.complete, run.busy, run.lost
     room = min(wanted.max_concurrent - len(busy), wanted.total - len(complete) - len(busy) - len(lost))
-    for slot in range(wanted.total):
-        if room <= 0:
-            return
-        if slot in complete or slot in busy or slot in lost:
-            continue
-        if p.full:
-            p.more(Key("service", service.id))
-            return
-        make(p, service, slot, cause="create" if not places else "run")
-        room -= 1
+    cause = "run" if run.begun else "create"
+    while room > 0 and run.open_from < wanted.total:
+        slot = run.open_from
+        if slot not in complete and slot not in busy and slot not in lost:
+            if p.full:
+                p.more(Key("service", service.id))
+                return
+            make(p, service, slot, cause=cause)
+            busy.add(slot)
+            room -= 1
+        run.open_from += 1
 
 
 # --- the timetable -----------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from swarm_agent.objects.records import ENFORCED, Network, Node, Revision, Servi
 from swarm_agent.store import Change, Store
 
 if TYPE_CHECKING:
-    from swarm_agent.control.survey import Survey
+    from swarm_agent.control.jobs import Run
+    from swarm_agent.control.survey import Standing, Survey
 
 FAILURE_MEMORY = 300 * defaults.SECOND  # a node's failures of a revision count this long against it
 FAILURES_THAT_COUNT = 5  # fewer are bad luck
@@ -74,9 +75,10 @@ class Ledger:
         self.journal: list[str] = []  # ids of nodes whose row or use changed, in order, the newest part of it
         self.written = 0  # how many entries it ever had
         self.boards = Boards(self)
-        self.surveys: dict[
-            str, Survey
-        ] = {}  # service id -> how its slots stood when they were last looked at
+        # service id -> how its slots stood when they were last looked at
+        self.surveys: dict[str, Survey | Run] = {}
+        # how tasks of a revision stand on nodes, by what their services ask of nodes; as long as no node changes
+        self.standings: dict[tuple[tuple[str, ...], tuple[str, ...] | None, int], Standing] = {}
         self._revisions: dict[str, Revision] = {}
         self._taken: dict[str, _Taken] = {}  # revision id -> what each of its tasks takes
         for table in (store.revisions, store.nodes, store.networks, store.services):
@@ -114,8 +116,17 @@ class Ledger:
         elif kind is Revision and new is not None:
             self._revisions[new.id] = new  # type: ignore[assignment]
 
+    def look_again(self, service_id: str, place: int | str) -> None:
+        """What decides how a place of a service stands has changed."""
+        seen = self.surveys.get(service_id)
+        if seen is not None:
+            seen.changed.add(place)
+
     def revision(self, task: Task) -> Revision | None:
-        return self._revisions.get(task.revision_id) or self._store.revisions.get(task.revision_id)
+        return self.known_revision(task.revision_id)
+
+    def known_revision(self, id_: str) -> Revision | None:
+        return self._revisions.get(id_) or self._store.revisions.get(id_)
 
     def forget_revision(self, id_: str) -> None:
         """After the last task that pointed at it was booked out."""
@@ -150,7 +161,9 @@ class Ledger:
         seen = self.surveys.get(task.service_id)
         if seen is not None:
             seen.changed.add(task.place)
-            if seen.outdated(2):  # it is of no more use, and holds rows nobody else does
+            if len(seen.changed) > 100 and seen.outdated(
+                2
+            ):  # it is of no more use, and holds rows nobody else does
                 del self.surveys[task.service_id]
         if self._unbooked:
             self._book(self._unbooked.pop(task.id, None), +1)
@@ -317,6 +330,8 @@ def _leave(index: dict[str, dict[str, None]], key: str, id_: str) -> None:
 
 
 def _count(counter: Counter[Any], key: Any, change: int) -> None:
-    counter[key] += change
-    if not counter[key]:
-        del counter[key]
+    value = counter.get(key, 0) + change  # a Counter's own way with what is missing is slow
+    if value:
+        counter[key] = value
+    else:
+        counter.pop(key, None)

@@ -7,10 +7,11 @@ over when enough tasks of its service are healthy.
 from __future__ import annotations
 
 from swarm_agent.control.passes import Key, Pass
-from swarm_agent.control.restarts import delay, ended_at
+from swarm_agent.control.restarts import delay, ended_at, ran_long
 from swarm_agent.control.slots import moves_start_first
-from swarm_agent.control.tasks import draining, live, make
+from swarm_agent.control.tasks import aim, draining, live, make
 from swarm_agent.objects import defaults, features
+from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Service, Task
 
 
@@ -32,9 +33,39 @@ def drain(p: Pass, node_id: str) -> None:
             p.more(Key("drain", node_id))
             break
         p.view.group(service.id)
-        begun = move(p, service, task, "drain", Key("drain", node_id)) or begun
+        if _rests(p, task):
+            _go_on_elsewhere(p, service, task)
+        else:
+            begun = move(p, service, task, "drain", Key("drain", node_id)) or begun
     for task in leaving if begun else ():
         p.discount(task)  # also those whose successors an earlier pass made: they would count twice
+
+
+def _rests(p: Pass, task: Task) -> bool:
+    """Whether a task is prepared and waits out its delay after a failure: nothing of its place runs."""
+    others = (t for t in p.at(task.service_id, task.place) if t.id != task.id)
+    return (
+        task.desired_state == TaskState.READY
+        and p.now < task.start_after
+        and not task.replaces
+        and not any(live(t) and not t.status.state.terminal for t in others)
+    )
+
+
+def _go_on_elsewhere(p: Pass, service: Service, task: Task) -> None:
+    """Its rest, and what is counted of its failures, are those of the place, not of the node."""
+    aim(p, task, TaskState.SHUTDOWN)
+    make(
+        p,
+        service,
+        task.place,
+        ready=True,
+        cause="drain",
+        start_after=task.start_after,
+        attempt=task.attempt,
+        failures=task.failures,
+        revision_id=task.revision_id,
+    )
 
 
 def move(p: Pass, service: Service, task: Task, cause: str, key: Key) -> bool:
@@ -44,7 +75,7 @@ def move(p: Pass, service: Service, task: Task, cause: str, key: Key) -> bool:
     if any(live(t) and t.id != task.id and not t.status.state.terminal for t in tasks):
         return False
     failed = [t for t in tasks if t.replaces == task.id and t.status.state.terminal]
-    failures = 0
+    failures = 0 if ran_long(task, p.now) else task.failures
     if failed:
         last = max(failed, key=ended_at)
         failures = last.failures + 1

@@ -6,7 +6,7 @@ from swarm_agent.control import depends, everywhere, jobs, replicated, update
 from swarm_agent.control.passes import SETTLING, Key, Pass
 from swarm_agent.control.reap import forget_removed, reap_place
 from swarm_agent.control.slots import is_current, settle
-from swarm_agent.control.survey import survey
+from swarm_agent.control.survey import PORTION, survey
 from swarm_agent.control.tasks import aim, live
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
@@ -24,6 +24,9 @@ def reconcile_service(p: Pass, service_id: str) -> None:
         jobs.reconcile(p, service)
         return
     seen = survey(p, service)
+    if seen is None:
+        p.more(Key("service", service.id))
+        return
     places = sorted(place for place in seen.open if place not in seen.waiting)
     now, later = places[:MAX_OPEN], places[MAX_OPEN:]
     for place in now:
@@ -34,10 +37,13 @@ def reconcile_service(p: Pass, service_id: str) -> None:
         p.looked(SETTLING)
     for place in later:
         p.more(Key("slot", service.id, place))
-    seen.look_again(now)
+    seen.look_again(p, service, now)
     if defaults.is_global(service.spec):
         if everywhere.reconcile(p, service, seen.present):
             seen = survey(p, service)
+            if seen is None:
+                p.more(Key("service", service.id))
+                return
     else:
         replicated.scale(p, service, seen)
     handed = update.advance(p, service, seen)
@@ -46,20 +52,27 @@ def reconcile_service(p: Pass, service_id: str) -> None:
         reap_place(p, service, p.at(service.id, place))
 
 
-def reconcile_prepared(p: Pass, service_id: str) -> None:
-    """Have every place looked at in which a task waits to be started or to take over: nobody may have asked for it by now."""
-    tasks = list(p.view.tasks.by("service", service_id))
-    p.looked(len(tasks))
+def reconcile_prepared(p: Pass, service_id: str, ids: list[str]) -> list[str]:
+    """Have every place looked at in which a task waits to be started or to take over: nobody may have asked for it by now.
+    ``ids``: of the tasks that are left to look at; returns those that are left for the next pass."""
     service = p.view.services.get(service_id)
     waits = depends.waits(p, service) if service is not None else ""
-    held: set[int | str] = set()  # places with a live task
-    for task in tasks:
-        if waits and task.desired_state == TaskState.READY and any(r.text == waits for r in task.reasons):
-            held.add(task.place)  # it says so already
-        elif task.desired_state == TaskState.READY or (live(task) and task.place in held):
+    for number, id_ in enumerate(ids):
+        if number >= PORTION and p.looks >= p.most_looks:
+            return ids[number:]
+        p.looked(2)
+        task = p.view.tasks.get(id_)
+        if task is None or not live(task):
+            continue
+        if task.desired_state == TaskState.READY:
+            asked = not (waits and any(r.text == waits for r in task.reasons))  # else it says so already
+        else:
+            asked = sum(1 for t in p.at(service_id, task.place) if live(t)) > 1
+            p.looked(2)
+        if asked:
             p.more(Key("slot", service_id, task.place))
-        elif live(task):
-            held.add(task.place)
+            p.looked(2)
+    return []
 
 
 def reconcile_slot(p: Pass, service_id: str, place: int | str) -> None:
@@ -71,12 +84,13 @@ def reconcile_slot(p: Pass, service_id: str, place: int | str) -> None:
         for task in tasks:
             forget_removed(p, aim(p, task, TaskState.REMOVE))
         return
-    settle(p, service, place)
+    after = settle(p, service, place, tasks)
     if isinstance(place, str) and not jobs.waits_for_its_time(service):
         everywhere.fill(p, service, place)
         if any(live(t) and not is_current(p, service, t) for t in tasks):
             p.more(Key("service", service_id))  # it was passed over while its node took no new tasks
-    reap_place(p, service, p.at(service_id, place))
+        after = p.at(service_id, place)
+    reap_place(p, service, after)
 
 
 def _remove_all(p: Pass, service_id: str) -> None:

@@ -26,7 +26,7 @@ RESCHEDULE = Key("pending", "")
 MAX_WRITES = 200  # rows in one pass, about: one costs some 60 us, and so does placing it; an entry of the log is bounded too
 MAX_LOOKS = 10_000  # rows looked at in one pass, about: a call may not hold up the loop for more than some milliseconds
 SETTLING = 60  # looks that it costs to settle one place, about
-WRITING = 60  # looks that it costs to make and place a task, about
+WRITING = 100  # looks that it costs to make and place a task, about
 LEAST = 50  # tasks that are made at once in any case
 PLACING = 40  # looks that placing the tasks of one revision costs besides, about
 
@@ -56,6 +56,7 @@ class Pass:
         self.puts = 0  # how often a row was written or deleted
         self.unplaced: dict[str, None] = {}  # tasks this pass wrote that wait for a node
         self._to_place: set[str] = set()  # their revisions
+        self._placing = 0  # looks that placing them will cost besides, about
         self.health: dict[str, Health] = {}  # by service id, as far as counted in this pass
         self.unmet: dict[str, str] = {}  # by service id, what it waits for, as far as looked at in this pass
         self.last_join: int | None = None  # when the last node came to take tasks, as far as looked at
@@ -81,8 +82,14 @@ class Pass:
         self._book(self.view.row(kind, row.id), row)
         self.view.put(row)
         if kind is Task and not row.node_id:  # type: ignore[attr-defined]
-            self.unplaced[row.id] = None
-            self._to_place.add(row.revision_id)  # type: ignore[attr-defined]
+            self._is_to_be_placed(row)  # type: ignore[arg-type]
+
+    def _is_to_be_placed(self, task: Task) -> None:
+        self.unplaced[task.id] = None
+        if task.revision_id not in self._to_place:
+            self._to_place.add(task.revision_id)
+            # where its service has tasks is ranked anew if much has changed
+            self._placing += PLACING + len(self.ledger.hosting.get(task.service_id, ()))
 
     def delete(self, row: Record) -> None:
         self.puts += 1
@@ -93,15 +100,17 @@ class Pass:
     def discount(self, task: Task) -> None:
         """For the rest of the pass ``task`` does not count where tasks are spread: its successor is placed as if it had gone.
         What it holds (reservations, ports, addresses) it holds on to."""
-        if task.id not in self._discounted and task.desired_state < TaskState.SHUTDOWN:
-            booked = msgspec.structs.replace(task, desired_state=TaskState.SHUTDOWN)
-            self._book(task, booked)
-            self._discounted[task.id] = booked
+        row = self.view.tasks.get(task.id)  # as it is now
+        if row is not None and row.id not in self._discounted and row.desired_state < TaskState.SHUTDOWN:
+            booked = msgspec.structs.replace(row, desired_state=TaskState.SHUTDOWN)
+            self._book(row, booked)
+            self._discounted[row.id] = booked
 
     def recount(self, task: Task) -> None:
         """Take a discount back: there is no successor after all."""
-        if task.id in self._discounted:
-            self._book(task, task)
+        row = self.view.tasks.get(task.id)
+        if row is not None and row.id in self._discounted:
+            self._book(row, row)
 
     def wake(self, key: Key, at: int) -> None:
         """Ask for another look at ``key`` at ``at`` (nanoseconds); the earliest wish counts."""
@@ -126,14 +135,18 @@ class Pass:
     @property
     def portion(self) -> int:
         """How many tasks a look at a whole service may make now: fewer where the look itself was dear, but some always."""
-        left = min(self.most - len(self._written), (self.most_looks - self.looks) // WRITING)
+        left = min(self.most - len(self._written), (self.most_looks - self._done) // WRITING)
         return min(self.most, max(LEAST, left))
 
     @property
     def spent(self) -> bool:
         """Whether nothing new should be begun in this pass, but what was begun be finished."""
-        done = self.looks + len(self._to_place) * PLACING + len(self._written) * WRITING // 2
-        return self.full or done >= self.most_looks
+        return self.full or self._done >= self.most_looks
+
+    @property
+    def _done(self) -> int:
+        """Looks that this pass has cost and will cost with what it has begun, about."""
+        return self.looks + self._placing + len(self._written) * WRITING
 
     @property
     def full(self) -> bool:

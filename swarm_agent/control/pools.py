@@ -159,12 +159,13 @@ class Pool:
         if code is not None:
             return code
         self.boards.looks += 1
-        node = self.ledger.rows[node_id]
+        ledger, demand = self.ledger, self.demand
+        node = ledger.rows[node_id]
         static = self._static.get(node_id)
         if static is None or static[0] is not node:
-            static = self._static[node_id] = (node, static_refusal(self.demand, node))
-        given = len(self.ledger.node_addresses[node_id]) if self.demand.addressed else 0
-        code = refusal(self.demand, node, self.ledger.nodes[node_id], given, static[1])
+            static = self._static[node_id] = (node, static_refusal(demand, node))
+        given = len(ledger.node_addresses[node_id]) if demand.addressed else 0
+        code = refusal(demand, node, ledger.nodes[node_id], given, static[1])
         if code:
             self.refused[node_id] = code
             self.counts[code] += 1

@@ -35,9 +35,9 @@ def scale(p: Pass, service: Service, seen: Survey) -> None:
         for number in numbers:
             task = make(p, service, number, ready=singleton, cause="scale" if have else "create")
             if number in seen.open:
-                seen.look_again([number])
+                seen.look_again(p, service, [number])
             else:
-                seen.present[number] = task
+                seen.add(number, task)
     elif have > wanted:
         surplus = _surplus(seen, open_taken, wanted)
         if len(surplus) > most:
@@ -45,7 +45,7 @@ def scale(p: Pass, service: Service, seen: Survey) -> None:
         for slot in surplus[:most]:
             for task in p.at(service.id, slot):
                 aim(p, task, TaskState.REMOVE)
-        seen.look_again(surplus[:most])
+        seen.look_again(p, service, surplus[:most])
 
 
 def _surplus(seen: Survey, open_taken: set[int | str], wanted: int) -> list[int | str]:

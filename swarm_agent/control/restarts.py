@@ -34,15 +34,18 @@ def restart(service: Service, task: Task, tasks: list[Task], now: int) -> Restar
         return None
     if task.status.message == ENFORCED:
         failures = task.failures  # its node changed under it, which tells nothing of the task
-    elif ended_at(task) - task.status.started_at < STABLE or not task.status.started_at:
-        failures = task.failures + 1
     else:
-        failures = 1
+        failures = 1 if ran_long(task, ended_at(task)) else task.failures + 1
     return Restart(
         min(max(ended_at(task), task.start_after), now) + delay(service, task.place, failures),
         attempt_of(service, task, 1),
         failures,
     )
+
+
+def ran_long(task: Task, until: int) -> bool:
+    """Whether a task ran so long that failures before it count no more; ``until``: its end, or now, nanoseconds."""
+    return bool(task.status.started_at) and until - task.status.started_at >= STABLE
 
 
 def delay(service: Service, place: int | str, failures: int) -> int:

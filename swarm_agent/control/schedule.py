@@ -29,16 +29,22 @@ def place(p: Pass, tasks: list[Task]) -> list[Task]:
     """Assign every task that can be; the others get PENDING with the reasons. Returns those this pass has no room for."""
     left: list[Task] = []
     groups: dict[tuple[str, str], list[Task]] = {}
+    moving: list[Task] = []  # their successors are to be placed
     for task in tasks:
         if task.preset:
             _confirm(p, task, left)
             continue
         replaced = moved_from(p.view, task)
-        if replaced is not None:
-            p.discount(replaced)  # where it stands it is about to leave
         avoid = "" if replaced is None else replaced.node_id
+        if replaced is not None:
+            moving.append(replaced)
         groups.setdefault((task.revision_id, avoid), []).append(task)
-    for (revision_id, avoid), group in groups.items():
+    # what moves comes last: where it stands it is about to leave, but nobody may take its place there before it has
+    for (revision_id, avoid), group in sorted(groups.items(), key=lambda item: item[0][1] != ""):
+        if avoid:
+            for task in moving:
+                p.discount(task)
+            moving.clear()
         revision = p.view.revisions.get(revision_id)
         if revision is None:
             continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from swarm_agent.control import depends
+from swarm_agent.control.ledger import takes_tasks
 from swarm_agent.control.names import names_itself
 from swarm_agent.control.passes import Health, Key, Pass
 from swarm_agent.control.reasons import ADDRESS
@@ -38,19 +39,31 @@ FREED_BY_THE_OLD = frozenset({"resources", "ports", "addresses", "max-replicas",
 """Filters that may refuse a new task only because the one it replaces is still there."""
 
 
-def settle(p: Pass, service: Service, place: int | str) -> None:
-    """Bring one place as far as it can come now."""
-    for task in p.at(service.id, place):
+def settle(p: Pass, service: Service, place: int | str, tasks: list[Task] | None = None) -> list[Task]:
+    """Bring one place as far as it can come now; its tasks as they are then. ``tasks``: as they are before, where that is known."""
+    if tasks is None:
+        tasks = p.at(service.id, place)
+    written = p.puts
+    for task in tasks:
         if live(task):
             _check(p, service, task)
-    tasks = p.at(service.id, place)
-    if len(tasks) > 1:
+    if len(tasks) > 1 or p.puts != written:
+        tasks, written = _as_they_are(p, service, place, tasks, written)
         _hand_over(p, service, tasks)
-        tasks = p.at(service.id, place)
+        tasks, written = _as_they_are(p, service, place, tasks, written)
     for task in tasks:
         if task.desired_state == TaskState.READY:
-            # as they are now: one that is started keeps the others from it
-            _start(p, service, task, p.at(service.id, place))
+            # one that is started keeps the others from it
+            tasks, written = _as_they_are(p, service, place, tasks, written)
+            _start(p, service, task, tasks)
+    return _as_they_are(p, service, place, tasks, written)[0]
+
+
+def _as_they_are(
+    p: Pass, service: Service, place: int | str, tasks: list[Task], written: int
+) -> tuple[list[Task], int]:
+    """The tasks of a place, read again if anything was written since ``written``; and how much is written now."""
+    return (tasks, written) if p.puts == written else (p.at(service.id, place), p.puts)
 
 
 def taken(service: Service, tasks: list[Task]) -> bool:
@@ -151,11 +164,18 @@ def _ended(p: Pass, service: Service, task: Task) -> None:
         p.wake(Key("slot", task.service_id, task.place), task.start_after)
         return
     aim(p, task, TaskState.SHUTDOWN)
+    following = restart(service, task, p.at(service.id, task.place), p.now)
     if _stood_in_for(p, service, task):
+        mover = next((t for t in p.at(service.id, task.place) if t.replaces == task.id and live(t)), None)
+        if mover is not None and mover.desired_state == TaskState.READY and following is not None:
+            # it has not begun to run: it follows on an end now, not on a move
+            changed = msgspec.structs.replace(
+                mover, start_after=following.at, attempt=following.attempt, failures=following.failures
+            )
+            p.put(changed)
         return
     if task.preset and not _place_stays(p, service, task.preset):
         return
-    following = restart(service, task, p.at(service.id, task.place), p.now)
     if following is not None:
         make(
             p,
@@ -198,7 +218,7 @@ def _hand_over(p: Pass, service: Service, tasks: list[Task]) -> None:
     stale = [t for t in alive if t not in present]
     if present and stale:
         best = _best(present)
-        over = _may_take_over(p, service, best)
+        over = _may_take_over(p, service, best, stale)
         for task in stale:
             if over or not task.node_id or task.desired_state == TaskState.READY:  # the last two never ran
                 aim(p, task, TaskState.SHUTDOWN)
@@ -220,23 +240,33 @@ def _best(tasks: list[Task]) -> Task:
     return max(tasks, key=lambda t: (t.status.state == TaskState.RUNNING, t.version == 0, t.created_at, t.id))
 
 
-def _may_take_over(p: Pass, service: Service, new: Task) -> bool:
+def _may_take_over(p: Pass, service: Service, new: Task, old: list[Task]) -> bool:
     """Start-first: once it runs. Stop-first: once it is prepared, so that what cannot be had costs no running task; or when it
-    finds no place because the old one is still there."""
+    finds no place because an old one is still there."""
     if new.status.state >= TaskState.RUNNING:
         return True
     if new.desired_state != TaskState.READY or starts_first(service, new) or depends.waits(p, service):
         return False
     if p.level < features.ORCHESTRATION:
         return True  # managers of the release before, one of which may lead next, stop the old one at once
-    return p.now >= new.start_after and (new.status.state >= TaskState.READY or _blocked(service, new))
+    return p.now >= new.start_after and (
+        new.status.state >= TaskState.READY or _blocked(p, service, new, old)
+    )
 
 
-def _blocked(service: Service, new: Task) -> bool:
+def _blocked(p: Pass, service: Service, new: Task, old: list[Task]) -> bool:
+    """Whether a new task may find a place once the old ones have gone: what they free is free on nodes that take tasks."""
+    if new.status.state != TaskState.PENDING:
+        return False
     codes = {r.code for r in new.reasons}
+    if ADDRESS in codes:
+        return True
     if "affinity" in codes and keeps_apart_from_itself(service):
         codes |= FREED_BY_THE_OLD
-    return new.status.state == TaskState.PENDING and not codes.isdisjoint(FREED_BY_THE_OLD)
+    if codes.isdisjoint(FREED_BY_THE_OLD):
+        return False
+    nodes = (p.view.nodes.get(t.node_id) for t in old if t.node_id)
+    return any(node is not None and takes_tasks(node) for node in nodes)
 
 
 def keeps_apart_from_itself(service: Service) -> bool:
@@ -284,7 +314,7 @@ def _move(p: Pass, service: Service, mover: Task, old: Task) -> None:
         aim(p, old, TaskState.SHUTDOWN)
         return
     floor = options(service.spec.labels).min_healthy
-    ready = _may_take_over(p, service, mover) or (stuck and floor is None)
+    ready = _may_take_over(p, service, mover, [old]) or (stuck and floor is None)
     if not ready and not (stuck and floor is not None):
         return
     health = _health(p, service)

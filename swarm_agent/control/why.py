@@ -145,7 +145,7 @@ def _task(view: View, task: Task, now: int) -> list[str]:
     leaving = [
         t
         for t in view.tasks.by("service", task.service_id)
-        if t.place == task.place and t.id != task.id and not t.status.state.terminal
+        if t.place == task.place and t.id != task.id and t.node_id and not t.status.state.terminal
     ]
     for other in leaving:
         node = view.nodes.get(other.node_id)

@@ -18,12 +18,13 @@ class RandomBits(Protocol):
 
 def base36(number: int, width: int) -> str:
     """``number`` in base 36, left-padded with zeros to ``width`` characters."""
-    out = []
+    text = ""
     while number:
-        number, rest = divmod(number, 36**3)
-        out.append(_TRIPLES[rest])
-    out[-1:] = [last.lstrip("0") for last in out[-1:]]
-    return "".join(reversed(out)).rjust(width, "0")
+        number, nine = divmod(number, 36**9)  # digits: these fit into a machine word
+        six, last = divmod(nine, 36**3)
+        first, middle = divmod(six, 36**3)
+        text = _TRIPLES[first] + _TRIPLES[middle] + _TRIPLES[last] + text
+    return text.lstrip("0").rjust(width, "0")
 
 
 def new_id(rng: RandomBits) -> str:

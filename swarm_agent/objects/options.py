@@ -99,7 +99,8 @@ def options(labels: Mapping[str, str]) -> Options:
     Raises:
         InvalidSpec: with the label's path.
     """
-    return _parsed(tuple(sorted((k, v) for k, v in labels.items() if k.startswith(PREFIX))))
+    own = [(k, v) for k, v in labels.items() if k.startswith(PREFIX)]
+    return _parsed(tuple(sorted(own))) if own else _NONE
 
 
 @functools.lru_cache(maxsize=1024)

@@ -43,13 +43,14 @@ class _Rows(Generic[R]):
     Local rows are entered into their indexes when somebody asks one: most of a pass are written last and looked up never.
     """
 
-    __slots__ = ("_indexed", "_late", "base", "gone", "local")
+    __slots__ = ("_cls", "_indexed", "_late", "base", "gone", "local")
 
     def __init__(self, cls: type[R], base: Table[R]) -> None:
         self.base = base
         self.local: dict[str, R] = {}
         self.gone: set[str] = set()
-        self._indexed: Table[R] = Table(INDEXES[cls])
+        self._cls = cls
+        self._indexed: Table[R] | None = None
         self._late: dict[str, None] = {}  # local rows that are not in the indexes as they are now
 
     def put(self, row: R) -> None:
@@ -61,7 +62,8 @@ class _Rows(Generic[R]):
         """Forget a local row."""
         if self.local.pop(id_, None) is not None:
             self._late.pop(id_, None)
-            self._indexed.delete(id_)
+            if self._indexed is not None:
+                self._indexed.delete(id_)
 
     def get(self, id_: str) -> R | None:
         if id_ in self.gone:
@@ -77,13 +79,19 @@ class _Rows(Generic[R]):
         hidden, gone = self.local, self.gone
         if not hidden and not gone:
             return self.base.by(index, key)
-        if self._late:
-            for id_ in self._late:
-                self._indexed.put(hidden[id_])
-            self._late.clear()
         found = [r for r in self.base.by(index, key) if r.id not in hidden and r.id not in gone]
-        found.extend(self._indexed.by(index, key))
+        if hidden:
+            found.extend(self._index().by(index, key))
         return iter(found)
+
+    def _index(self) -> Table[R]:
+        """The local rows with their indexes."""
+        if self._indexed is None:
+            self._indexed = Table(INDEXES[self._cls])
+        for id_ in self._late:
+            self._indexed.put(self.local[id_])
+        self._late.clear()
+        return self._indexed
 
     def __len__(self) -> int:
         new = sum(1 for i in self.local if i not in self.base.rows)
@@ -181,4 +189,5 @@ class Overlay:
 
     @property
     def cluster(self) -> Cluster | None:
-        return next(self._rows[Cluster].all(), None)
+        rows = self._rows[Cluster]
+        return next(rows.all(), None) if rows.local or rows.gone else self.base.cluster

@@ -245,7 +245,7 @@ def main() -> None:
     spec = msgspec.json.decode(sys.stdin.readline(), type=Spec)
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)  # this and the interval: as the daemon does
+    gc.set_threshold(10_000, 20, 20)  # this and the interval: as the daemon does
     sys.setswitchinterval(0.0005)
     uvloop.run(serve(spec))
 

@@ -402,7 +402,7 @@ def main() -> None:
     sizes = (chosen.nodes, chosen.services, chosen.replicas)
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)  # as the daemon does
+    gc.set_threshold(10_000, 20, 20)  # as the daemon does
     if chosen.only in (None, "store"):
         world = World(*sizes)
         bench_store(world)

@@ -123,7 +123,7 @@ CONTAINER: tuple[Flag, ...] = (
     Flag("--cap-drop", ("MKNOD",), "engine: capability dropped", engine("CapDrop", ["CAP_MKNOD"])),
     Flag("--config", ("source=fconf,target=/etc/fconf,uid=1000,gid=1001,mode=0440",), "inside: the file, its owner and mode",
          inside("cat /etc/fconf; busybox stat -c ' %u %g %a' /etc/fconf", "conf 1000 1001 440"), _add("--config")),
-    Flag("--constraint", ("node.role==manager",), "store: kept; placement in the scheduler's own tests", stored("TaskTemplate.Placement.Constraints", ["node.role==manager"]), _add("--constraint")),
+    Flag("--constraint", ("node.role==manager",), "engine: on which hosts it runs containers, also when a label changes", stored("TaskTemplate.Placement.Constraints", ["node.role==manager"]), _add("--constraint")),
     Flag("--container-label", ("cl=1",), "container: label", lambda s: (s.config["Labels"]["cl"], "1"), _add("--container-label")),
     Flag("--entrypoint", ("busybox sleep",), "container: its first process", lambda s: (s.config["Entrypoint"], ["busybox", "sleep"])),
     Flag("--env", ("FA=1",), "inside: the variable", inside("echo $FA", "1"), _add("--env")),
@@ -143,8 +143,8 @@ CONTAINER: tuple[Flag, ...] = (
     Flag("--log-driver", ("json-file",), "engine: the driver", lambda s: (s.engine["LogConfig"]["Type"], "json-file")),
     Flag("--log-opt", ("max-size=1m",), "engine: the driver's option", lambda s: (s.engine["LogConfig"]["Config"], {"max-size": "1m"})),
     Flag("--read-only", ("",), "inside: the root file system cannot be written", lambda s: ("Read-only file system" in s.run("touch /x 2>&1 || true"), True)),
-    Flag("--replicas-max-per-node", ("1",), "store: kept; placement in the scheduler's own tests", stored("TaskTemplate.Placement.MaxReplicas", 1)),
-    Flag("--reserve-cpu", ("0.01",), "store: kept; placement in the scheduler's own tests", stored("TaskTemplate.Resources.Reservations.NanoCPUs", SECOND // 100)),
+    Flag("--replicas-max-per-node", ("1",), "engine: so many on each host, also during an update", stored("TaskTemplate.Placement.MaxReplicas", 1)),
+    Flag("--reserve-cpu", ("0.01",), "engine: how many containers fit on each host; the next waits and says why", stored("TaskTemplate.Resources.Reservations.NanoCPUs", SECOND // 100)),
     Flag("--reserve-memory", ("8m",), "engine: the reservation", engine("MemoryReservation", 8 * MIB)),
     Flag("--secret", ("source=fkey,target=k,uid=1000,gid=1001,mode=0400",), "inside: the file, its owner and mode",
          inside("cat /run/secrets/k; busybox stat -c ' %u %g %a' /run/secrets/k", "hush 1000 1001 400"), _add("--secret")),
@@ -159,23 +159,26 @@ CONTAINER: tuple[Flag, ...] = (
 """Together in one service; then all of them again, by an update of a service that has none."""
 
 POLICY: tuple[Flag, ...] = (
-    Flag("--restart-condition", ("on-failure",), "store: kept; effect in the controllers' own tests", stored("TaskTemplate.RestartPolicy.Condition", "on-failure")),
-    Flag("--restart-delay", ("3s",), "store: kept; effect in the controllers' own tests", stored("TaskTemplate.RestartPolicy.Delay", 3 * SECOND)),
-    Flag("--restart-max-attempts", ("4",), "store: kept; effect in the controllers' own tests", stored("TaskTemplate.RestartPolicy.MaxAttempts", 4)),
-    Flag("--restart-window", ("50s",), "store: kept; effect in the controllers' own tests", stored("TaskTemplate.RestartPolicy.Window", 50 * SECOND)),
+    Flag("--restart-condition", ("on-failure",), "engine: how often it starts a container that ends", stored("TaskTemplate.RestartPolicy.Condition", "on-failure")),
+    Flag("--restart-delay", ("3s",), "engine: the rest before it starts the next container", stored("TaskTemplate.RestartPolicy.Delay", 3 * SECOND)),
+    Flag("--restart-max-attempts", ("4",), "engine: so many starts, then the place is given up", stored("TaskTemplate.RestartPolicy.MaxAttempts", 4)),
+    Flag("--restart-window", ("50s",), "engine: starts further apart than it do not count", stored("TaskTemplate.RestartPolicy.Window", 50 * SECOND)),
     *(
-        Flag(f"--{word}-{name}", (given,), "store: kept; effect in the controllers' own tests", stored(f"{part}.{key}", wanted))
-        for word, part, action in (("update", "UpdateConfig", "rollback"), ("rollback", "RollbackConfig", "continue"))
-        for name, given, key, wanted in (
-            ("delay", "1s", "Delay", SECOND),
-            ("failure-action", action, "FailureAction", action),
-            ("max-failure-ratio", "0.25", "MaxFailureRatio", 0.25),
-            ("monitor", "700ms", "Monitor", 700_000_000),
-            ("order", "start-first", "Order", "start-first"),
-            ("parallelism", "3", "Parallelism", 3),
+        Flag(f"--{word}-{name}", (given,), effect, stored(f"{part}.{key}", wanted))
+        for word, part, action, after in (
+            ("update", "UpdateConfig", "rollback", "which containers are new in the end, and which were not touched"),
+            ("rollback", "RollbackConfig", "continue", "how it ends when it fails too"),
+        )
+        for name, given, key, wanted, effect in (
+            ("delay", "1s", "Delay", SECOND, "engine: the rest between the starts"),
+            ("failure-action", action, "FailureAction", action, after),
+            ("max-failure-ratio", "0.25", "MaxFailureRatio", 0.25, "so many may fail and it goes on, more and it does not"),
+            ("monitor", "700ms", "Monitor", 700_000_000, "not complete any sooner after the last start"),
+            ("order", "start-first", "Order", "start-first", "engine: the new container starts before the old one ends, or after it"),
+            ("parallelism", "3", "Parallelism", 3, "engine: so many start, then there is a rest"),
         )
     ),
-    Flag("--placement-pref", ("spread=node.labels.zone",), "store: kept; placement in the scheduler's own tests",
+    Flag("--placement-pref", ("spread=node.labels.zone",), "engine: how many containers each host runs",
          stored("TaskTemplate.Placement.Preferences", [{"Spread": {"SpreadDescriptor": "node.labels.zone"}}]), _add("--placement-pref")),
     Flag("--replicas", ("1",), "store: kept; so many tasks run", stored("Mode.Replicated.Replicas", 1)),
     Flag("--no-healthcheck", ("",), "container: the image's check is off", lambda s: (s.config["Healthcheck"]["Test"], ["NONE"])),
@@ -211,7 +214,7 @@ APART: dict[str, str] = {
     "--image": "container: the image",
     "--isolation": "refused by name, but for default",
     "--label-rm": "store: label gone",
-    "--max-concurrent": "store: kept; effect in the controllers' own tests (on an update the CLI sends the number of before)",
+    "--max-concurrent": "engine: so many run at once (on an update the CLI sends the number of before)",
     "--mode": "replicated, global, replicated-job, global-job: so many tasks, and how they end",
     "--mount": "bind, volume, tmpfs with their options: engine and inside",
     "--mount-add": "as --mount",
@@ -250,8 +253,9 @@ def table() -> str:
     rows = "\n".join(f"| `{name}` | {effect} |" for name, effect in known().items())
     return (
         "# Flags of `docker service create` and `docker service update`\n\n"
-        "What is asserted of each of them with real engines and the real CLI (`tests/cluster/test_flags.py`; this page is made of its table by\n"
-        "`python -m tests.cluster.flags`, and a test holds it to that and to the CLI's own help).\n\n"
+        "What is asserted of each of them with real engines and the real CLI (`tests/cluster/test_flags.py`; how tasks are placed, updated\n"
+        "and restarted: `test_placement.py`, `test_updates.py` beside it). This page is made of its table by `python -m tests.cluster.flags`, and a test\n"
+        "holds it to that and to the CLI's own help.\n\n"
         f"| flag | effect asserted |\n|---|---|\n{rows}\n"
     )
 

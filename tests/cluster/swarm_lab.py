@@ -12,7 +12,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from tests.cluster.network.daemon_side import engine_request
@@ -72,9 +72,25 @@ class SwarmHost(Host):
         """The docker CLI against our socket."""
         return run("docker", "-H", f"unix://{self.socket}", *arguments, check=check, **more)
 
+    def ctl(self, *words: str, check: bool = True) -> str:
+        """What ``swarmctl`` says."""
+        command = (sys.executable, "-m", "swarm_agent.cli", "--socket", self.socket, *words)
+        return run(*command, check=check, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
     def close(self) -> None:
         self.kill_agent(signal.SIGTERM)
         super().close()
+
+
+class Event(NamedTuple):
+    """What an engine tells of a container."""
+
+    at: float  # seconds; one clock, as all hosts are on one machine
+    host: int
+    action: str  # create, start, die, ..
+    service: str
+    slot: str
+    container: str
 
 
 def build_shell(folder: Path) -> Path:
@@ -97,6 +113,7 @@ class Lab:
         self.client = client
         self._router = router
         self._folder = folder
+        self._marks = 0
 
     def __getitem__(self, number: int) -> SwarmHost:
         return self.hosts[number]
@@ -130,6 +147,76 @@ class Lab:
         """What the task program says to the client outside: its name, the address it sees, the port."""
         script = f"exec 3<>/dev/tcp/{self.hosts[number].address}/{port}; read -t 5 line <&3; echo $line"
         return self.client.run("bash", "-c", script, check=False).split()
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Have every engine tell what it does, for :meth:`events`."""
+        told = ("events", "--filter", "type=container", "--format", "{{json .}}")
+        processes = [
+            host.spawn("docker", "-H", f"unix://{host.engine_socket}", *told, log="events.log")
+            for host in self.hosts.values()
+        ]
+
+        def heard(host: SwarmHost) -> bool:
+            host.docker("rm", host.docker("create", SHELL, "true").strip())
+            return (host.folder / "events.log").stat().st_size > 0
+
+        try:
+            for host in self.hosts.values():
+                until(lambda host=host: heard(host), f"events of engine {host.number}")  # type: ignore[misc]
+            yield
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+    def history(self, service: str, *actions: str) -> list[Event]:
+        """As :meth:`events`, with all that happened until now: what the engines tell comes in order, but a little late."""
+        self._marks += 1
+        mark = f"mark-{self._marks}"
+        for host in self.hosts.values():
+            host.docker("rm", host.docker("create", "--name", mark, SHELL, "true").strip())
+        for host in self.hosts.values():
+            log = host.folder / "events.log"
+            until(lambda log=log: f'"{mark}"' in log.read_text(), f"the mark of engine {host.number}")  # type: ignore[misc]
+        return self.events(service, *actions)
+
+    def events(self, service: str, *actions: str) -> list[Event]:
+        """What happened to a service's containers since they are recorded, oldest first."""
+        found = []
+        for number, host in self.hosts.items():
+            for line in (host.folder / "events.log").read_text().splitlines(keepends=True):
+                if not line.endswith("\n"):
+                    break  # it is just being written
+                told = json.loads(line)
+                about = told["Actor"]["Attributes"]
+                name = about.get("com.docker.swarm.service.name", "")
+                if name == service and told["Action"] in actions:
+                    slot = about["name"].split(".")[1]
+                    found.append(
+                        Event(told["timeNano"] / 1e9, number, told["Action"], name, slot, told["Actor"]["ID"])
+                    )
+        return sorted(found)
+
+    def containers(self, service: str) -> dict[int, list[str]]:
+        """By host, the ids of the service's containers that its engine runs; hosts without any are left out."""
+        label = f"label=com.docker.swarm.service.name={service}"
+        found = {
+            n: host.docker("ps", "-q", "--no-trunc", "--filter", label).split()
+            for n, host in self.hosts.items()
+        }
+        return {n: sorted(ids) for n, ids in found.items() if ids}
+
+    def spread(self, service: str) -> dict[int, int]:
+        """By host, how many containers of the service its engine runs."""
+        return {n: len(ids) for n, ids in self.containers(service).items()}
+
+    def inspected(self, service: str) -> list[tuple[str, dict[str, Any]]]:
+        """Each container that runs: its slot, and what its engine shows of it. One that goes meanwhile is left out."""
+        found: list[dict[str, Any]] = []
+        for number, ids in self.containers(service).items():
+            found += json.loads(self.hosts[number].docker("inspect", *ids, check=False) or "[]")
+        return sorted(((c["Name"].split(".")[1], c) for c in found), key=lambda pair: pair[0])
 
     def no_containers(self, number: int, seconds: float = 30) -> None:
         """Wait until the host's engine has none left; else tell what is left and what its manager thinks of it."""

@@ -6,9 +6,7 @@ The tests run in order and build on each other.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.network.lab import ROOT, run, until
+from tests.cluster.network.lab import until
 from tests.cluster.swarm_lab import IMAGE, SHELL, Lab, SwarmHost, swarm_lab
 
 pytestmark = [pytest.mark.engine, pytest.mark.host, pytest.mark.slow]
@@ -39,15 +37,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 def swarmctl(host: SwarmHost, *words: str) -> str:
-    return run(
-        sys.executable,
-        "-m",
-        "swarm_agent.cli",
-        "--socket",
-        host.socket,
-        *words,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    return host.ctl(*words)
 
 
 def images(lab: Lab, service: str) -> Counter[str]:

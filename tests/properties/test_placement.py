@@ -234,6 +234,7 @@ class Plain:
     def place(self, tasks: list[Task]) -> dict[str, str]:
         groups: dict[tuple[str, str], list[Task]] = {}
         out: dict[str, str] = {}
+        leaving: set[str] = set()
         for task in tasks:
             if task.preset:
                 node = self.nodes.get(task.preset)
@@ -242,8 +243,14 @@ class Plain:
             else:
                 replaced = self.store.tasks.get(task.replaces) if task.replaces else None
                 avoid = replaced.node_id if replaced is not None and live(replaced) else ""
+                if avoid:
+                    leaving.add(task.replaces)
                 groups.setdefault((task.revision_id, avoid), []).append(task)
-        for (_, avoid), group in groups.items():
+        for (_, avoid), group in sorted(groups.items(), key=lambda item: item[0][1] != ""):
+            if avoid:  # what is about to leave counts no more where tasks are counted
+                self.tasks = [
+                    replace(t, desired_state=TaskState.SHUTDOWN) if t.id in leaving else t for t in self.tasks
+                ]
             for task in sorted(group, key=lambda t: t.slot):
                 out[task.id] = self.take(task, self.best(task, avoid))
         return out
@@ -394,8 +401,18 @@ EMPTIED = [
 ]
 
 
+# a task that is to move still stands on its node: none of those that wait may have its place
+MOVING = [
+    ("node", "n0", {}),
+    ("service", "s4", ONE_EACH),
+    ("tasks", "s4", 4),
+    ("move", 0, None),
+]
+
+
 @settings(max_examples=EXAMPLES or 120, derandomize=not EXAMPLES, database=None, deadline=None)
 @example(steps=EMPTIED, large=False)
+@example(steps=MOVING, large=True)
 @example(steps=_retold(COUNTED, NAMED), large=False)
 @example(steps=_retold(NAMED, COUNTED), large=False)
 @example(steps=_retold(COUNTED, NAMED), large=True)

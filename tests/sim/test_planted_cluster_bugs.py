@@ -550,7 +550,7 @@ def start_first_stops_at_once(m: pytest.MonkeyPatch) -> None:
     m.setattr(
         slots,
         "_may_take_over",
-        lambda p, service, new: slots.starts_first(service, new) or real(p, service, new),
+        lambda p, service, new, old: slots.starts_first(service, new) or real(p, service, new, old),
     )
 
 

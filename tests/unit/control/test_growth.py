@@ -15,7 +15,7 @@ import pytest
 
 from swarm_agent.control.engine import Controllers
 from swarm_agent.objects.enums import NodeState, TaskState
-from swarm_agent.objects.specs import Replicated, ServiceMode, ServiceSpec, UpdateConfig
+from swarm_agent.objects.specs import Replicated, ReplicatedJob, ServiceMode, ServiceSpec, UpdateConfig
 from swarm_agent.testing.cluster_model import PaperCluster
 
 replace = msgspec.structs.replace
@@ -205,3 +205,65 @@ def test_an_update_of_many_slots_that_wait_is_no_dearer_for_the_waiting_ones() -
         cluster.write(replace(task, status=replace(task.status, state=TaskState.SHUTDOWN)))
         costs.append(sum(passes_of(cluster)))
     assert (costs[1] - costs[0]) / 360 < 90, costs
+
+
+def test_a_completion_of_a_large_job_costs_what_it_costs_in_a_small_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("swarm_agent.control.jobs.KEPT", 10)
+    costs = []
+    for total in (40, 400):
+        cluster, _ = a_cluster(0, 0)
+        cluster.outcome = lambda task: TaskState.RUNNING  # type: ignore[method-assign]
+        mode = ServiceMode(replicated_job=ReplicatedJob(max_concurrent=3, total_completions=total))
+        service_id = cluster.create(ServiceSpec(name="job", mode=mode))
+        cluster.settle()
+        each = []
+        for _ in range(total - 10):
+            cluster.fail(cluster.running(service_id)[0], TaskState.COMPLETE)
+            each.append(sum(passes_of(cluster)))
+            cluster.settle()
+        costs.append(each[-1])
+    assert costs[1] < costs[0] * 1.3, costs
+
+
+def test_an_update_few_at_a_time_costs_what_the_few_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarm_agent.control.survey.KEPT", 10)
+    costs = []
+    for replicas in (40, 400):
+        cluster, (service_id,) = a_cluster(1, replicas)
+        service = cluster.store.services.get(service_id)
+        assert service is not None
+        template = replace(service.spec.task_template, force_update=1)
+        update = UpdateConfig(parallelism=2, order="stop-first")
+        cluster.update(service_id, spec("s0", replicas, update_config=update, task_template=template))
+        each = []
+        while len(each) < replicas // 2:
+            each.append(sum(passes_of(cluster)))
+            cluster._report()
+        costs.append(each[-1] + each[-2] + each[-3] + each[-4])
+    assert costs[1] < costs[0] * 1.5, costs
+
+
+def test_a_node_that_changes_is_no_reason_to_look_at_a_service_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """But for the slots of the tasks it has."""
+    monkeypatch.setattr("swarm_agent.control.survey.KEPT", 10)
+    costs = []
+    for replicas in (40, 400):
+        cluster, (service_id,) = a_cluster(1, replicas)
+        cluster.add_node("late")
+        cluster.settle()
+        cluster.controllers.retry([f"service/{service_id}"])
+        passes_of(cluster)
+        cluster.set_node("late", state=NodeState.DOWN)
+        cluster.controllers.retry([f"service/{service_id}"])
+        looks = []
+        while cluster.controllers.next_wake() == 0:
+            groups = cluster.controllers.run(cluster.now)
+            looks.append(cluster.controllers.looks)
+            if groups:
+                cluster.commit(groups)
+        costs.append(min(looks))
+    assert costs[1] < costs[0] + 40, costs

@@ -11,10 +11,11 @@ import pytest
 from swarm_agent.control.plan import Step, forecast
 from swarm_agent.control.rebalance import movable, suggest
 from swarm_agent.control.revisions import revision_of
+from swarm_agent.control.why import standing
 from swarm_agent.objects import features
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.diff import service_diff
-from swarm_agent.objects.enums import NodeState
+from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Service
 from swarm_agent.objects.specs import (
     ContainerSpec,
@@ -129,6 +130,28 @@ def test_the_difference_of_two_specs_by_meaning() -> None:
     assert service_diff(one, one) == ()
 
 
+def test_what_never_had_a_node_lost_none(cluster: PaperCluster) -> None:
+    """A successor that waited for a node, and was overtaken by an update, is nothing to wait for."""
+    cluster.set_node("n3", availability="pause")
+    sid = cluster.create(
+        spec(2, labels={"swarm-agent.min-healthy": "2"}, placement=Placement(max_replicas=1))
+    )
+    cluster.settle()
+    cluster.set_node("n2", availability="drain")
+    cluster.settle()
+    service = cluster.service(sid)
+    cluster.update(
+        sid, spec(2, image="web:2", labels=dict(service.spec.labels), placement=Placement(max_replicas=1))
+    )
+    cluster.settle()
+    said = standing(cluster.store, cluster.controllers.ledger, cluster.service(sid), cluster.now)
+    told = [note for task in said.tasks for note in task.notes]
+    assert [
+        t for t in cluster.tasks(sid, live=False) if not t.node_id and t.desired_state == TaskState.SHUTDOWN
+    ]
+    assert not any("lost" in note for note in told), told
+
+
 # --- rebalancing -------------------------------------------------------------------------------------------------------
 def uneven(cluster: PaperCluster, labels: dict[str, str] | None = None, **more: object) -> str:
     sid = cluster.create(spec(12, labels=labels, **more))  # type: ignore[arg-type]
@@ -174,6 +197,16 @@ def test_on_join_by_itself_and_never_when_told_so(cluster: PaperCluster) -> None
     other.write(msgspec.structs.replace(other.service(held), rebalancing=4))
     other.advance(120)
     assert Counter(t.node_id for t in other.running(held)) == {"n1": 4, "n2": 4, "n3": 4}
+
+
+def test_a_new_leader_knows_of_a_node_that_joined_just_before(cluster: PaperCluster) -> None:
+    sid = uneven(cluster, {"swarm-agent.rebalance": "on-join"})
+    cluster.advance(10)
+    cluster.new_leader()
+    cluster.advance(10)
+    assert "n4" not in {t.node_id for t in cluster.running(sid)}, "it may go again"
+    cluster.advance(60)
+    assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 3, "n2": 3, "n3": 3, "n4": 3}
 
 
 def test_a_change_of_leaders_is_no_join(cluster: PaperCluster) -> None:

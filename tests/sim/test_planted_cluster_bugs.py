@@ -14,11 +14,10 @@ import msgspec
 import pytest
 
 from swarm_agent.api import services
-from swarm_agent.control import (
-    allocate,
+from swarm_agent.control import allocate, engine
+from swarm_agent.control.ledger import Ledger
+from swarm_agent.control.orchestration import (
     depends,
-    engine,
-    filters,
     jobs,
     moves,
     progress,
@@ -28,7 +27,7 @@ from swarm_agent.control import (
     survey,
     update,
 )
-from swarm_agent.control.ledger import Ledger
+from swarm_agent.control.ranking import filters
 from swarm_agent.manager.duties import Duties
 from swarm_agent.manager.manager import Manager
 from swarm_agent.member.managing import ManagerSide

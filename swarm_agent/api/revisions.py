@@ -12,8 +12,8 @@ from swarm_agent.api.resolve import resolve
 from swarm_agent.api.services import back_to, must_know_rollback
 from swarm_agent.api.views import host_name, time_text
 from swarm_agent.api.writes import write_spec
-from swarm_agent.control import jobs
-from swarm_agent.control.rebalance import movable, suggest
+from swarm_agent.control.orchestration import jobs
+from swarm_agent.control.orchestration.rebalance import movable, suggest
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.errors import FailedPrecondition, InvalidSpec, Unimplemented
 from swarm_agent.objects.normalise import parse_json

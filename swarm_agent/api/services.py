@@ -13,12 +13,12 @@ from swarm_agent.api.filters import keep, label_matches, parse_filters
 from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
 from swarm_agent.api.writes import version_of, write, write_spec
-from swarm_agent.control import jobs
 from swarm_agent.control.contents import dealt_with, must_be_kept, resolve_contents
-from swarm_agent.control.depends import cycle
+from swarm_agent.control.orchestration import jobs
+from swarm_agent.control.orchestration.depends import cycle
+from swarm_agent.control.orchestration.update import going
 from swarm_agent.control.ports import must_be_free
 from swarm_agent.control.revisions import next_number, previous_of, revision_of
-from swarm_agent.control.update import going
 from swarm_agent.node.engine import EngineError, EngineUnreachable
 from swarm_agent.objects import defaults, features, validate
 from swarm_agent.objects.errors import (

@@ -8,17 +8,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from swarm_agent.control.allocate import allocate_network, allocate_node, allocate_service
-from swarm_agent.control.enforce import fit_in, orphan
 from swarm_agent.control.ledger import Ledger, takes_tasks
-from swarm_agent.control.moves import drain
 from swarm_agent.control.names import STACK
-from swarm_agent.control.orchestrate import reconcile_prepared, reconcile_service, reconcile_slot
-from swarm_agent.control.passes import MAX_WRITES, RESCHEDULE, Key, Pass
-from swarm_agent.control.reap import reap_revisions
-from swarm_agent.control.rebalance import SETTLING, note_join, rebalance, wish
-from swarm_agent.control.schedule import pend, place
-from swarm_agent.control.tasks import draining, live
-from swarm_agent.control.track import (
+from swarm_agent.control.orchestration.enforce import fit_in, orphan
+from swarm_agent.control.orchestration.moves import drain
+from swarm_agent.control.orchestration.orchestrate import (
+    reconcile_prepared,
+    reconcile_service,
+    reconcile_slot,
+)
+from swarm_agent.control.orchestration.reap import reap_revisions
+from swarm_agent.control.orchestration.rebalance import SETTLING, note_join, rebalance, wish
+from swarm_agent.control.orchestration.track import (
     CONTENTS,
     TRACK,
     all_trackers,
@@ -26,7 +27,10 @@ from swarm_agent.control.track import (
     reconcile_tracking,
     trackers,
 )
-from swarm_agent.control.update import going
+from swarm_agent.control.orchestration.update import going
+from swarm_agent.control.passes import MAX_WRITES, RESCHEDULE, Key, Pass
+from swarm_agent.control.schedule import pend, place
+from swarm_agent.control.tasks import draining, live
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from swarm_agent.control.boards import Boards
-from swarm_agent.control.filters import host_ports
+from swarm_agent.control.ranking.boards import Boards
+from swarm_agent.control.ranking.filters import host_ports
 from swarm_agent.objects import defaults
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.enums import NodeState, TaskState
@@ -19,8 +19,8 @@ from swarm_agent.objects.records import ENFORCED, Network, Node, Revision, Servi
 from swarm_agent.store import Change, Store
 
 if TYPE_CHECKING:
-    from swarm_agent.control.jobs import Run
-    from swarm_agent.control.survey import Standing, Survey
+    from swarm_agent.control.orchestration.jobs import Run
+    from swarm_agent.control.orchestration.survey import Standing, Survey
 
 FAILURE_MEMORY = 300 * defaults.SECOND  # a node's failures of a revision count this long against it
 FAILURES_THAT_COUNT = 5  # fewer are bad luck

@@ -12,7 +12,7 @@ import msgspec
 
 from swarm_agent.control.allocate import allocate_service
 from swarm_agent.control.ledger import Ledger
-from swarm_agent.control.orchestrate import reconcile_service
+from swarm_agent.control.orchestration.orchestrate import reconcile_service
 from swarm_agent.control.passes import Pass
 from swarm_agent.control.schedule import place
 from swarm_agent.control.tasks import live

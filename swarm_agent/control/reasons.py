@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from swarm_agent.control.filters import (
+from swarm_agent.control.ledger import Ledger, NodeUse, takes_tasks
+from swarm_agent.control.ranking.filters import (
     ARCHITECTURES,
     TEXTS,
     Demand,
@@ -18,8 +19,7 @@ from swarm_agent.control.filters import (
     wish_of,
     wish_refusal,
 )
-from swarm_agent.control.ledger import Ledger, NodeUse, takes_tasks
-from swarm_agent.control.pools import Pool
+from swarm_agent.control.ranking.pools import Pool
 from swarm_agent.objects.constraints import parse_constraint, value_of
 from swarm_agent.objects.records import Node, Reason, Revision, Service
 from swarm_agent.store import View

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from swarm_agent.control import depends, everywhere, jobs
 from swarm_agent.control.ledger import Ledger
+from swarm_agent.control.orchestration import depends, everywhere, jobs
 from swarm_agent.control.reasons import ADDRESS, Explanation, explain
 from swarm_agent.control.tasks import draining, live, lost_node, moved_from
 from swarm_agent.objects import defaults

@@ -74,7 +74,7 @@ class MinHealthy(NamedTuple):
 class Options(NamedTuple):
     schedule: Schedule | None = None
     progress_deadline: int = PROGRESS_DEADLINE  # nanoseconds; 0: none
-    restart_max_delay: int = RESTART_MAX_DELAY  # nanoseconds
+    restart_max_delay: int | None = None  # nanoseconds; None: nothing said
     strategy: str = "spread"
     affinities: tuple[Affinity, ...] = ()
     volume_affinity: str = "prefer"

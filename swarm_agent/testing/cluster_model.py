@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import msgspec
 
-from swarm_agent.control import jobs
 from swarm_agent.control.engine import Controllers
-from swarm_agent.control.filters import local_volumes
+from swarm_agent.control.orchestration import jobs
+from swarm_agent.control.orchestration.update import going
+from swarm_agent.control.ranking.filters import local_volumes
 from swarm_agent.control.revisions import revision_of
-from swarm_agent.control.update import going
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.defaults import SECOND

@@ -6,14 +6,14 @@ import asyncio
 import itertools
 from collections import Counter
 
-from swarm_agent.control import everywhere, jobs
-from swarm_agent.control.filters import host_ports
 from swarm_agent.control.ledger import Ledger, bare, reserved
-from swarm_agent.control.progress import PAUSED
-from swarm_agent.control.rebalance import suggest
+from swarm_agent.control.orchestration import everywhere, jobs
+from swarm_agent.control.orchestration.progress import PAUSED
+from swarm_agent.control.orchestration.rebalance import suggest
+from swarm_agent.control.orchestration.slots import given_up, moves_start_first
+from swarm_agent.control.orchestration.update import going
+from swarm_agent.control.ranking.filters import host_ports
 from swarm_agent.control.revisions import revision_of
-from swarm_agent.control.slots import given_up, moves_start_first
-from swarm_agent.control.update import going
 from swarm_agent.manager.manager import Manager
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches

@@ -9,8 +9,8 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from swarm_agent.control.progress import PAUSED
-from swarm_agent.control.update import going
+from swarm_agent.control.orchestration.progress import PAUSED
+from swarm_agent.control.orchestration.update import going
 from swarm_agent.objects import defaults
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.objects.records import Service

@@ -241,6 +241,7 @@ def test_restart_policies(lab: Lab) -> None:
             ("--restart-condition=on-failure", "--restart-max-attempts=2", "--restart-delay=1s"),
             "exit 7",
         ),
+        "bounded": (4, ("--restart-max-attempts=3", "--restart-window=1m", quick), "exit 7"),
     }
     for name, (_, policy, line) in wanted.items():
         create(lab, name, *policy, command=("sh", "-c", line))

@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from swarm_agent.control import everywhere, survey
+from swarm_agent.control.orchestration import everywhere, survey
+from swarm_agent.control.orchestration.slots import is_current
 from swarm_agent.control.passes import Pass
 from swarm_agent.control.revisions import revision_of
-from swarm_agent.control.slots import is_current
 from swarm_agent.control.tasks import live
 from swarm_agent.objects import defaults
 from swarm_agent.objects.defaults import SECOND

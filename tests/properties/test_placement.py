@@ -14,9 +14,15 @@ import msgspec
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from swarm_agent.control import boards
-from swarm_agent.control.filters import ARCHITECTURES, demand_of, host_ports, local_volumes, options_of
-from swarm_agent.control.spread import path_of
+from swarm_agent.control.ranking import boards
+from swarm_agent.control.ranking.filters import (
+    ARCHITECTURES,
+    demand_of,
+    host_ports,
+    local_volumes,
+    options_of,
+)
+from swarm_agent.control.ranking.spread import path_of
 from swarm_agent.control.tasks import live
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches

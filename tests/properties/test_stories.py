@@ -9,9 +9,9 @@ import random
 import msgspec
 import pytest
 
-from swarm_agent.control import survey
-from swarm_agent.control.filters import local_volumes
-from swarm_agent.control.rebalance import suggest
+from swarm_agent.control.orchestration import survey
+from swarm_agent.control.orchestration.rebalance import suggest
+from swarm_agent.control.ranking.filters import local_volumes
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.defaults import SECOND

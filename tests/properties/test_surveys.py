@@ -8,10 +8,10 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_agent.control import jobs
-from swarm_agent.control import survey as surveys
+from swarm_agent.control.orchestration import jobs
+from swarm_agent.control.orchestration import survey as surveys
+from swarm_agent.control.orchestration.survey import Survey, survey
 from swarm_agent.control.passes import Pass
-from swarm_agent.control.survey import Survey, survey
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.specs import (

@@ -14,20 +14,20 @@ import msgspec
 import pytest
 
 from swarm_agent.api import services
-from swarm_agent.control import (
-    allocate,
+from swarm_agent.control import allocate, engine
+from swarm_agent.control.ledger import Ledger
+from swarm_agent.control.orchestration import (
     depends,
-    engine,
-    filters,
     jobs,
     moves,
+    progress,
     reap,
     rebalance,
     slots,
     survey,
     update,
 )
-from swarm_agent.control.ledger import Ledger
+from swarm_agent.control.ranking import filters
 from swarm_agent.manager.duties import Duties
 from swarm_agent.manager.manager import Manager
 from swarm_agent.member.managing import ManagerSide
@@ -524,25 +524,25 @@ def secrets_are_left_on_the_node(m: pytest.MonkeyPatch) -> None:
 
 
 def updates_do_not_count_who_is_on_its_way(m: pytest.MonkeyPatch) -> None:
-    real = update._Touched.__init__
+    real = progress.Touched.__init__
 
-    def init(self: update._Touched, *arguments: Any) -> None:
+    def init(self: progress.Touched, *arguments: Any) -> None:
         real(self, *arguments)
         self.unreached = 0
 
-    m.setattr(update._Touched, "__init__", init)
+    m.setattr(progress.Touched, "__init__", init)
 
 
 def whoever_has_begun_has_come_to_run(m: pytest.MonkeyPatch) -> None:
     """A place counts as updated as soon as its new task is made."""
-    real = update._Place.__init__
+    real = progress.Place.__init__
 
-    def init(self: update._Place, *arguments: Any) -> None:
+    def init(self: progress.Place, *arguments: Any) -> None:
         real(self, *arguments)
         if self.fresh and not self.reached_at:
             self.reached_at, self.stalled_at = 1, 0
 
-    m.setattr(update._Place, "__init__", init)
+    m.setattr(progress.Place, "__init__", init)
 
 
 def start_first_stops_at_once(m: pytest.MonkeyPatch) -> None:
@@ -558,7 +558,9 @@ def updates_begin_with_the_first_place(m: pytest.MonkeyPatch) -> None:
     """As they did: whether anything runs there or not."""
     real = update._hand_out
 
-    def hand_out(p: Any, service: Service, rules: Any, touched: Any, dirty: dict[Any, list[Task]]) -> Any:
+    def hand_out(
+        p: Any, service: Service, rules: Any, touched: Any, dirty: dict[Any, list[Task]], older: Any, _: Any
+    ) -> Any:
         running = TaskState.RUNNING
         shown = {
             n: [
@@ -567,7 +569,7 @@ def updates_begin_with_the_first_place(m: pytest.MonkeyPatch) -> None:
             ]
             for n, old in dirty.items()
         }
-        return real(p, service, rules, touched, shown)
+        return real(p, service, rules, touched, shown, older, ())
 
     m.setattr(update, "_hand_out", hand_out)
 
@@ -642,10 +644,10 @@ def a_place_of_a_job_is_filled_twice(m: pytest.MonkeyPatch) -> None:
     """A task that waits for its restart delay is taken for none, and nobody minds two."""
     real, hand_over = jobs._fill, slots._hand_over
 
-    def fill(p: Any, service: Service, run: jobs.Run) -> None:
-        waiting = {n for n in run.busy if all(t.start_after for t in p.at(service.id, n) if jobs.live(t))}
+    def fill(p: Any, service: Service, run: Any) -> None:
+        waiting = {t.slot for slot in run.busy for t in p.at(service.id, slot) if t.start_after}
         run.busy -= waiting
-        run.open_from = min([run.open_from, *(n for n in waiting if isinstance(n, int))])
+        run.open_from = min([*waiting, run.open_from])
         real(p, service, run)
 
     m.setattr(jobs, "_fill", fill)

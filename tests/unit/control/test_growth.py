@@ -210,7 +210,7 @@ def test_an_update_of_many_slots_that_wait_is_no_dearer_for_the_waiting_ones() -
 def test_a_completion_of_a_large_job_costs_what_it_costs_in_a_small_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("swarm_agent.control.jobs.KEPT", 10)
+    monkeypatch.setattr("swarm_agent.control.orchestration.jobs.KEPT", 10)
     costs = []
     for total in (40, 400):
         cluster, _ = a_cluster(0, 0)
@@ -228,7 +228,7 @@ def test_a_completion_of_a_large_job_costs_what_it_costs_in_a_small_one(
 
 
 def test_an_update_few_at_a_time_costs_what_the_few_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swarm_agent.control.survey.KEPT", 10)
+    monkeypatch.setattr("swarm_agent.control.orchestration.survey.KEPT", 10)
     costs = []
     for replicas in (40, 400):
         cluster, (service_id,) = a_cluster(1, replicas)
@@ -249,7 +249,7 @@ def test_a_node_that_changes_is_no_reason_to_look_at_a_service_as_a_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """But for the slots of the tasks it has."""
-    monkeypatch.setattr("swarm_agent.control.survey.KEPT", 10)
+    monkeypatch.setattr("swarm_agent.control.orchestration.survey.KEPT", 10)
     costs = []
     for replicas in (40, 400):
         cluster, (service_id,) = a_cluster(1, replicas)

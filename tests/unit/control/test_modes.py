@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from swarm_agent.control import jobs
+from swarm_agent.control.orchestration import jobs
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Task

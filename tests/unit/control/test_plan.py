@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from swarm_agent.control.orchestration.rebalance import movable, suggest
 from swarm_agent.control.plan import Step, forecast
-from swarm_agent.control.rebalance import movable, suggest
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.control.why import standing
 from swarm_agent.objects import features

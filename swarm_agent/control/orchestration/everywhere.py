@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 
+from swarm_agent.control.orchestration.slots import given_up, newest
 from swarm_agent.control.passes import Key, Pass
-from swarm_agent.control.slots import given_up, newest
 from swarm_agent.control.tasks import aim, draining, live, lost_node, make
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from swarm_agent.control.restarts import ended_at
-from swarm_agent.control.slots import newest
-from swarm_agent.control.survey import Survey
+from swarm_agent.control.orchestration.restarts import ended_at
+from swarm_agent.control.orchestration.slots import newest
+from swarm_agent.control.orchestration.survey import Survey
 from swarm_agent.control.tasks import live
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState

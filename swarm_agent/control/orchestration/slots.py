@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import msgspec
 
-from swarm_agent.control import depends
 from swarm_agent.control.ledger import takes_tasks
 from swarm_agent.control.names import names_itself
+from swarm_agent.control.orchestration import depends
+from swarm_agent.control.orchestration.restarts import attempt_of, ended_at, restart
 from swarm_agent.control.passes import Health, Key, Pass
 from swarm_agent.control.reasons import ADDRESS
-from swarm_agent.control.restarts import attempt_of, ended_at, restart
 from swarm_agent.control.revisions import same_but_placement
 from swarm_agent.control.tasks import (
     MINUTE,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from swarm_agent.control.ledger import NodeUse, reserved
+from swarm_agent.control.orchestration.slots import evict
 from swarm_agent.control.passes import Key, Pass
-from swarm_agent.control.slots import evict
 from swarm_agent.control.tasks import live, observe
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import NodeState, TaskState

@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
-from swarm_agent.control.filters import Demand, refusal, static_refusal
-from swarm_agent.control.spread import Path, path_of
+from swarm_agent.control.ranking.filters import Demand, refusal, static_refusal
+from swarm_agent.control.ranking.spread import Path, path_of
 from swarm_agent.objects.records import Node
 
 if TYPE_CHECKING:
-    from swarm_agent.control.boards import Boards
     from swarm_agent.control.ledger import Ledger
+    from swarm_agent.control.ranking.boards import Boards
 
 Rank = tuple[Any, ...]  # numbers, then the node's id
 COPIED = 256  # entries copied are as dear as one look, about

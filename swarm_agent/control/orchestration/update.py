@@ -13,14 +13,14 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
-from swarm_agent.control import everywhere
 from swarm_agent.control.contents import dealt_with, must_be_kept
+from swarm_agent.control.orchestration import everywhere
+from swarm_agent.control.orchestration.progress import PAUSED, Place, Rules, Settled, Touched, ended_by_itself
+from swarm_agent.control.orchestration.slots import decisive, given_up, keeps_apart_from_itself
+from swarm_agent.control.orchestration.survey import Survey
 from swarm_agent.control.passes import Key, Pass
 from swarm_agent.control.ports import must_be_free
-from swarm_agent.control.progress import PAUSED, Place, Rules, Settled, Touched, ended_by_itself
 from swarm_agent.control.revisions import previous_of
-from swarm_agent.control.slots import decisive, given_up, keeps_apart_from_itself
-from swarm_agent.control.survey import Survey
 from swarm_agent.control.tasks import live, make
 from swarm_agent.objects import defaults
 from swarm_agent.objects.durations import duration_text

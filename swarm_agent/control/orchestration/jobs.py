@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import msgspec
 
-from swarm_agent.control import everywhere
+from swarm_agent.control.orchestration import everywhere
+from swarm_agent.control.orchestration.reap import forget_removed, history_limit, reap_place
+from swarm_agent.control.orchestration.slots import given_up, settle
+from swarm_agent.control.orchestration.survey import AGAIN, KEPT
 from swarm_agent.control.passes import SETTLING, Key, Pass
-from swarm_agent.control.reap import forget_removed, history_limit, reap_place
-from swarm_agent.control.slots import given_up, settle
-from swarm_agent.control.survey import AGAIN, KEPT
 from swarm_agent.control.tasks import aim, invalid_node, live, make
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState

@@ -18,14 +18,14 @@ from collections.abc import Callable
 
 import msgspec
 
-from swarm_agent.control.filters import spread_of, unmet, wish_of
 from swarm_agent.control.ledger import Ledger, takes_tasks
-from swarm_agent.control.moves import move
+from swarm_agent.control.orchestration.moves import move
+from swarm_agent.control.orchestration.update import going
 from swarm_agent.control.passes import Key, Pass
+from swarm_agent.control.ranking.filters import spread_of, unmet, wish_of
+from swarm_agent.control.ranking.spread import path_of
 from swarm_agent.control.schedule import place
-from swarm_agent.control.spread import path_of
 from swarm_agent.control.tasks import draining, live
-from swarm_agent.control.update import going
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.options import options

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 
+from swarm_agent.control.orchestration.slots import taken
+from swarm_agent.control.orchestration.survey import Survey
 from swarm_agent.control.passes import Key, Pass
-from swarm_agent.control.slots import taken
-from swarm_agent.control.survey import Survey
 from swarm_agent.control.tasks import aim, live, make
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
-from swarm_agent.objects.options import options
+from swarm_agent.objects.options import RESTART_MAX_DELAY, options
 from swarm_agent.objects.records import ENFORCED, Service, Task
 
 STABLE = 60 * defaults.SECOND  # who ran so long is in no crash loop
@@ -49,11 +49,14 @@ def ran_long(task: Task, until: int) -> bool:
 
 
 def delay(service: Service, place: int | str, failures: int) -> int:
-    """The rest before a start, nanoseconds, after so many failures in a row."""
-    rest = defaults.restart(service.spec.task_template).delay
-    if failures < 2:
+    """The rest before a start, nanoseconds, after so many failures in a row. It does not grow where the policy gives up after so
+    many attempts in a window, which growing rests would keep from ever being so many - but where a label asks for it."""
+    policy = defaults.restart(service.spec.task_template)
+    rest = policy.delay
+    most = options(service.spec.labels).restart_max_delay
+    if failures < 2 or (policy.max_attempts and policy.window and most is None):
         return rest
-    longest = max(rest, options(service.spec.labels).restart_max_delay)
+    longest = max(rest, RESTART_MAX_DELAY if most is None else most)
     grown = min(longest, max(rest, FIRST_DOUBLED) << min(failures - 1, 32))
     spread = zlib.crc32(f"{service.id}/{place}/{failures}".encode()) / 0xFFFFFFFF  # the same for every leader
     return int(grown * (1 - JITTER * spread))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from swarm_agent.control.orchestration.slots import newest
 from swarm_agent.control.passes import Pass
-from swarm_agent.control.slots import newest
 from swarm_agent.control.tasks import live
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState

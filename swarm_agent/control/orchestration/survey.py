@@ -15,8 +15,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from swarm_agent.control.orchestration.reap import history_limit
 from swarm_agent.control.passes import Pass
-from swarm_agent.control.reap import history_limit
 from swarm_agent.control.revisions import same_but_placement
 from swarm_agent.control.tasks import invalid_node
 from swarm_agent.objects import defaults

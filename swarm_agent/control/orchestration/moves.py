@@ -6,9 +6,9 @@ over when enough tasks of its service are healthy.
 
 from __future__ import annotations
 
+from swarm_agent.control.orchestration.restarts import delay, ended_at, ran_long
+from swarm_agent.control.orchestration.slots import is_current, moves_start_first
 from swarm_agent.control.passes import Key, Pass
-from swarm_agent.control.restarts import delay, ended_at, ran_long
-from swarm_agent.control.slots import is_current, moves_start_first
 from swarm_agent.control.tasks import aim, draining, live, make
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import TaskState

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from swarm_agent.control import depends, everywhere, jobs, replicated, update
+from swarm_agent.control.orchestration import depends, everywhere, jobs, replicated, update
+from swarm_agent.control.orchestration.reap import forget_removed, reap_place
+from swarm_agent.control.orchestration.slots import is_current, settle
+from swarm_agent.control.orchestration.survey import PORTION, survey
 from swarm_agent.control.passes import SETTLING, Key, Pass
-from swarm_agent.control.reap import forget_removed, reap_place
-from swarm_agent.control.slots import is_current, settle
-from swarm_agent.control.survey import PORTION, survey
 from swarm_agent.control.tasks import aim, live
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState

@@ -1,7 +1,7 @@
 """What is known about which node is best, kept from one task to the next and from one pass to the next.
 
-A :class:`~swarm_agent.control.pools.Pool` holds the nodes that can meet a demand, the emptiest (or, to pack, the fullest) first; a
-:class:`~swarm_agent.control.groups.Group` the order of one service's revision. Here it is decided which of them are kept, and when a single task does
+A :class:`~swarm_agent.control.ranking.pools.Pool` holds the nodes that can meet a demand, the emptiest (or, to pack, the fullest) first; a
+:class:`~swarm_agent.control.ranking.groups.Group` the order of one service's revision. Here it is decided which of them are kept, and when a single task does
 without. What was forgotten altogether gives the same answers: ``tests/properties/test_placement.py`` compares.
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from swarm_agent.control.filters import Demand, Wish, demand_of, wish_refusal
-from swarm_agent.control.groups import Group, is_simple
-from swarm_agent.control.pools import ANY, Pool, Rank
+from swarm_agent.control.ranking.filters import Demand, Wish, demand_of, wish_refusal
+from swarm_agent.control.ranking.groups import Group, is_simple
+from swarm_agent.control.ranking.pools import ANY, Pool, Rank
 from swarm_agent.objects.records import Revision, Task
 from swarm_agent.store import View
 

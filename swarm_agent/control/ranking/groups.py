@@ -10,9 +10,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
-from swarm_agent.control.filters import Wish, unmet, wish_refusal
-from swarm_agent.control.pools import COPIED, Partition, Pool, Rank, changes, compacted
-from swarm_agent.control.spread import Path, Tree
+from swarm_agent.control.ranking.filters import Wish, unmet, wish_refusal
+from swarm_agent.control.ranking.pools import COPIED, Partition, Pool, Rank, changes, compacted
+from swarm_agent.control.ranking.spread import Path, Tree
 
 NEVER = 1 << 62
 MANY = 32  # nodes; so many may always be looked at one by one after they changed

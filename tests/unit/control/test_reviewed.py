@@ -313,3 +313,14 @@ def test_what_a_drain_prepares_after_a_change_of_placement_stays_though_there_is
         assert passes < 20
     present = cluster.service(sid).revision_id
     assert [t.revision_id for t in cluster.tasks(sid) if t.cause == "drain"] == [present, present]
+
+
+def test_a_join_that_a_faster_clock_wrote_down_is_not_waited_for(cluster: PaperCluster) -> None:
+    sid = cluster.create(spec(8, labels={"swarm-agent.rebalance": "on-join"}))
+    cluster.advance(100)
+    cluster.add_node("n4")
+    cluster.settle()
+    cluster.now -= 3600 * SECOND
+    cluster.new_leader()
+    cluster.advance(100)
+    assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 2, "n2": 2, "n3": 2, "n4": 2}

@@ -39,6 +39,7 @@ from swarm_agent.store import Change, Group, Store, slot_key
 
 MAX_KEYS = 200  # a pass looks at this many keys, the rest waits for the next
 MAX_BOOKED = 5000  # tasks a new leader books in one call
+MAX_STANDINGS = 1000  # lists of constraints whose answers are remembered, about
 MAX_PLACED = 1000  # waiting tasks a pass looks at again
 LARGE = 1000  # tasks; the looks at a larger service that its tasks ask for while it is updated are spaced
 SPACING = (
@@ -113,6 +114,8 @@ class Controllers:
                     if change.old is None or change.new is None:
                         self._wake_dependents(service)
                         self.ledger.surveys.pop(service.id, None)
+                    if len(self.ledger.standings) > MAX_STANDINGS:  # of services that are gone, most of them
+                        self.ledger.forget_standings()
                     if _frees_something(change):
                         self._dirty[RESCHEDULE] = None
                 case Node():

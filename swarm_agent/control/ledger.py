@@ -122,6 +122,11 @@ class Ledger:
         if seen is not None:
             seen.changed.add(place)
 
+    def forget_standings(self) -> None:
+        """All that is known of how tasks stand; not within a pass, which may be at it."""
+        self.standings.clear()
+        self.surveys.clear()  # they hold on to what only ``standings`` tells of nodes that change
+
     def revision(self, task: Task) -> Revision | None:
         return self.known_revision(task.revision_id)
 

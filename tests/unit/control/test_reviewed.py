@@ -324,3 +324,16 @@ def test_a_join_that_a_faster_clock_wrote_down_is_not_waited_for(cluster: PaperC
     cluster.new_leader()
     cluster.advance(100)
     assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 2, "n2": 2, "n3": 2, "n4": 2}
+
+
+def test_what_is_remembered_of_constraints_does_not_grow_for_ever(
+    cluster: PaperCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swarm_agent.control.engine.MAX_STANDINGS", 10)
+    for number in range(30):
+        where = Placement(constraints=(f"node.labels.rack != {number}",))
+        sid = cluster.create(spec(placement=where))
+        cluster.settle()
+        cluster.remove(sid)
+        cluster.settle()
+    assert len(cluster.controllers.ledger.standings) <= 11

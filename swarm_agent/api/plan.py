@@ -11,6 +11,7 @@ from swarm_agent.api import services, views
 from swarm_agent.api.backend import Backend
 from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
+from swarm_agent.control.passes import Key
 from swarm_agent.control.plan import Step, forecast
 from swarm_agent.control.why import standing, story
 from swarm_agent.objects.diff import service_diff
@@ -78,7 +79,9 @@ def _step(backend: Backend, step: Step) -> Json:
 async def why(backend: Backend, request: Request, wanted: str) -> Response:  # noqa: ARG001
     """``GET /swarm-agent/services/{id}/why``: what is not as declared, and the reason."""
     service = resolve(backend.store, Service, wanted)
-    found = standing(backend.store, backend.controllers.ledger, service, backend.now())
+    controllers = backend.controllers
+    aside = controllers.aside.get(Key("service", service.id))
+    found = standing(backend.store, controllers.ledger, service, backend.now(), aside)
     return json_response(
         {
             "Service": service.spec.name,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from swarm_agent.control.allocate import allocate_network, allocate_node, allocate_service
 from swarm_agent.control.ledger import Ledger, takes_tasks
@@ -45,13 +46,35 @@ LARGE = 1000  # tasks; the looks at a larger service that its tasks ask for whil
 SPACING = (
     10_000  # nanoseconds for each task between two of them: so they take a tenth of the leader's time at most
 )
+OF_A_SERVICE = (
+    "service",
+    "prepared",
+    "slot",
+    "rebalance",
+    "even",
+    TRACK,
+)  # kinds of keys whose id is a service's
+
+
+class Aside(NamedTuple):
+    """What is left alone for a while because a decision about it failed, so that one service of which a controller makes nothing does
+    not stop all others."""
+
+    until: int  # nanoseconds
+    error: str
 
 
 class Controllers:
     """The leader's controllers over one store. Pure: the loop feeds changes and time, and proposes what comes out."""
 
-    def __init__(self, store: Store, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, store: Store, new_id: Callable[[], str], aside: Mapping[Key, Aside] | None = None
+    ) -> None:
+        """``aside``: ("service", id) of services, and other keys, to be left alone."""
         self.store = store
+        self.aside = dict(aside or {})
+        self.blamed: Key | None = None  # what the pass that failed was about; None: nobody can say
+        self._at = RESCHEDULE  # the key in hand; this one while tasks are placed
         self.ledger = Ledger(store, at_once=False)
         self._new_id = new_id
         self.most = MAX_WRITES  # rows a pass may write, about; less while they are large
@@ -71,11 +94,7 @@ class Controllers:
         self.looks = 0  # rows the last pass looked at
         for service in store.services.all():
             self._note_service(None, service)
-            self._dirty[Key("service", service.id)] = None
-            self._ask_prepared(service.id)
-            if service.rebalancing:
-                self._dirty[Key("rebalance", service.id)] = None
-            self._evens_out(service.id)
+            self._ask_all(service)
         for service_id in store.tasks.keys("service"):
             if store.services.get(service_id) is None:
                 self._dirty[Key("service", service_id)] = None
@@ -90,6 +109,8 @@ class Controllers:
         for owner in (*store.secrets.all(), *store.configs.all()):
             self._dirty[Key(CONTENTS, owner.id)] = None
         self._dirty[RESCHEDULE] = None
+        for key, left in self.aside.items():
+            self._look_later(key, left.until)
 
     # --- what became dirty -------------------------------------------------------------------------------------
     def changed(self, changes: Iterable[Change]) -> None:
@@ -164,6 +185,14 @@ class Controllers:
                 self._evened[new.id] = policy
             for wanted in options(new.spec.labels).depends_on:
                 self._dependents[wanted.service.lower()].add(new.id)
+
+    def _ask_all(self, service: Service) -> None:
+        """Have everything about a service looked at, as it is new to us."""
+        self._dirty[Key("service", service.id)] = None
+        self._ask_prepared(service.id)
+        if service.rebalancing:
+            self._dirty[Key("rebalance", service.id)] = None
+        self._evens_out(service.id)
 
     def _ask_prepared(self, service_id: str) -> None:
         """Have all its prepared tasks looked at, from the first on."""
@@ -305,12 +334,15 @@ class Controllers:
         return self._timers[0][0] if self._timers else None
 
     def run(self, now: int) -> tuple[Group, ...]:
-        """One pass over the dirty keys; the groups are to be proposed as one entry."""
+        """One pass over the dirty keys; the groups are to be proposed as one entry. After an exception the books are of no use any
+        more: begin anew, with what is ``blamed`` left aside."""
         while self._timers and self._timers[0][0] <= now:
             at, key = heapq.heappop(self._timers)
             if self._due.get(key) == at:
                 del self._due[key]
                 self._dirty[key] = None
+        if self.aside:
+            self._leave_aside(now)
         if not self.ledger.complete:
             self.ledger.book(MAX_BOOKED)
             return ()
@@ -319,8 +351,12 @@ class Controllers:
             del self._dirty[key]
         self._nodes_changed = False
         p = Pass(self.store, self.ledger, now, self._new_id, self.most)
+        p.aside = {key.id for key in self.aside if key.kind == "service"}
         try:
             self._reconcile(p, keys)
+        except Exception:
+            self.blamed = self._blame(p.view.key)
+            raise
         finally:
             groups = p.finish()
         self.looks = p.looks
@@ -333,8 +369,31 @@ class Controllers:
                 heapq.heappush(self._timers, (at, key))
         return groups
 
+    def _leave_aside(self, now: int) -> None:
+        """Look again at what was left aside long enough, and at nothing else of it meanwhile."""
+        for key in [key for key, left in self.aside.items() if left.until <= now]:
+            del self.aside[key]
+            service = self.store.services.get(key.id) if key.kind == "service" else None
+            if service is not None:
+                self._ask_all(service)
+            self._dirty[key] = self._dirty[RESCHEDULE] = None
+        self._dirty = {key: None for key in self._dirty if not self._is_aside(key)}
+
+    def _is_aside(self, key: Key) -> bool:
+        return key in self.aside or (key.kind in OF_A_SERVICE and Key("service", key.id) in self.aside)
+
+    def _blame(self, group: str) -> Key | None:
+        """Whose decision failed: the service of the key in hand, or that of the group that was being collected."""
+        if self._at.kind in OF_A_SERVICE:
+            return Key("service", self._at.id)
+        service = Key("service", group)
+        if self.store.services.get(group) is not None and service not in self.aside:
+            return service
+        return None if self._at == RESCHEDULE else self._at
+
     def _reconcile(self, p: Pass, keys: list[Key]) -> None:
         for key in keys:
+            self._at = key
             match key.kind:
                 case "network":
                     p.view.group(f"network/{key.id}")
@@ -361,6 +420,7 @@ class Controllers:
             if key.kind in ("service", "prepared", "slot", "drain", "rebalance", "even") and p.spent:
                 p.more(key)
                 continue
+            self._at = key
             p.view.group(key.id)
             if key.kind == "service":
                 reconcile_service(p, key.id)
@@ -384,6 +444,7 @@ class Controllers:
                 reconcile_slot(p, key.id, key.place)
             elif key == RESCHEDULE:
                 self._waiting.update(dict.fromkeys(self.store.tasks.ids("node", "")))
+        self._at = RESCHEDULE
         self._place(p)
 
     def _place(self, p: Pass) -> None:
@@ -399,6 +460,8 @@ class Controllers:
         for id_ in ids:
             task = p.view.tasks.get(id_)
             if task is None or task.node_id or not live(task) or task.status.state > TaskState.PENDING:
+                continue
+            if task.service_id in p.aside:
                 continue
             if task.service_id not in allocated:
                 allocated[task.service_id] = self._allocate(p, task.service_id)

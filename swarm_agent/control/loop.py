@@ -7,8 +7,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from swarm_agent.control.engine import Controllers
-from swarm_agent.control.passes import MAX_WRITES
+from swarm_agent.control.engine import Aside, Controllers
+from swarm_agent.control.passes import MAX_WRITES, Key
 from swarm_agent.objects.errors import SwarmError, UserError
 from swarm_agent.store import ApplyResult, Change, Group, Store
 
@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 Propose = Callable[[tuple[Group, ...]], Awaitable[ApplyResult]]
 
+ASIDE_NS = 30_000_000_000  # until what a decision failed about is looked at again
 TOO_LARGE_S = 1.0  # until a single row that does not fit is tried again
 
 
@@ -32,11 +33,13 @@ class ControlLoop:
         self._store = store
         self._propose = propose
         self._clock = clock
+        self._new_id = new_id
         self.controllers = Controllers(store, new_id)
         self._wake = asyncio.Event()
         self._unwatch = store.watch(self._on_commit)
         self.passes = 0
         self.rejected = 0
+        self.faults = 0
         self.last_pass_s = 0.0
 
     def _on_commit(self, index: int, changes: Sequence[Change]) -> None:  # noqa: ARG002 - the watcher's signature
@@ -72,12 +75,34 @@ class ControlLoop:
 
     async def _once(self) -> None:
         started = asyncio.get_running_loop().time()
-        groups = self.controllers.run(self._clock())
+        try:
+            groups = self.controllers.run(self._clock())
+        except Exception as err:
+            about = self.controllers.blamed
+            if about is None:
+                raise
+            self._leave_aside(about, err)
+            return
         self.passes += 1
         self.last_pass_s = asyncio.get_running_loop().time() - started
         if not groups:
             return
         await self._commit(groups)
+
+    def _leave_aside(self, about: Key, error: Exception) -> None:
+        """A bug of ours in what is decided about one service, say: nothing was written, and all others go on without it."""
+        log.error(
+            "a decision about %s %s failed, and it is left alone for %d s: see the error below, and report it",
+            about.kind,
+            about.id,
+            ASIDE_NS // 1_000_000_000,
+            exc_info=error,
+            extra={"cause": "bug"},
+        )
+        self.faults += 1
+        left = Aside(self._clock() + ASIDE_NS, repr(error))
+        aside = {**self.controllers.aside, about: left}
+        self.controllers = Controllers(self._store, self._new_id, aside)
 
     async def _commit(self, groups: tuple[Group, ...]) -> None:
         """As one entry, or as several when it is too large for one: groups stand or fall by themselves."""

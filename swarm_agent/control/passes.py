@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import msgspec
@@ -54,6 +54,7 @@ class Pass:
         self.most_looks = MAX_LOOKS * max(1, most // MAX_WRITES)  # a pass without bounds has none here either
         self.looks = 0
         self.puts = 0  # how often a row was written or deleted
+        self.aside: Collection[str] = ()  # services that are left alone (``engine.Aside``)
         self.unplaced: dict[str, None] = {}  # tasks this pass wrote that wait for a node
         self._to_place: set[str] = set()  # their revisions
         self._placing = 0  # looks that placing them will cost besides, about

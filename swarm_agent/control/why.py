@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from swarm_agent.control.engine import Aside
 from swarm_agent.control.ledger import Ledger
 from swarm_agent.control.orchestration import depends, everywhere, jobs
 from swarm_agent.control.reasons import ADDRESS, Explanation, explain
@@ -40,7 +41,9 @@ class Chapter(NamedTuple):
     text: str
 
 
-def standing(view: View, ledger: Ledger, service: Service, now: int) -> Standing:
+def standing(
+    view: View, ledger: Ledger, service: Service, now: int, left_aside: Aside | None = None
+) -> Standing:
     """``now``: nanoseconds. Looks at every node for each revision that waits."""
     tasks = sorted(view.tasks.by("service", service.id), key=lambda t: (str(t.place), t.created_at))
     told = []
@@ -55,7 +58,15 @@ def standing(view: View, ledger: Ledger, service: Service, now: int) -> Standing
         if found is not None and found.fits:
             notes.append(f"{found.fits} node{'' if found.fits == 1 else 's'} would take it by now")
         told.append(Told(task, task.reasons if found is None else found.reasons, tuple(notes)))
-    return Standing(tuple(_service(view, service, tasks, now)), tuple(told))
+    notes = _service(view, service, tasks, now)
+    if left_aside is not None:
+        rest = max(0, left_aside.until - now) // defaults.SECOND * defaults.SECOND
+        notes.insert(
+            0,
+            f"nothing is decided about it for {duration_text(rest)} more: the last decision failed with an internal error,"
+            f" see the leader's log: {left_aside.error}",
+        )
+    return Standing(tuple(notes), tuple(told))
 
 
 def _explained(

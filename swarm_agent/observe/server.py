@@ -166,6 +166,7 @@ class ObserveServer:
             out += [
                 _line("swarm_control_passes_total", control.passes),
                 _line("swarm_control_rejected_groups_total", control.rejected),
+                _line("swarm_control_faults_total", control.faults),
                 _line("swarm_control_last_pass_seconds", round(control.last_pass_s, 6)),
                 _line("swarm_manager_sessions", len(manager.duties.dispatcher.sessions)),
             ]

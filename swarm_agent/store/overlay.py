@@ -114,6 +114,11 @@ class Overlay:
         """Writes from here on belong to ``key``."""
         self._key = key
 
+    @property
+    def key(self) -> str:
+        """Of the group that is being collected."""
+        return self._key
+
     def put(self, row: Record) -> None:
         self._rows[type(row)].put(row)
         self._owner.setdefault((type(row), row.id), self._key)

@@ -122,6 +122,9 @@ class ClusterChecks:
 
     def _one_leader(self, host: SimHost, manager: Manager) -> None:
         duties = manager.duties
+        if duties is not None and duties.control.faults:
+            left = duties.control.controllers.aside
+            self._fail(f"controllers of {host.name} failed, and left aside {left}")
         if duties is None or self._duties.get(host.name) is duties:
             return
         self._duties[host.name] = duties

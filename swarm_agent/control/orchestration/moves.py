@@ -26,7 +26,7 @@ def drain(p: Pass, node_id: str) -> None:
     begun = False
     for task in sorted(rows, key=lambda t: (t.service_id, t.slot)):
         service = p.view.services.get(task.service_id)
-        if service is None or task.preset or defaults.is_job(service.spec):
+        if service is None or task.preset or defaults.is_job(service.spec) or service.id in p.aside:
             continue
         leaving.append(task)
         if p.full:

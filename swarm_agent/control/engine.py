@@ -31,7 +31,7 @@ from swarm_agent.control.orchestration.track import (
 from swarm_agent.control.orchestration.update import going
 from swarm_agent.control.passes import MAX_WRITES, RESCHEDULE, Key, Pass
 from swarm_agent.control.schedule import pend, place
-from swarm_agent.control.tasks import draining, live
+from swarm_agent.control.tasks import at_work, draining, live
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
@@ -141,8 +141,11 @@ class Controllers:
                         self._dirty[RESCHEDULE] = None
                 case Node():
                     self._node_changed(change)
-                case Cluster() if _raised(change):  # nodes may be told more about from now on
-                    self._dirty.update({Key("node", node.id): None for node in self.store.nodes.all()})
+                case Cluster():
+                    if _raised(change):  # nodes may be told more about from now on
+                        self._dirty.update({Key("node", node.id): None for node in self.store.nodes.all()})
+                    if _keeps_less(change):
+                        self._dirty.update({Key("service", s.id): None for s in self.store.services.all()})
                 case Network() as network:
                     self._dirty[Key("network", network.id)] = None
                     self._dirty[RESCHEDULE] = None
@@ -236,7 +239,11 @@ class Controllers:
             old = self.store.tasks.get(task.replaces)
             if old is not None and draining(self.store.nodes.get(old.node_id)):
                 self._dirty[Key("drain", old.node_id)] = None
-        if _goes(change.old) and not _goes(change.new):
+        if (
+            change.old is not None
+            and at_work(change.old)
+            and not (change.new is not None and at_work(change.new))
+        ):
             self._leave_alone(task)
         freed = change.new is None or (
             change.new.status.state.terminal and not (change.old and change.old.status.state.terminal)
@@ -249,7 +256,7 @@ class Controllers:
     def _leave_alone(self, ended: Task) -> None:
         """Another task of its place that is on a draining node was not moved beside it, and may be now."""
         for task in self.store.tasks.by("slot", slot_key(ended.service_id, ended.place)):
-            if draining(self.store.nodes.get(task.node_id)) and _goes(task):
+            if draining(self.store.nodes.get(task.node_id)) and at_work(task):
                 self._dirty[Key("drain", task.node_id)] = None
 
     def _goes_on_alone(self, old: Task | None, new: Task | None) -> bool:
@@ -486,11 +493,6 @@ class Controllers:
         return allocate_service(p, service, revision)
 
 
-def _goes(task: Task | None) -> bool:
-    """Whether a task keeps another of its place from being moved (``moves.move``)."""
-    return task is not None and live(task) and not task.status.state.terminal
-
-
 def _asks_anew(change: Change) -> bool:
     """Whether what waits in a place of the service may have to go on, or to go."""
     old, new = change.old, change.new
@@ -507,6 +509,16 @@ def _asks_anew(change: Change) -> bool:
 def _raised(change: Change) -> bool:
     old, new = change.old, change.new
     return old is not None and new is not None and bool(old.feature_level != new.feature_level)
+
+
+def _keeps_less(change: Change) -> bool:
+    """Whether fewer ended tasks are to be kept from now on."""
+    old, new = change.old, change.new
+    return (
+        old is not None
+        and new is not None
+        and defaults.history_limit(old.spec) != defaults.history_limit(new.spec)
+    )
 
 
 def _frees_something(change: Change) -> bool:

@@ -42,14 +42,14 @@ def forecast(
     p = Pass(store, ledger, now, new_id, most=EVERYTHING)
     try:
         p.view.group(service.id)
-        before = {t.place: t for t in p.view.tasks.by("service", service.id) if _counts(t)}
+        before = {t.place: t for t in p.view.tasks.by("service", service.id) if _has_its_place(t)}
         if p.view.revisions.get(revision.id) is None:
             p.put(revision)
         p.put(_at_once(service))
         _run(p, service.id)
         after: dict[int | str, Task] = {}
         for task in p.view.tasks.by("service", service.id):
-            if _counts(task):
+            if _has_its_place(task):
                 after[task.place] = task
     finally:
         p.finish()
@@ -59,7 +59,7 @@ def forecast(
     return tuple(_step(x, before.get(x), after.get(x)) for x in places)
 
 
-def _counts(task: Task) -> bool:
+def _has_its_place(task: Task) -> bool:
     return live(task) and (not task.status.state.terminal or task.status.state == TaskState.COMPLETE)
 
 

@@ -94,6 +94,11 @@ def live(task: Task) -> bool:
     return task.desired_state <= TaskState.COMPLETE
 
 
+def at_work(task: Task) -> bool:
+    """Whether it is meant to run and has not ended."""
+    return live(task) and not task.status.state.terminal
+
+
 def lost_node(node: Node | None) -> str:
     """Why what ran on a node is lost: "node down", "node removed"; "" when it is not."""
     if node is None:

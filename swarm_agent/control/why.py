@@ -9,7 +9,7 @@ from swarm_agent.control.engine import Aside
 from swarm_agent.control.ledger import Ledger
 from swarm_agent.control.orchestration import depends, everywhere, jobs
 from swarm_agent.control.reasons import ADDRESS, Explanation, explain
-from swarm_agent.control.tasks import draining, live, lost_node, moved_from
+from swarm_agent.control.tasks import at_work, draining, live, lost_node, moved_from
 from swarm_agent.objects import defaults
 from swarm_agent.objects.durations import duration_text
 from swarm_agent.objects.enums import TaskState
@@ -98,7 +98,7 @@ def _service(view: View, service: Service, tasks: list[Task], now: int) -> list[
     waits = depends.unmet(view, service)
     if waits:
         out.append(waits)
-    alive = [t for t in tasks if live(t) and not t.status.state.terminal]
+    alive = [t for t in tasks if at_work(t)]
     if defaults.is_job(service.spec):
         out += _job(service, tasks, now)
     elif defaults.is_global(service.spec):
@@ -106,7 +106,7 @@ def _service(view: View, service: Service, tasks: list[Task], now: int) -> list[
             out.append("no node is to have a task of it: none is active and meets its constraints")
     else:
         wanted = defaults.replicas(service.spec)
-        given_up = _given_up(tasks)
+        given_up = _places_given_up(tasks)
         if given_up:
             out.append(
                 f"{given_up} of {wanted} places are given up: their last task ended and the restart policy forbids another"
@@ -118,7 +118,7 @@ def _service(view: View, service: Service, tasks: list[Task], now: int) -> list[
     return out
 
 
-def _given_up(tasks: list[Task]) -> int:
+def _places_given_up(tasks: list[Task]) -> int:
     places = {t.place for t in tasks if live(t)}
     ended = {t.place for t in tasks if t.desired_state == TaskState.SHUTDOWN}
     return len(ended - places)
@@ -141,7 +141,7 @@ def _job(service: Service, tasks: list[Task], now: int) -> list[str]:
     done = sum(1 for t in mine if t.status.state == TaskState.COMPLETE)
     if not defaults.is_global(service.spec):
         out.append(f"{done} of {defaults.job(service.spec).total} completed in run {iteration}")
-    lost = _given_up(mine)
+    lost = _places_given_up(mine)
     if lost:
         out.append(f"{lost} are given up: they failed and the restart policy forbids another try")
     return out

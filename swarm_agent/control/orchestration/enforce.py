@@ -7,7 +7,7 @@ from collections import Counter
 from swarm_agent.control.ledger import NodeUse, reserved
 from swarm_agent.control.orchestration.slots import evict
 from swarm_agent.control.passes import Key, Pass
-from swarm_agent.control.tasks import live, observe
+from swarm_agent.control.tasks import at_work, observe
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Node
@@ -22,7 +22,7 @@ def fit_in(p: Pass, node: Node) -> None:
     use = p.ledger.nodes[node.id]
     if not _short(node, use):
         return
-    tasks = [t for t in p.view.tasks.by("node", node.id) if live(t) and not t.status.state.terminal]
+    tasks = [t for t in p.view.tasks.by("node", node.id) if at_work(t)]
     p.looked(len(tasks))
     for task in sorted(tasks, key=lambda t: (t.created_at, t.id), reverse=True):
         revision, service = p.ledger.revision(task), p.view.services.get(task.service_id)

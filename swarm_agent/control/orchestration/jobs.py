@@ -15,7 +15,7 @@ from swarm_agent.control.orchestration.reap import forget_removed, history_limit
 from swarm_agent.control.orchestration.slots import given_up, settle
 from swarm_agent.control.orchestration.survey import AGAIN, KEPT
 from swarm_agent.control.passes import SETTLING, Key, Pass
-from swarm_agent.control.tasks import aim, invalid_node, live, make
+from swarm_agent.control.tasks import aim, at_work, invalid_node, live, make
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
@@ -103,11 +103,11 @@ def _place(p: Pass, service: Service, place: int | str) -> list[Task]:
     for task in tasks:
         if task.desired_state == TaskState.REMOVE:
             forget_removed(p, task)
-        elif task.iteration != iteration and live(task) and not task.status.state.terminal:
+        elif task.iteration != iteration and at_work(task):
             forget_removed(p, aim(p, task, TaskState.REMOVE))
     mine = [t for t in tasks if t.iteration == iteration and t.desired_state != TaskState.REMOVE]
     for task in mine if any(t.status.state == TaskState.COMPLETE for t in mine) else ():
-        if live(task) and not task.status.state.terminal:
+        if at_work(task):
             aim(p, task, TaskState.SHUTDOWN)  # it took over from one that was lost, and was not
     if any(_to_decide(p, t) for t in mine):
         settle(p, service, place)

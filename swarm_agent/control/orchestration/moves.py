@@ -9,7 +9,7 @@ from __future__ import annotations
 from swarm_agent.control.orchestration.restarts import delay, ended_at, ran_long
 from swarm_agent.control.orchestration.slots import is_current, moves_start_first
 from swarm_agent.control.passes import Key, Pass
-from swarm_agent.control.tasks import aim, draining, live, make
+from swarm_agent.control.tasks import aim, at_work, draining, live, make
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Service, Task
@@ -20,7 +20,7 @@ def drain(p: Pass, node_id: str) -> None:
     node = p.view.nodes.get(node_id)
     if not draining(node) or p.level < features.ORCHESTRATION:
         return  # below that level a place of a draining node is simply filled elsewhere (``slots``)
-    rows = [t for t in p.view.tasks.by("node", node_id) if live(t) and not t.status.state.terminal]
+    rows = [t for t in p.view.tasks.by("node", node_id) if at_work(t)]
     p.looked(len(rows))
     leaving: list[Task] = []
     begun = False
@@ -48,7 +48,7 @@ def _rests(p: Pass, task: Task) -> bool:
         task.desired_state == TaskState.READY
         and p.now < task.start_after
         and not task.replaces
-        and not any(live(t) and not t.status.state.terminal for t in others)
+        and not any(at_work(t) for t in others)
     )
 
 

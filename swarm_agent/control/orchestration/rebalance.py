@@ -25,7 +25,7 @@ from swarm_agent.control.passes import Key, Pass
 from swarm_agent.control.ranking.filters import spread_of, unmet, wish_of
 from swarm_agent.control.ranking.spread import path_of
 from swarm_agent.control.schedule import place
-from swarm_agent.control.tasks import draining, live
+from swarm_agent.control.tasks import at_work, draining, live
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.options import options
@@ -213,7 +213,7 @@ def _moves(p: Pass, service: Service, most: int, *, pretend: bool) -> list[Sugge
     if revision is None:
         return []
     p.view.group(service.id)
-    rows = [t for t in p.view.tasks.by("service", service.id) if live(t) and not t.status.state.terminal]
+    rows = [t for t in p.view.tasks.by("service", service.id) if at_work(t)]
     p.looked(len(rows))
     leaving = {t.replaces for t in rows if t.replaces}
     crowds = _Crowds(p.view, spread_of(revision))

@@ -19,6 +19,7 @@ from swarm_agent.control.revisions import same_but_placement
 from swarm_agent.control.tasks import (
     MINUTE,
     aim,
+    at_work,
     draining,
     goal,
     invalid_node,
@@ -227,7 +228,7 @@ def _stood_in_for(p: Pass, service: Service, ended: Task) -> bool:
 # --- from one task to the next ---------------------------------------------------------------------------------------
 def _hand_over(p: Pass, service: Service, tasks: list[Task]) -> None:
     """Of several live tasks only one is to stay: the one of the present revision, the one that was made to take over."""
-    alive = [t for t in tasks if live(t) and not t.status.state.terminal]
+    alive = [t for t in tasks if at_work(t)]
     if len(alive) < 2:
         return
     present = [t for t in alive if is_current(p, service, t)]

@@ -133,7 +133,7 @@ class Survey:
             yield 1 + 2 * len(more)
 
     def _single(self, slot: int | str, task: Task) -> None:
-        standing = self._places[task.revision_id][task.node_id] if _on_its_way(task) else _OPEN
+        standing = self._places[task.revision_id][task.node_id] if _undisturbed(task) else _OPEN
         if standing == _PRESENT:
             self.present[slot] = task
         elif standing == _OLDER:
@@ -155,7 +155,7 @@ class Survey:
             self._is_older(slot, live)
         else:
             self.open[slot] = tasks
-            if all(_on_its_way(t) and places[t.revision_id][t.node_id] for t in tasks):
+            if all(_undisturbed(t) and places[t.revision_id][t.node_id] for t in tasks):
                 self.waiting.add(slot)
 
     def _is_older(self, slot: int | str, task: Task) -> None:
@@ -241,7 +241,7 @@ def _settled(tasks: list[Task], limit: int, watched: str) -> Task | None:
     return live
 
 
-def _on_its_way(task: Task) -> bool:
+def _undisturbed(task: Task) -> bool:
     return task.desired_state <= _RUNNING and task.status.state <= _RUNNING
 
 

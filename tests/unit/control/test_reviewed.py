@@ -12,7 +12,9 @@ from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Task
 from swarm_agent.objects.specs import (
+    ContainerSpec,
     Empty,
+    OrchestrationConfig,
     Placement,
     ReplicatedJob,
     Reservations,
@@ -25,6 +27,7 @@ from swarm_agent.objects.timetable import Timetable
 from swarm_agent.testing.cluster_model import GiB, PaperCluster
 from swarm_agent.testing.specs import a_spec as spec
 
+AT_ONCE = UpdateConfig(parallelism=0, monitor=1)
 STRICT = {"swarm-agent.singleton": "strict"}
 
 
@@ -337,3 +340,24 @@ def test_what_is_remembered_of_constraints_does_not_grow_for_ever(
         cluster.remove(sid)
         cluster.settle()
     assert len(cluster.controllers.ledger.standings) <= 11
+
+
+@pytest.mark.parametrize("replicas", [1, 300])
+def test_a_lower_limit_of_history_holds_for_what_is_kept_already(
+    cluster: PaperCluster, replicas: int
+) -> None:
+    sid = cluster.create(spec(replicas))
+    cluster.settle()
+    for env in "abc":
+        cluster.update(
+            sid, spec(replicas, container_spec=ContainerSpec(image="web:1", env=(env,)), update=AT_ONCE)
+        )
+        cluster.advance(10)
+    assert len(cluster.tasks(sid, live=False)) == 4 * replicas
+    record = cluster.store.cluster
+    assert record is not None
+    limit = OrchestrationConfig(task_history_retention_limit=1)
+    changed = msgspec.structs.replace(record.spec, orchestration=limit)
+    cluster.write(msgspec.structs.replace(record, spec=changed))
+    cluster.settle()
+    assert len(cluster.tasks(sid, live=False)) == replicas

@@ -40,11 +40,15 @@ class ControlLoop:
         self.passes = 0
         self.rejected = 0
         self.faults = 0
+        self._spoilt: Exception | None = None  # what an entry that could not be booked ended with
         self.last_pass_s = 0.0
 
     def _on_commit(self, index: int, changes: Sequence[Change]) -> None:  # noqa: ARG002 - the watcher's signature
-        self.controllers.changed(changes)
-        if self.controllers.next_wake() == 0:
+        try:
+            self.controllers.changed(changes)
+        except Exception as err:  # noqa: BLE001 - a bug of ours must not reach the store: the entry is committed all the same
+            self._spoilt = err
+        if self._spoilt is not None or self.controllers.next_wake() == 0:
             self._wake.set()
 
     async def run(self) -> None:
@@ -64,7 +68,7 @@ class ControlLoop:
     async def _sleep(self) -> None:
         self._wake.clear()
         at = self.controllers.next_wake()
-        if at == 0:
+        if at == 0 or self._spoilt is not None:
             return
         delay = None if at is None else max(0.0, (at - self._clock()) / 1e9)
         try:
@@ -75,6 +79,8 @@ class ControlLoop:
 
     async def _once(self) -> None:
         started = asyncio.get_running_loop().time()
+        if self._spoilt is not None:
+            self._book_anew(self._spoilt)
         try:
             groups = self.controllers.run(self._clock())
         except Exception as err:
@@ -88,6 +94,12 @@ class ControlLoop:
         if not groups:
             return
         await self._commit(groups)
+
+    def _book_anew(self, error: Exception) -> None:
+        log.error("an entry could not be booked, and all books are made anew", exc_info=error)
+        self._spoilt = None
+        self.faults += 1
+        self.controllers = Controllers(self._store, self._new_id, self.controllers.aside)
 
     def _leave_aside(self, about: Key, error: Exception) -> None:
         """A bug of ours in what is decided about one service, say: nothing was written, and all others go on without it."""

@@ -145,3 +145,30 @@ def test_what_nobody_can_be_blamed_for_ends_the_loop(monkeypatch: pytest.MonkeyP
             await leader.loop.run()
 
     run(main())
+
+
+def test_an_entry_that_cannot_be_booked_is_committed_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+
+    async def story(leader: Leader) -> None:
+        cluster = leader.cluster
+        ours: set[object] = set()
+        real = engine.Controllers.changed
+
+        def changed(self: engine.Controllers, changes: Any) -> None:
+            if self is leader.loop.controllers and not ours:
+                ours.add(self)
+                raise Bug("booking")
+            real(self, changes)
+
+        monkeypatch.setattr(engine.Controllers, "changed", changed)
+        first = declare(cluster, "first")
+        assert cluster.store.services.get(first) is not None
+        await asyncio.sleep(1)
+        assert leader.placed(first) == 2
+        assert leader.loop.faults == 1
+        assert leader.loop.controllers not in ours
+
+    play(story)

@@ -152,7 +152,8 @@ CONTAINER: tuple[Flag, ...] = (
     Flag("--stop-signal", ("SIGUSR1",), "container: the signal", config("StopSignal", "SIGUSR1")),
     Flag("--sysctl", ("net.core.somaxconn=1234",), "inside: the setting", inside("cat /proc/sys/net/core/somaxconn", "1234"), _add("--sysctl")),
     Flag("--tty", ("",), "inside: the first process has a terminal", lambda s: ((s.config["Tty"], "pts" in s.run("busybox readlink /proc/1/fd/0 || echo pts")), (True, True))),
-    Flag("--ulimit", ("nofile=100:200",), "inside: the limit", inside("ulimit -n", "100"), _add("--ulimit")),
+    # not of open files: the program that runs a command in a container may raise that one for itself up to the hard limit
+    Flag("--ulimit", ("core=1024:2048",), "inside: the limit", inside("set -- $(busybox grep core /proc/self/limits); echo $5 $6", "1024 2048"), _add("--ulimit")),
     Flag("--user", ("1000:1001",), "inside: who the process is", inside("busybox id -u; busybox id -g", "1000\n1001")),
     Flag("--workdir", ("/bin",), "inside: where it stands", inside("pwd", "/bin")),
 )  # fmt: skip

@@ -73,14 +73,6 @@ def free_subnet(ledger: Ledger, pools: tuple[str, ...], size: int) -> ipaddress.
     raise Exhausted("no free subnet in the default address pools")
 
 
-def overlapping(ledger: Ledger, subnet: str) -> str:
-    """The network id (or "node network") a subnet collides with; "" when it is free."""
-    wanted = ipaddress.IPv4Network(subnet)
-    if wanted.overlaps(NODE_NETWORK):
-        return "the node network"
-    return next((i for i, s in ledger.subnets.items() if wanted.overlaps(ipaddress.IPv4Network(s))), "")
-
-
 # --- nodes -----------------------------------------------------------------------------------------------------------
 def allocate_node(p: Pass, node: Node) -> None:
     """Give a node its number, which decides its part of the node network."""

@@ -31,10 +31,6 @@ class Resolved(NamedTuple):
     tracked: tuple[ContentRef, ...]  # what tracking has dealt with from here on
 
 
-def content_id(ref: ContentRef) -> str:
-    return f"{ref.owner}.{ref.number}"
-
-
 def references(ctr: ContainerSpec) -> Iterator[Reference]:
     """Those with a file; secrets first, in order."""
     for secret in ctr.secrets or ():

@@ -13,7 +13,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import uvloop
@@ -40,6 +40,7 @@ from swarm_agent.objects.errors import (
     SwarmError,
 )
 from swarm_agent.objects.ids import new_id
+from swarm_agent.objects.ports import PortKey
 from swarm_agent.objects.records import Task
 from swarm_agent.objects.specs import InitRequest, JoinRequest, RecoverOptions
 from swarm_agent.observe.logs import set_up_logging
@@ -117,6 +118,10 @@ class Daemon:
     @property
     def role(self) -> str:
         return self.host.role
+
+    @property
+    def own_ports(self) -> Mapping[PortKey, str]:
+        return self.config.own_ports
 
     @property
     def is_manager(self) -> bool:

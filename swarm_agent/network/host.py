@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -20,7 +21,14 @@ from typing import TypeVar
 from swarm_agent.network import firewall, links, model, namespaces, rules
 from swarm_agent.network.engine import Engine, EngineNetworks, container_network
 from swarm_agent.network.firewall import MissingPart
-from swarm_agent.network.journal import Journal, NamesEntry, NetworkEntry, ResolverEntry, TaskEntry
+from swarm_agent.network.journal import (
+    Journal,
+    NamesEntry,
+    NetworkEntry,
+    PortsEntry,
+    ResolverEntry,
+    TaskEntry,
+)
 from swarm_agent.network.model import (
     NODE_NETNS,
     NODE_NETWORK_ID,
@@ -29,9 +37,11 @@ from swarm_agent.network.model import (
     ContainerNetwork,
     NetworkView,
     Plan,
+    PortKey,
     TaskAddress,
 )
 from swarm_agent.network.nft import Loaders, NftError
+from swarm_agent.network.sockets import HostSockets, Yielded
 from swarm_agent.objects.errors import FailedPrecondition, SwarmError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -47,7 +57,11 @@ class NetworkError(Unavailable):
 
 class HostNetwork:
     def __init__(
-        self, engine: Engine, journal: Journal | None = None, loaders: Loaders | None = None
+        self,
+        engine: Engine,
+        journal: Journal | None = None,
+        loaders: Loaders | None = None,
+        sockets: HostSockets | None = None,
     ) -> None:
         self._journal = journal or Journal()
         self._engine = EngineNetworks(engine, self._journal)
@@ -59,6 +73,9 @@ class HostNetwork:
         self._looked = False  # the first apply looks at everything
         self._attached: set[str] = set()
         self._engine_strays: set[str] | None = None  # None: not asked yet
+        self._sockets = sockets or HostSockets()
+        self._yielded = Yielded()
+        self._published: frozenset[PortKey] = frozenset()
 
     # --- the contract
 
@@ -70,7 +87,8 @@ class HostNetwork:
     async def apply(self, view: NetworkView) -> None:
         async with self._lock:
             try:
-                wanted = await self._run(lambda: model.plan(view))
+                self._published = frozenset((p.protocol, p.published) for p in view.ports)
+                wanted = await self._run(lambda: model.plan(view, self._not_taken()))
             except ValueError as error:
                 raise NetworkError(f"the network view for this node cannot be true: {error}") from error
             before = set(self._current.overlays)
@@ -114,6 +132,17 @@ class HostNetwork:
         await self._run(self._close)
         self._worker.shutdown()
         self._worker = None
+
+    # --- the host's own ports
+
+    async def ports_changed(self) -> bool:
+        if not self._published:
+            return False
+        before = self._yielded.ports
+        return await self._run(self._not_taken) != before
+
+    async def port_holders(self) -> dict[PortKey, str]:
+        return await self._run(self._holders)
 
     # --- beyond the contract
 
@@ -163,8 +192,28 @@ class HostNetwork:
             raise NetworkError("the network of this node is not started")
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
 
+    def _holders(self) -> dict[PortKey, str]:
+        return self._sockets.holders(set(self._journal.get_holds().inodes))
+
+    def _not_taken(self) -> frozenset[PortKey]:
+        holders = self._holders() if self._published else {}
+        before = self._yielded.ports
+        found = self._yielded.look(self._published, holders, time.monotonic())
+        for protocol, number in sorted(found - before):
+            log.warning(
+                f"published port {number}/{protocol} is not taken on this host: {holders.get((protocol, number))} holds it"
+            )
+        for protocol, number in sorted((before - found) & self._published):
+            log.info(f"published port {number}/{protocol} is free by now and is taken")
+        return found
+
+    def _write_ports(self, wanted: Plan) -> None:
+        self._journal.put_ports(PortsEntry(tuple(sorted(wanted.ports)), tuple(sorted(self._yielded.ports))))
+
     def _start(self) -> None:
         self._journal.prepare()
+        yielded = self._journal.get_ports().yielded
+        self._yielded.remember(((protocol, number) for protocol, number in yielded), time.monotonic())
         firewall.prepare_kernel()
         if self._spaces is None:
             self._spaces = links.Spaces(self._loaders or Loaders())
@@ -185,6 +234,7 @@ class HostNetwork:
     def _apply(self, wanted: Plan) -> list[str]:
         failures: list[str] = []
         believed = wanted
+        self._write_ports(wanted)  # before the rules: who binds in between finds the port in use
         if not self._looked:
             failures += self._remove_strays(wanted)
             self._looked = not failures
@@ -293,6 +343,7 @@ class HostNetwork:
         self._s.host().nft.run(rules.NO_TABLE)
         firewall.close_forwarding()
         self._journal.put_resolver(ResolverEntry())
+        self._journal.put_ports(PortsEntry())
         for kind in (NetworkEntry, NamesEntry, TaskEntry):
             for key in self._journal.keys(kind):
                 self._journal.drop(kind, key)

@@ -25,6 +25,9 @@ NODE_VNI = 4095
 LAST_NODE_NUMBER = 1023
 VXLAN_PORT = 4789
 
+PortKey = tuple[str, int]
+"""(protocol, number) of a port of the host."""
+
 
 # --- the words of the contract (docs/design/rooms.md)
 
@@ -128,6 +131,14 @@ class NodeNetwork(Protocol):
     async def attach(self, req: AttachRequest) -> ContainerNetwork:
         """Before ``docker create``. The overlays must be in the applied view."""
 
+    async def ports_changed(self) -> bool:
+        """Look at who holds ports of this host; whether the next ``apply`` would take other published ports than the last."""
+        ...
+
+    async def port_holders(self) -> dict[PortKey, str]:
+        """By port the program of this host that holds it, for people: what the swarm cannot have here."""
+        ...
+
     async def recheck(self) -> None:
         """Believe nothing of what was applied: the next ``apply`` looks at the whole host."""
         ...
@@ -225,9 +236,6 @@ class Names(Struct, frozen=True):
     pointers: dict[str, str]
 
 
-PortKey = tuple[str, int]
-
-
 class Plan(Struct, frozen=True):
     node: NodePlan | None = None
     overlays: dict[str, OverlayPlan] = {}
@@ -236,8 +244,10 @@ class Plan(Struct, frozen=True):
     tasks: dict[str, TaskAddress] = {}
 
 
-def plan(view: NetworkView) -> Plan:
-    """What this node's network should be. Raises ``ValueError`` for a view that cannot be true."""
+def plan(view: NetworkView, not_taken: frozenset[PortKey] = frozenset()) -> Plan:
+    """What this node's network should be. ``not_taken``: published ports that programs of this host hold; they are neither live nor closed
+    here. Raises ``ValueError`` for a view that cannot be true.
+    """
     own = node_subnet(view.number)
     peers = {peer.number: peer.data_addr for peer in view.peers if peer.number != view.number}
     for number in peers:
@@ -266,7 +276,7 @@ def plan(view: NetworkView) -> Plan:
     return Plan(
         node=NodePlan(view.number, view.data_addr, view.mtu, peers),
         overlays=overlays,
-        ports=_ports(view, own),
+        ports={key: port for key, port in _ports(view, own).items() if key not in not_taken},
         names=names,
         tasks={task.task_id: task for task in view.local},
     )

@@ -46,6 +46,7 @@ from swarm_agent.objects.specs import InitRequest, JoinRequest, RecoverOptions
 from swarm_agent.observe.logs import set_up_logging
 from swarm_agent.observe.server import ObserveServer
 from swarm_agent.seams import Seams
+from swarm_agent.session.rpc import Grpc
 from swarm_agent.session.wire import ForwardedAnswer, ForwardedCall, LogPiece
 from swarm_agent.store import ApplyResult, Group, Store
 
@@ -68,7 +69,7 @@ class Daemon:
         self.config = config
         self.engine = engine
         self.rng = rng
-        self._seams = seams or Seams()
+        self._seams = seams or Seams(rpc=Grpc(Path(f"{config.socket}.rpc")))
         self._reserved: set[str] = set()
         self._events: ClusterEvents | None = None
         self._events_of: Store | None = None

@@ -125,8 +125,13 @@ class EngineNetworks:
             raise EngineRefused(f"the engine does not remove network {name}: {_words(answer)}")
 
 
-def container_network(req: AttachRequest, dns: str | None) -> ContainerNetwork:
-    """How a task's container is created: the node network first, the overlays connected after, in order."""
+def container_network(
+    req: AttachRequest, dns: str | None, options: tuple[str, ...] = (), resolv_conf: str = ""
+) -> ContainerNetwork:
+    """How a task's container is created: the node network first, the overlays connected after, in order.
+
+    ``options``, ``resolv_conf``: as :mod:`swarm_agent.network.resolvconf` worked them out.
+    """
     wanted = []
     if req.node_address is not None:
         wanted.append((name_of(NODE_NETWORK_ID), req.node_address))
@@ -140,6 +145,8 @@ def container_network(req: AttachRequest, dns: str | None) -> ContainerNetwork:
         first={first: endpoint},
         connect=tuple(settings[1:]),
         dns=(dns,) if dns is not None and req.node_address is not None else (),
+        dns_options=options,
+        resolv_conf=resolv_conf,
     )
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from swarm_agent.network import firewall, links, model, namespaces, rules
+from swarm_agent.network import firewall, links, model, namespaces, resolvconf, rules
 from swarm_agent.network.engine import Engine, EngineNetworks, container_network
 from swarm_agent.network.firewall import MissingPart
 from swarm_agent.network.journal import Journal, NamesEntry, NetworkEntry, ResolverEntry, TaskEntry
@@ -102,11 +102,12 @@ class HostNetwork:
         for network_id in networks:
             overlay = current.overlays[network_id]
             await self._engine.make(network_id, overlay.subnet, overlay.gateway)
-        return container_network(req, model.node_gateway(number))
+        resolver = await self._run(lambda: self._resolver(req))
+        return container_network(req, model.node_gateway(number), *resolver)
 
     async def detach(self, task_id: str) -> None:
         self._attached.discard(task_id)
-        await self._run(lambda: self._journal.drop(TaskEntry, task_id))
+        await self._run(lambda: self._forget_task(task_id))
 
     async def stop(self) -> None:
         if self._worker is None:
@@ -216,9 +217,9 @@ class HostNetwork:
         for network_id in self._journal.keys(NamesEntry):
             if network_id not in wanted.names:
                 self._journal.drop(NamesEntry, network_id)
-        for task_id in self._journal.keys(TaskEntry):
+        for task_id in {*self._journal.keys(TaskEntry), *self._journal.resolv_confs()}:
             if task_id not in wanted.tasks and task_id not in self._attached:
-                self._journal.drop(TaskEntry, task_id)
+                self._forget_task(task_id)
         return failures
 
     def _make(self, change: Change) -> None:
@@ -285,6 +286,17 @@ class HostNetwork:
     def _write_task(self, task: TaskAddress) -> None:
         self._journal.put(task.task_id, TaskEntry(task.task_id, task.address, task.networks, task.servers))
 
+    def _resolver(self, req: AttachRequest) -> tuple[tuple[str, ...], str]:
+        """Options for the create call, and the file to mount over the container's resolv.conf, if one is needed."""
+        wanted = resolvconf.for_container(req.search, req.dns_options, resolvconf.of_host())
+        if wanted.text:
+            return wanted.options, str(self._journal.put_resolv_conf(req.task_id, wanted.text))
+        return wanted.options, ""
+
+    def _forget_task(self, task_id: str) -> None:
+        self._journal.drop(TaskEntry, task_id)
+        self._journal.drop_resolv_conf(task_id)
+
     def _leave(self) -> None:
         for netns in namespaces.names(links.PREFIX):
             if netns != NODE_NETNS:
@@ -296,6 +308,8 @@ class HostNetwork:
         for kind in (NetworkEntry, NamesEntry, TaskEntry):
             for key in self._journal.keys(kind):
                 self._journal.drop(kind, key)
+        for task_id in self._journal.resolv_confs():
+            self._journal.drop_resolv_conf(task_id)
 
 
 __all__ = ["HostNetwork", "NetworkError"]

@@ -104,16 +104,22 @@ class AttachRequest(Struct, frozen=True):
     node_address: str | None
     overlays: tuple[tuple[str, str, tuple[str, ...]], ...] = ()  # (network_id, address, aliases)
     servers: tuple[str, ...] = ()  # as of TaskAddress
+    search: tuple[str, ...] = ()  # what the user states for the container's resolv.conf; none: the host's
+    dns_options: tuple[str, ...] = ()
 
 
 class ContainerNetwork(Struct, frozen=True):
-    """What ``docker create`` is told. ``connect`` goes, in order, between create and start: never after start."""
+    """What ``docker create`` is told. ``connect`` goes, in order, between create and start: never after start.
+
+    ``dns_options`` has what the user stated in it. ``resolv_conf``: a file of the host to mount over the container's.
+    """
 
     network_mode: str
     first: dict[str, Any] | None
     connect: tuple[tuple[str, dict[str, Any]], ...] = ()
     dns: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()
+    resolv_conf: str = ""
 
 
 class NodeNetwork(Protocol):
@@ -317,7 +323,7 @@ def _ports(view: NetworkView, own: ipaddress.IPv4Network) -> dict[PortKey, PortP
 
 
 def _names(overlay: Overlay, endpoints: list[Endpoint], vips: list[VirtualIP]) -> Names:
-    """Service and alias -> virtual address; ``tasks.<service>`` -> its ready tasks; task -> its address."""
+    """Service and alias -> virtual address; ``tasks.`` before either -> its ready tasks; task -> its address."""
     found: dict[str, set[str]] = {}
     pointers: dict[str, str] = {}
     balanced = set()
@@ -326,16 +332,19 @@ def _names(overlay: Overlay, endpoints: list[Endpoint], vips: list[VirtualIP]) -
         pointers[vip.address] = f"{vip.service_name}.{overlay.name}"
         for name in (vip.service_name, *vip.aliases):
             found.setdefault(name.lower(), set()).add(vip.address)
-        found.setdefault(f"tasks.{vip.service_name}".lower(), set())
+            found.setdefault(f"tasks.{name}".lower(), set())
     for endpoint in endpoints:
         pointers[endpoint.address] = f"{endpoint.task_name}.{overlay.name}"
         found.setdefault(endpoint.task_name.lower(), set()).add(endpoint.address)
         if not endpoint.service_name:
             shared: tuple[str, ...] = endpoint.aliases
-        elif endpoint.service_id in balanced:
-            shared = (f"tasks.{endpoint.service_name}",)
-        else:  # no virtual address: the service's own name leads to its tasks
-            shared = (f"tasks.{endpoint.service_name}", endpoint.service_name, *endpoint.aliases)
+        else:
+            own = (endpoint.service_name, *endpoint.aliases)
+            shared = tuple(f"tasks.{name}" for name in own)
+            if (
+                endpoint.service_id not in balanced
+            ):  # no virtual address: the service's names lead to its tasks
+                shared += own
         for name in shared:
             addresses = found.setdefault(name.lower(), set())
             if endpoint.ready:

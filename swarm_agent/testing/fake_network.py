@@ -6,7 +6,7 @@ refused and with which error, what ``attach`` answers. Faults are asked for with
 
 from __future__ import annotations
 
-from swarm_agent.network import model
+from swarm_agent.network import model, resolvconf
 from swarm_agent.network.engine import container_network
 from swarm_agent.network.host import NetworkError
 from swarm_agent.network.model import AttachRequest, Change, ContainerNetwork, NetworkView, Plan
@@ -56,7 +56,9 @@ class FakeNodeNetwork:
                 f"network {', '.join(missing)} is not on this node yet; apply a view that has it first"
             )
         self.attached[req.task_id] = req
-        return container_network(req, model.node_gateway(self.plan.node.number))
+        resolver = resolvconf.for_container(req.search, req.dns_options, resolvconf.Resolv())
+        path = f"/fake/{req.task_id}/resolv.conf" if resolver.text else ""
+        return container_network(req, model.node_gateway(self.plan.node.number), resolver.options, path)
 
     async def detach(self, task_id: str) -> None:
         self._called("detach", task_id)

@@ -6,7 +6,7 @@ probe.py big HOST PORT SIZE            answer to one datagram of that size
 probe.py dns SERVER NAME TYPE [tcp]    {"code":, "answers": [...]}
 probe.py vxlan HOST VNI SOURCE TARGET  one tunnelled datagram from SOURCE to TARGET (addresses inside), port 7777
 probe.py listen ADDRESS PORT 1         says "listening", then each datagram's sender
-probe.py upstream ADDRESS              says "listening", then answers every question with 192.0.2.7
+probe.py upstream ADDRESS              says "listening", then answers 192.0.2.7 for example.org and knows nothing else
 probe.py hold HOST PORT COUNT          COUNT connections; then, per line on stdin, one line of all their answers
 """
 
@@ -136,6 +136,9 @@ def upstream(address: str) -> None:
         while True:
             data, source = sock.recvfrom(2048)
             question = dnswire.read_question(data)
+            if question.name != "example.org":
+                sock.sendto(dnswire.failure(question, dnswire.NXDOMAIN), source)
+                continue
             records = [(dnswire.A, bytes([192, 0, 2, 7]))] if question.kind == dnswire.A else []
             sock.sendto(dnswire.answer(question, records, limit=512), source)
 

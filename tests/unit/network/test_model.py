@@ -128,12 +128,14 @@ def test_networks_whose_ids_begin_alike_are_refused() -> None:
 
 
 def test_names() -> None:
-    names = plan(view(endpoints=(endpoint(1), endpoint(2, ready=False), endpoint(3)))).names["app"]
+    endpoints = tuple(endpoint(n, ready=n != 2, aliases=("www",)) for n in (1, 2, 3))
+    names = plan(view(endpoints=endpoints)).names["app"]
     assert names.name == "App"
     assert names.names == {
         "web": ("10.0.9.200",),
         "www": ("10.0.9.200",),
         "tasks.web": ("10.0.9.11", "10.0.9.13"),
+        "tasks.www": ("10.0.9.11", "10.0.9.13"),
         "web.1.x": ("10.0.9.11",),
         "web.2.x": ("10.0.9.12",),
         "web.3.x": ("10.0.9.13",),
@@ -148,12 +150,12 @@ def test_a_service_without_virtual_address_is_named_by_its_ready_tasks() -> None
         .names["app"]
         .names
     )
-    assert names["web"] == names["w"] == names["tasks.web"] == ("10.0.9.11",)
+    assert names["web"] == names["w"] == names["tasks.web"] == names["tasks.w"] == ("10.0.9.11",)
 
 
 def test_a_service_without_tasks_is_still_a_known_name() -> None:
     names = plan(view(endpoints=())).names["app"].names
-    assert names == {"web": ("10.0.9.200",), "www": ("10.0.9.200",), "tasks.web": ()}
+    assert names == {"web": ("10.0.9.200",), "www": ("10.0.9.200",), "tasks.web": (), "tasks.www": ()}
 
 
 # --- differences

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 DRIVER = "swarm"
 OPTION = "swarm.network"
+USUAL_BRIDGES = ("docker0", "docker_gwbridge")
 _PREFIX = "swarm-"
 _NODE_NAME = "swarm_node"
 """Sorts behind every ``swarm-<id>``: the engine's own resolver gives a container's address in the first network by name."""
@@ -77,6 +78,15 @@ class EngineNetworks:
         names = [network["Name"] for network in answer or [] if network.get("Driver") == DRIVER]
         node = {NODE_NETWORK_ID} if _NODE_NAME in names else set()
         return node | {name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX)}
+
+    async def bridges(self) -> tuple[str, ...]:
+        """Links of the host behind which the engine's own networks have their containers."""
+        query = urllib.parse.quote(json.dumps({"driver": ["bridge"]}))
+        status, answer = await self._engine.request("GET", f"/networks?filters={query}")
+        if status >= 400:
+            raise EngineRefused(f"the engine does not list its networks: {_words(answer)}")
+        found = {_bridge(network) for network in answer or [] if network.get("Driver") == "bridge"}
+        return tuple(sorted(found | set(USUAL_BRIDGES)))
 
     async def _inspect(self, network_id: str) -> dict[str, Any] | None:
         status, answer = await self._engine.request("GET", f"/networks/{name_of(network_id)}")
@@ -148,6 +158,11 @@ def container_network(
         dns_options=options,
         resolv_conf=resolv_conf,
     )
+
+
+def _bridge(network: dict[str, Any]) -> str:
+    named: str = (network.get("Options") or {}).get("com.docker.network.bridge.name") or ""
+    return named or f"br-{network['Id'][:12]}"
 
 
 def _fits(found: dict[str, Any], subnet: str, gateway: str) -> bool:

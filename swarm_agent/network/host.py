@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from swarm_agent.network import firewall, links, model, namespaces, resolvconf, rules
-from swarm_agent.network.engine import Engine, EngineNetworks, container_network
+from swarm_agent.network import guards as guarding
+from swarm_agent.network.engine import USUAL_BRIDGES, Engine, EngineNetworks, container_network
 from swarm_agent.network.firewall import MissingPart
 from swarm_agent.network.journal import Journal, NamesEntry, NetworkEntry, ResolverEntry, TaskEntry
 from swarm_agent.network.model import (
@@ -46,9 +47,17 @@ class NetworkError(Unavailable):
 
 
 class HostNetwork:
+    """``control_ports``: where this host's own agent listens for other hosts (TCP)."""
+
     def __init__(
-        self, engine: Engine, journal: Journal | None = None, loaders: Loaders | None = None
+        self,
+        engine: Engine,
+        journal: Journal | None = None,
+        loaders: Loaders | None = None,
+        control_ports: tuple[int, ...] = (),
     ) -> None:
+        self._control_ports = control_ports
+        self._bridges: tuple[str, ...] | None = None  # None: not asked yet
         self._journal = journal or Journal()
         self._engine = EngineNetworks(engine, self._journal)
         self._loaders = loaders
@@ -69,8 +78,9 @@ class HostNetwork:
 
     async def apply(self, view: NetworkView) -> None:
         async with self._lock:
+            bridges = await self._known_bridges()
             try:
-                wanted = await self._run(lambda: model.plan(view))
+                wanted = await self._run(lambda: model.plan(view, bridges, self._control_ports))
             except ValueError as error:
                 raise NetworkError(f"the network view for this node cannot be true: {error}") from error
             before = set(self._current.overlays)
@@ -124,6 +134,7 @@ class HostNetwork:
             self._current = Plan()
             self._looked = False
             self._engine_strays = None
+            self._bridges = None
 
     async def leave(self) -> None:
         """Take away everything of ours: engine networks, namespaces, links, rules, journal."""
@@ -134,6 +145,20 @@ class HostNetwork:
             self._current = Plan()
             self._looked = False
             self._attached.clear()
+
+    # --- the engine's own networks
+
+    async def _known_bridges(self) -> tuple[str, ...]:
+        if self._bridges is None:
+            try:
+                async with asyncio.timeout(_ENGINE_PATIENCE):
+                    self._bridges = await self._engine.bridges()
+            except (
+                OSError,
+                SwarmError,
+            ) as error:  # it is away, or it refuses; asked again with the next view
+                log.warning(f"which bridges the engine has is asked later: {error}")
+        return self._bridges or USUAL_BRIDGES
 
     # --- engine networks that are no longer wanted
 
@@ -226,6 +251,8 @@ class HostNetwork:
         match change:
             case model.MakeNode(node, ports):
                 self._make_node(node, ports)
+            case model.SetGuards(guards):
+                self._s.host().nft.run(guarding.table(guards))
             case model.SetPeers(add, remove):
                 self._set_peers(add, remove)
             case model.SetPorts(put, remove_ports, cuts):
@@ -303,6 +330,7 @@ class HostNetwork:
                 links.drop_overlay(self._s, netns)
         links.drop_node(self._s)
         self._s.host().nft.run(rules.NO_TABLE)
+        self._s.host().nft.run(guarding.NO_TABLE)
         firewall.close_forwarding()
         self._journal.put_resolver(ResolverEntry())
         for kind in (NetworkEntry, NamesEntry, TaskEntry):

@@ -12,6 +12,7 @@ value; ``changes(old, new)`` is empty exactly when they are equal, and names onl
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import msgspec
@@ -24,6 +25,8 @@ NODE_VNI = 4095
 """Reserved for the node network; overlays get theirs from 4096 up."""
 LAST_NODE_NUMBER = 1023
 VXLAN_PORT = 4789
+HOST_LINK = "swarm0"
+"""The host's end of the pair between host and ov-node: whatever comes in by it was sent by a task."""
 
 
 # --- the words of the contract (docs/design/rooms.md)
@@ -85,7 +88,10 @@ class TaskAddress(Struct, frozen=True):
 
 
 class NetworkView(Struct, frozen=True):
-    """All a node needs to know. ``peers`` may name the node itself; it is passed over. ``mtu``: of the node network."""
+    """All a node needs to know. ``peers`` may name the node itself; it is passed over. ``mtu``: of the node network.
+
+    ``members``: every address the swarm's hosts are known to have; ``control_ports``: where they talk to each other (TCP).
+    """
 
     node_id: str
     number: int
@@ -97,6 +103,8 @@ class NetworkView(Struct, frozen=True):
     ports: tuple[PublishedPort, ...] = ()
     local: tuple[TaskAddress, ...] = ()
     mtu: int = 1450
+    members: tuple[str, ...] = ()
+    control_ports: tuple[int, ...] = ()
 
 
 class AttachRequest(Struct, frozen=True):
@@ -223,6 +231,14 @@ class PortPlan(Struct, frozen=True):
     draining: tuple[str, ...] = ()
 
 
+class Guards(Struct, frozen=True):
+    """What containers must not reach. ``inner``: the host's links behind which containers are."""
+
+    inner: tuple[str, ...]
+    members: tuple[str, ...]
+    ports: tuple[int, ...]
+
+
 class Names(Struct, frozen=True):
     """Names of one network, lower case; ``pointers``: address -> name."""
 
@@ -240,10 +256,14 @@ class Plan(Struct, frozen=True):
     ports: dict[PortKey, PortPlan] = {}
     names: dict[str, Names] = {}
     tasks: dict[str, TaskAddress] = {}
+    guards: Guards | None = None
 
 
-def plan(view: NetworkView) -> Plan:
-    """What this node's network should be. Raises ``ValueError`` for a view that cannot be true."""
+def plan(view: NetworkView, bridges: Iterable[str] = (), ports: Iterable[int] = ()) -> Plan:
+    """What this node's network should be. Raises ``ValueError`` for a view that cannot be true.
+
+    ``bridges``: those of the engine on this host; ``ports``: the control ports of this host's own configuration.
+    """
     own = node_subnet(view.number)
     peers = {peer.number: peer.data_addr for peer in view.peers if peer.number != view.number}
     for number in peers:
@@ -275,7 +295,25 @@ def plan(view: NetworkView) -> Plan:
         ports=_ports(view, own),
         names=names,
         tasks={task.task_id: task for task in view.local},
+        guards=_guards(view, bridges, ports),
     )
+
+
+def _guards(view: NetworkView, bridges: Iterable[str], ports: Iterable[int]) -> Guards:
+    addresses = {view.data_addr, *(peer.data_addr for peer in view.peers), *view.members}
+    return Guards(
+        inner=tuple(sorted({HOST_LINK, *bridges})),
+        members=_in_order({address for address in addresses if _is_ipv4(address)}),
+        ports=tuple(sorted({*ports, *view.control_ports})),
+    )
+
+
+def _is_ipv4(address: str) -> bool:
+    try:
+        ipaddress.IPv4Address(address)
+    except ValueError:
+        return False
+    return True
 
 
 def _overlay_plan(
@@ -435,6 +473,10 @@ class SetTasks(Struct, frozen=True, tag=True):
     remove: tuple[str, ...]
 
 
+class SetGuards(Struct, frozen=True, tag=True):
+    guards: Guards
+
+
 Change = (
     MakeNode
     | SetPeers
@@ -446,6 +488,7 @@ Change = (
     | SetPorts
     | SetNames
     | SetTasks
+    | SetGuards
 )
 
 
@@ -457,6 +500,8 @@ def changes(old: Plan, new: Plan) -> list[Change]:
     found: list[Change] = []
     late: list[Change] = []
     found.extend(_node_changes(old, new))
+    if new.guards is not None and new.guards != old.guards:
+        found.append(SetGuards(new.guards))
     for network_id, overlay in new.overlays.items():
         before = old.overlays.get(network_id)
         if before is None or before.shape != overlay.shape:
@@ -575,6 +620,8 @@ def without(current: Plan, failed: Change) -> Plan:
         )
     elif isinstance(failed, SetTasks):
         return msgspec.structs.replace(current, tasks={})
+    elif isinstance(failed, SetGuards):
+        return msgspec.structs.replace(current, guards=None)
     else:
         return current  # a network that would not go is a stray, which the next full look finds
     return msgspec.structs.replace(

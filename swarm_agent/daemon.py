@@ -246,7 +246,9 @@ class _EngineForNetwork:
 
 def make_host_network(config: AgentConfig, engine: EngineClient) -> NodeNetwork:
     """This host's real network."""
-    return HostNetwork(_EngineForNetwork(engine), Journal(Path(config.state_dir) / "net"))
+    ports = (config.front_door_port, config.rpc_port, config.raft_port)
+    journal = Journal(Path(config.state_dir) / "net")
+    return HostNetwork(_EngineForNetwork(engine), journal, control_ports=ports)
 
 
 # --- the process -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ Owns: the format and the atomic writing of everything under the state folder (de
 ``holds``              netd      the sockets that hold them
 ``engine/<id>``        netd      which network an engine's network id stands for
 ``endpoints/<id>``     netd      an endpoint of the engine: network, address, MAC
+``resolv/<id>``        daemon    a task's resolv.conf, where the engine's own would not do; mounted into its container
 ====================== ========= ==================================================================
 
 Invariants: a file is replaced whole (temporary file, rename), so a reader sees the old or the new text; its name is an
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_FOLDER: Final = Path("/var/lib/swarm-agent/net")
 FOLDERS: Final = ("networks", "records", "tasks", "engine", "endpoints")
+_RESOLV: Final = "resolv"
 _SAFE: Final = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
 
 
@@ -190,6 +192,30 @@ class Journal:
 
     def get_holds(self) -> HoldsEntry:
         return self._read(HoldsEntry, self.folder / "holds.json") or HoldsEntry()
+
+    def put_resolv_conf(self, task_id: str, text: str) -> Path:
+        """The file lies there, readable for every user of the container it is mounted into, when this returns."""
+        path = self._resolv_conf(task_id)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        # In place: a container that has it mounted keeps the file it was started with.
+        path.write_text(text)
+        path.chmod(0o644)
+        return path
+
+    def drop_resolv_conf(self, task_id: str) -> None:
+        self._resolv_conf(task_id).unlink(missing_ok=True)
+
+    def resolv_confs(self) -> list[str]:
+        """Ids of the tasks that have one."""
+        try:
+            return sorted(path.name for path in (self.folder / _RESOLV).iterdir())
+        except FileNotFoundError:
+            return []
+
+    def _resolv_conf(self, task_id: str) -> Path:
+        if not _SAFE.match(task_id):
+            raise ValueError(f"{task_id!r} cannot be the name of a file: only letters, digits, - and _")
+        return self.folder / _RESOLV / task_id
 
     def _write(self, path: Path, record: _Record) -> bool:
         text = json.dumps(asdict(record), sort_keys=True, separators=(",", ":")).encode()

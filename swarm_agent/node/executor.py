@@ -310,6 +310,7 @@ class Executor:
 
     def _attach_request(self) -> AttachRequest:
         aliases = {t.target: t.aliases or () for t in self.revision.template.networks or ()}
+        dns = defaults.container(self.revision.template).dns_config
         return AttachRequest(
             task_id=self.task.id,
             node_address=self.task.node_address or None,
@@ -318,6 +319,8 @@ class Executor:
                 for n in self.task.networks
             ),
             servers=name_servers(self.revision) if self.task.networks else (),
+            search=(dns and dns.search) or (),
+            dns_options=(dns and dns.options) or (),
         )
 
 

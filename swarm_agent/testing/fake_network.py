@@ -6,7 +6,7 @@ refused and with which error, what ``attach`` answers. Faults are asked for with
 
 from __future__ import annotations
 
-from swarm_agent.network import model
+from swarm_agent.network import model, resolvconf
 from swarm_agent.network.engine import container_network
 from swarm_agent.network.host import NetworkError
 from swarm_agent.network.model import AttachRequest, Change, ContainerNetwork, NetworkView, Plan, PortKey
@@ -40,7 +40,7 @@ class FakeNodeNetwork:
         self._must_run()
         try:
             self._taken_from = self._not_taken(view)
-            wanted = model.plan(view, self._taken_from)
+            wanted = model.plan(view, not_taken=self._taken_from)
         except ValueError as error:
             raise NetworkError(f"the network view for this node cannot be true: {error}") from error
         self.made.append(model.changes(self.plan, wanted))
@@ -59,7 +59,9 @@ class FakeNodeNetwork:
                 f"network {', '.join(missing)} is not on this node yet; apply a view that has it first"
             )
         self.attached[req.task_id] = req
-        return container_network(req, model.node_gateway(self.plan.node.number))
+        resolver = resolvconf.for_container(req.search, req.dns_options, resolvconf.Resolv())
+        path = f"/fake/{req.task_id}/resolv.conf" if resolver.text else ""
+        return container_network(req, model.node_gateway(self.plan.node.number), resolver.options, path)
 
     def _not_taken(self, view: NetworkView) -> frozenset[PortKey]:
         return frozenset((p.protocol, p.published) for p in view.ports) & self.holders.keys()

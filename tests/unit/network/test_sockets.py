@@ -79,7 +79,7 @@ def test_a_port_that_is_not_taken_is_neither_live_nor_closed() -> None:
     )
     view = NetworkView("n1", 1, "192.0.2.1", ports=ports)
     assert set(plan(view).ports) == {("tcp", 22), ("tcp", 80)}
-    assert set(plan(view, frozenset({("tcp", 22)})).ports) == {("tcp", 80)}
+    assert set(plan(view, not_taken=frozenset({("tcp", 22)})).ports) == {("tcp", 80)}
 
 
 def test_a_held_port_is_in_use_for_others_and_refuses_connections(tmp_path: Path) -> None:

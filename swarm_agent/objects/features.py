@@ -34,7 +34,10 @@ BRINGS: dict[int, tuple[str, ...]] = {
         "numbers of revisions, back-off of crash loops, drain and rebalance as rolling moves, fencing",
         "since when a node takes tasks",
     ),
-    4: ("what a node's host uses itself: the ports its programs hold",),
+    4: (
+        "what a node's host uses itself: the ports its programs hold",
+        "why a node takes no tasks, and why its manager side does not work",
+    ),
 }
 """What each level brings, for people."""
 

@@ -14,7 +14,7 @@ from swarm_agent.control.allocate import NODE_NETWORK
 from swarm_agent.control.tasks import lost_node
 from swarm_agent.identity.ca import issuer_of
 from swarm_agent.objects import defaults
-from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.ports import PortKey
 from swarm_agent.objects.records import (
     Cluster,
@@ -121,13 +121,16 @@ def node(record: Node, tls: Json, health: ManagerHealth | None) -> Json:
         },
         "Status": {"State": record.status.state.word, "Addr": record.status.addr},
     }
-    if record.status.message:
-        out["Status"]["Message"] = record.status.message
+    message = record.status.message or about.trouble or about.manager_trouble
+    if message:
+        out["Status"]["Message"] = message
     if record.role == "manager" and record.manager_addr:
-        status: Json = {
-            "Reachability": "reachable" if health is not None and health.reachable else "unreachable",
-            "Addr": record.manager_addr,
-        }
+        reachability = "reachable" if health is not None and health.reachable else "unreachable"
+        if about.manager_trouble and record.status.state == NodeState.READY:
+            reachability = (
+                f"unreachable ({about.manager_trouble.partition(':')[0]})"  # what ``node ls`` has room for
+            )
+        status: Json = {"Reachability": reachability, "Addr": record.manager_addr}
         if health is not None and health.leader:
             status["Leader"] = True
         out["ManagerStatus"] = status

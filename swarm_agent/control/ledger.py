@@ -301,8 +301,12 @@ class Ledger:
 
 
 def takes_tasks(node: Node) -> bool:
-    """Whether it is there and active, which is the first of the scheduler's filters."""
-    return node.status.state == NodeState.READY and node.spec.availability == "active"
+    """Whether it is there, active and able to, which is the first of the scheduler's filters."""
+    return (
+        node.status.state == NodeState.READY
+        and node.spec.availability == "active"
+        and not node.description.trouble
+    )
 
 
 def _takes_the_same(old: Task | None, new: Task | None) -> bool:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from swarm_agent.config import AgentConfig
 from swarm_agent.identity import ca
 from swarm_agent.identity.door import Manager as ManagerAddress
@@ -41,6 +43,7 @@ from swarm_agent.session.wire import Hello, Leave, LogsWanted
 log = logging.getLogger(__name__)
 
 DESCRIBE_EVERY_S = 20.0
+LOOK_EVERY_S = 1.0
 LOOK_AT_PORTS_EVERY_S = 2.0
 REDIRECTS = 3
 LEAVE_TIMEOUT_S = 12.0
@@ -75,6 +78,8 @@ class Member:
         self._description = NodeDescription()
         self._held_ports = HeldPorts()
         self._describe_now = asyncio.Event()
+        self._room = seams.room(state_dir)
+        self._told = NodeDescription()  # what a session last said of us
         self._tasks: dict[asyncio.Task[None], None] = {}  # in order, so that they end in order
         self.session = SessionAgent(
             self, lambda: self.identity, self._known_managers, self._hello, rng, seams.rpc
@@ -88,6 +93,7 @@ class Member:
             seams.now,
             Lease(engine, seams.guard(config.engine_socket), seams.boottime),
             seams.port_is_free,
+            self._cannot_write,
         )
         self._views = NetworkViews(network)
         self._managing = ManagerSide(
@@ -100,6 +106,7 @@ class Member:
             level,
             self._ask_leader,
             self._spawn,
+            self._room,
         )
 
     # --- what we are -----------------------------------------------------------------------------------------------
@@ -117,17 +124,23 @@ class Member:
 
     @property
     def trouble(self) -> str:
-        """Why this manager cannot serve, "" when it can."""
-        return self._managing.trouble
+        """What is wrong with this host, or why this manager cannot serve; "" when nothing is."""
+        return self._managing.trouble or self._room.trouble
 
     # --- life ----------------------------------------------------------------------------------------------------
     async def start(
-        self, founding: tuple[Cluster, Node] | None = None, recovery: Recovery | None = None
+        self,
+        founding: tuple[Cluster, Node] | None = None,
+        recovery: Recovery | None = None,
+        *,
+        again: bool = False,
     ) -> None:
-        """Bring everything up. ``founding``: this host starts a new cluster; ``recovery``: an old one from a backup."""
+        """Bring everything up. ``founding``: this host starts a new cluster; ``recovery``: an old one from a backup; ``again``: it
+        was a member before, and is one without a manager side while that cannot start."""
         try:
             await self._describe()
-            await self._managing.start(founding, recovery)
+            self._room.look()
+            await self._managing.start(founding, recovery, again=again)
             await self._network.start()
             await self.worker.start()
         except BaseException:
@@ -137,6 +150,7 @@ class Member:
         self._spawn(self._views.run(), "network")
         self._spawn(self._views.keep(), "network check")
         self._spawn(self._keep_described(), "describe")
+        self._spawn(self._watch_trouble(), "trouble")
         self._spawn(self._watch_volumes(), "volume events")
         self._spawn(self._watch_ports(), "ports of the host")
         self._spawn(self._managing.certificate.keep(), "certificate")
@@ -208,8 +222,9 @@ class Member:
 
     def _hello(self) -> Hello:
         manager = self.manager
+        self._told = self._whole_description()
         return Hello(
-            self._description,
+            self._told,
             self.membership.data_addr,
             manager.settings.manager_addr if manager is not None else "",
             manager.settings.rpc_addr if manager is not None else "",
@@ -242,14 +257,36 @@ class Member:
                 async with asyncio.timeout(DESCRIBE_EVERY_S):
                     await self._describe_now.wait()
             self._describe_now.clear()
-            before = self._description
             try:
                 await self._describe()
             except (EngineError, EngineUnreachable) as err:
                 log.warning("cannot describe this node: %s", err)
                 continue
-            if self._description != before:
-                self.session.described(self._description)
+            self._tell()
+
+    async def _watch_trouble(self) -> None:
+        """Whether this host can write, and whether its manager side works: managers hear of both."""
+        while True:
+            self._room.look()
+            self._tell()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def _cannot_write(self, err: OSError) -> bool:
+        """A task's files could not be written. Managers hear of it before they hear that the task failed."""
+        found = self._room.failed(err)
+        self._tell()
+        return found
+
+    def _whole_description(self) -> NodeDescription:
+        return msgspec.structs.replace(
+            self._description, trouble=self._room.trouble, manager_trouble=self._managing.trouble
+        )
+
+    def _tell(self) -> None:
+        whole = self._whole_description()
+        if whole != self._told:
+            self._told = whole
+            self.session.described(whole)
 
     # --- Orders: what a manager tells us -------------------------------------------------------------------------------
     async def assign(self, full: bool, assignments: tuple[Assignment, ...], removed: tuple[str, ...]) -> None:

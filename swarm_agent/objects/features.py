@@ -38,6 +38,7 @@ BRINGS: dict[int, tuple[str, ...]] = {
     4: (
         "what a node's host uses itself: the ports its programs hold",
         "which version of a secret or config its labels were written at",
+        "why a node takes no tasks, and why its manager side does not work",
     ),
 }
 """What each level brings, for people."""

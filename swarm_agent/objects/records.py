@@ -105,6 +105,8 @@ class NodeDescription(Part, frozen=True, kw_only=True):
     cert_issuer_public_key: bytes = b""  # DER
     agent_version: str = ""
     held_ports: tuple[HeldPort, ...] = ()  # sorted by protocol and number; level 4
+    trouble: str = ""  # why the node takes no new tasks, in words; "" while it does; level 4
+    manager_trouble: str = ""  # why its manager side does not work, "<what>: <detail>"; level 4
 
 
 class NodeStatus(Part, frozen=True, kw_only=True):

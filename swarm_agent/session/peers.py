@@ -19,7 +19,7 @@ from swarm_agent.session.links import Link, Links, Listener
 log = logging.getLogger(__name__)
 
 MAX_QUEUED = 64  # frames that wait for a link; beyond it the oldest are dropped, Raft sends again
-RECONNECT_S = 0.1
+RECONNECT_S = (0.1, 0.5)  # first and longest pause between attempts
 
 
 class _Peer:
@@ -49,15 +49,21 @@ class _Peer:
             self._queue.append(frame)
 
     async def _run(self) -> None:
+        pause = RECONNECT_S[0]
+        said = ""
         while True:
             try:
                 await self._while_connected()
+                pause, said = RECONNECT_S[0], ""
             except SwarmError as err:
-                log.debug("cannot reach manager %s: %s", self.member.node_id, err)
+                if str(err) != said:
+                    log.debug("cannot reach manager %s: %s", self.member.node_id, err)
+                    said = str(err)
             except Exception:  # whatever it was, this manager must be tried again
                 log.exception("the way to manager %s failed", self.member.node_id)
             self._queue.clear()
-            await asyncio.sleep(RECONNECT_S)
+            await asyncio.sleep(pause)
+            pause = min(RECONNECT_S[1], pause * 1.2)
 
     async def _while_connected(self) -> None:
         link = await self._links.connect(self._addr, self._identity(), self.member.node_id)

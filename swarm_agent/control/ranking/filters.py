@@ -347,4 +347,6 @@ def state_of(node: Node) -> str:
     """Why a node takes no tasks, "" when it does."""
     if node.status.state != NodeState.READY:
         return node.status.state.word
-    return {"drain": "drained", "pause": "paused"}.get(node.spec.availability, "")
+    if node.spec.availability != "active":
+        return {"drain": "drained", "pause": "paused"}.get(node.spec.availability, "")
+    return f"unable to take tasks ({node.description.trouble})" if node.description.trouble else ""

@@ -19,6 +19,7 @@ from swarm_agent.objects.records import (
     ContainerStatus,
     Network,
     NetworkAddress,
+    NodeDescription,
     Revision,
     Service,
     ServiceEndpoint,
@@ -297,6 +298,13 @@ def test_the_shape_of_a_node(tmp_path: Path) -> None:
             "Reachability": "unreachable",
             "Addr": "10.0.0.3:2377",
         }
+        sick = NodeDescription(hostname="s", manager_trouble="damaged log: segment 1, byte 7")
+        home.backend.put(
+            a_node("d" * 25, "s", role="manager", manager_addr="10.0.0.4:2377", description=sick)
+        )
+        shown = await home.get("/nodes/s")
+        assert shown["ManagerStatus"]["Reachability"] == "unreachable (damaged log)"
+        assert shown["Status"]["Message"] == "damaged log: segment 1, byte 7"
 
     play(tmp_path, story)  # fmt: skip
 

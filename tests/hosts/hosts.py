@@ -8,10 +8,11 @@ import os
 import shlex
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.hosts import image, images, pki, registry
 from tests.hosts.engine import Engine
@@ -24,6 +25,8 @@ REGISTRY_NAME = "registry.swarm-demo"
 # Hosts for tests are others than the demo's, so that both can be there at once.
 TEST_PREFIX = os.environ.get("SWARM_TEST_PREFIX", "swarm-test")
 TEST_SUBNET = os.environ.get("SWARM_TEST_SUBNET", "172.30.78.0/24")
+
+NO_KINDS: Mapping[int, image.Kind] = MappingProxyType({})
 
 # Not --privileged: a machine whose own bounding set lacks CAP_SYS_RESOURCE refuses that.
 _HOST_OPTIONS = (
@@ -41,8 +44,6 @@ class HostSet:
     prefix: str
     subnet: ipaddress.IPv4Network
     directory: Path  # keys and configuration of this set
-    suite: str = "bookworm"
-    warm: bool = True
 
     # -- names
 
@@ -66,17 +67,23 @@ class HostSet:
 
     # -- making
 
-    def up(self, numbers: Sequence[int], *, with_registry: bool = True) -> bool:
-        """Have these hosts answer; whether anything had to be made or started."""
+    def up(
+        self,
+        numbers: Sequence[int],
+        *,
+        kinds: Mapping[int, image.Kind] = NO_KINDS,
+        with_registry: bool = True,
+    ) -> bool:
+        """Have these hosts answer, of the usual kind if ``kinds`` says nothing; whether anything had to be made or started."""
         self._refuse_strangers()
-        tag = image.ensure(self.engine, self.suite, warm=self.warm)
+        tags = {number: image.ensure(self.engine, kinds.get(number, image.USUAL)) for number in numbers}
         self._make_key()
         changed = self._make_network()
         if with_registry:
             # The registry program is in the image that has Docker, too.
-            changed |= self._start_registry(tag if self.warm else image.ensure(self.engine, self.suite))
+            changed |= self._start_registry(image.ensure(self.engine))
         for number in numbers:
-            changed |= self._start_host(number, tag)
+            changed |= self._start_host(number, tags[number])
         for number in numbers:
             wait_for(f"ssh at {self.name(number)}", partial(_open, self.address(number), 22), timeout=90)
         self._write_ssh_files()

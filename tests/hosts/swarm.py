@@ -6,7 +6,9 @@ import http.client
 import json
 import os
 import re
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -40,16 +42,10 @@ def play(
     timeout: float = 600,
 ) -> Play:
     """Run a playbook of this project, or, with ``collections``, one of a collection that is installed there."""
-    configured = (
-        {"ANSIBLE_COLLECTIONS_PATH": str(collections)}
-        if collections
-        else {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
-    )
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
     done = subprocess.run(
         ["ansible-playbook", playbook, "--inventory", str(inventory), *words],
         cwd=cwd,
-        env={**kept, **configured, "ANSIBLE_NOCOLOR": "1"},
+        env=_environment(collections),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -58,6 +54,51 @@ def play(
         check=False,
     )
     return Play(done.returncode, done.stdout, frozenset(_changes(done.stdout.splitlines())))
+
+
+def cut(inventory: Path, *words: str, at: str, timeout: float = 300) -> Play:
+    """Run site.yml and interrupt it, as with Ctrl-C, when the task ``at`` begins."""
+    process = subprocess.Popen(
+        ["ansible-playbook", "site.yml", "--inventory", str(inventory), *words],
+        cwd=ROOT,
+        # A task is named when it begins, not when its first result shows that it is not skipped.
+        env={**_environment(None), "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "true"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    # A run that says nothing more is ended, not waited for.
+    alarm = threading.Timer(timeout, os.killpg, (process.pid, signal.SIGKILL))
+    alarm.start()
+    said = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        said.append(line)
+        if (found := _TASK.match(line.rstrip())) and found[1] == at:
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    with process.stdout:
+        said += process.stdout.readlines()
+    code = process.wait()
+    alarm.cancel()
+    return Play(code, "".join(said), frozenset(_changes(line.rstrip() for line in said)))
+
+
+def tasks(said: str) -> list[str]:
+    """The names of the tasks that a run began, each once, in their order."""
+    return list(dict.fromkeys(found[1] for line in said.splitlines() if (found := _TASK.match(line))))
+
+
+def _environment(collections: Path | None) -> dict[str, str]:
+    configured = (
+        {"ANSIBLE_COLLECTIONS_PATH": str(collections)}
+        if collections
+        else {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+    )
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
+    return {**kept, **configured, "ANSIBLE_NOCOLOR": "1"}
 
 
 def _changes(lines: Iterable[str]) -> Iterable[tuple[str, str]]:

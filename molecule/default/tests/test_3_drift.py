@@ -12,7 +12,7 @@ NODE = "Have the node's role, availability and labels"
 # The worker's drain and the label are of the swarm, the rest of single hosts.
 EXPECTED = {
     (NODE, 1),
-    ("Start it, or start it anew", 2),
+    ("Have the network plugin and the agent run", 2),
     ("Have the engine's settings and the registries' certificates", 3),
     ("Reload the engine", 3),
     (NODE, 4),

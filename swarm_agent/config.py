@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from swarm_agent.network.model import VXLAN_PORT
 from swarm_agent.objects import features
 from swarm_agent.objects.errors import InvalidSpec
 from swarm_agent.objects.records import Generic
@@ -76,6 +77,20 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             else:
                 out += [Generic(kind=kind, name=name) for name in given]
         return tuple(out)
+
+    @property
+    def own_ports(self) -> dict[tuple[str, int], str]:
+        """What the swarm itself uses on its hosts, by (protocol, port), and what for. Hosts of a swarm are set up alike."""
+        own = {
+            ("tcp", self.front_door_port): "where nodes join",
+            ("tcp", self.rpc_port): "sessions of nodes with their managers",
+            ("tcp", self.raft_port): "Raft between managers",
+            ("udp", VXLAN_PORT): "overlay networks between hosts",
+        }
+        metrics = self.metrics_addr.rpartition(":")[2]
+        if metrics.isdigit() and int(metrics):
+            own["tcp", int(metrics)] = "metrics of the agent"
+        return own
 
     @property
     def level(self) -> int:

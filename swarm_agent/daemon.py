@@ -14,7 +14,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import uvloop
@@ -41,11 +41,13 @@ from swarm_agent.objects.errors import (
     SwarmError,
 )
 from swarm_agent.objects.ids import new_id
+from swarm_agent.objects.ports import PortKey
 from swarm_agent.objects.records import Task
 from swarm_agent.objects.specs import InitRequest, JoinRequest, RecoverOptions
 from swarm_agent.observe.logs import set_up_logging
 from swarm_agent.observe.server import ObserveServer
 from swarm_agent.seams import Seams
+from swarm_agent.session.rpc import Grpc
 from swarm_agent.session.wire import ForwardedAnswer, ForwardedCall, LogPiece
 from swarm_agent.store import ApplyResult, Group, Store
 
@@ -68,7 +70,7 @@ class Daemon:
         self.config = config
         self.engine = engine
         self.rng = rng
-        self._seams = seams or Seams()
+        self._seams = seams or Seams(rpc=Grpc(Path(f"{config.socket}.rpc")))
         self._reserved: set[str] = set()
         self._events: ClusterEvents | None = None
         self._events_of: Store | None = None
@@ -118,6 +120,10 @@ class Daemon:
     @property
     def role(self) -> str:
         return self.host.role
+
+    @property
+    def own_ports(self) -> Mapping[PortKey, str]:
+        return self.config.own_ports
 
     @property
     def is_manager(self) -> bool:
@@ -241,7 +247,9 @@ class _EngineForNetwork:
 
 def make_host_network(config: AgentConfig, engine: EngineClient) -> NodeNetwork:
     """This host's real network."""
-    return HostNetwork(_EngineForNetwork(engine), Journal(Path(config.state_dir) / "net"))
+    ports = (config.front_door_port, config.rpc_port, config.raft_port)
+    journal = Journal(Path(config.state_dir) / "net")
+    return HostNetwork(_EngineForNetwork(engine), journal, control_ports=ports)
 
 
 # --- the process -------------------------------------------------------------------------------------------------------

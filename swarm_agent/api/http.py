@@ -11,6 +11,7 @@ import contextlib
 import http
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,16 @@ from urllib.parse import parse_qsl, urlsplit
 import h11
 import msgspec
 
+from swarm_agent.gate import BACKLOG, Gate, Limits, Visitor, open_streams
 from swarm_agent.objects.errors import SwarmError, UserError
 
 log = logging.getLogger(__name__)
 
 CHUNK = 64 * 1024
 MAX_HEAD = 1 << 20  # registry credentials and filters travel in heads
+MAX_IDLE = 1000  # connections between two requests; beyond it the one that has waited longest is closed
+# Until the head of a first request is complete. The number of those that are read bounds the memory: a head may be large.
+LIMITS = Limits(seconds=30.0, speaking=64, starts_per_second=10_000.0)
 MAX_BODY = 8 << 20  # of calls we answer ourselves; what is passed through is not limited
 
 
@@ -168,8 +173,8 @@ class HttpServer:
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._gate = Gate("api socket", self._serve, LIMITS)
+        self._idle: dict[asyncio.StreamWriter, None] = {}  # between two requests, longest first
 
     async def start_unix(self, path: str, group: str = "docker") -> None:
         """Listen on a unix socket, root and ``group`` only, like the engine's."""
@@ -178,29 +183,29 @@ class HttpServer:
         socket_path.unlink(missing_ok=True)  # noqa: ASYNC240 - once, at start
         old = os.umask(0o117)
         try:
-            self._server = await asyncio.start_unix_server(self._serve, path, limit=1 << 20)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listener.bind(path)
+            listener.listen(BACKLOG)
         finally:
             os.umask(old)
+        self._gate.listen(listener)
         with contextlib.suppress(KeyError, ImportError, PermissionError):
             import grp  # noqa: PLC0415 - not on every platform a test may run on
 
             os.chown(path, 0, grp.getgrnam(group).gr_gid)
 
     async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in list(self._connections):
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._gate.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
+    async def _serve(self, sock: socket.socket, visitor: Visitor) -> None:
+        reader, writer = await open_streams(sock, limit=MAX_HEAD)
         connection = Connection(reader, writer)
         try:
-            while await self._one(connection):
+            first = await connection.next_event()
+            visitor.proved()
+            while await self._one(connection, first):
                 connection.http.start_next_cycle()
+                first = await self._next_request(connection)
         except h11.RemoteProtocolError as err:
             log.debug("client connection ended: %s", err)
             await self._refuse(connection, err)
@@ -209,8 +214,19 @@ class HttpServer:
         except asyncio.CancelledError:
             pass
         finally:
-            self._connections.discard(task)
             writer.close()
+
+    async def _next_request(self, connection: Connection) -> Any:
+        """Who asked once may keep the connection, as long as there are not too many of that kind."""
+        self._idle[connection.writer] = None
+        if len(self._idle) > MAX_IDLE:
+            oldest = next(iter(self._idle))
+            del self._idle[oldest]
+            oldest.close()
+        try:
+            return await connection.next_event()
+        finally:
+            self._idle.pop(connection.writer, None)
 
     async def _refuse(self, connection: Connection, err: h11.RemoteProtocolError) -> None:
         """Say what was wrong with the request, if nothing was said yet and somebody may listen."""
@@ -227,9 +243,8 @@ class HttpServer:
                 _head(err.error_status_hint, headers), h11.Data(data=body), h11.EndOfMessage()
             )
 
-    async def _one(self, connection: Connection) -> bool:
+    async def _one(self, connection: Connection, event: Any) -> bool:
         """Serve one request; whether another may follow."""
-        event = await connection.next_event()
         if not isinstance(event, h11.Request):
             return False
         request = Request(event, connection)

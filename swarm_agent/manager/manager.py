@@ -246,7 +246,7 @@ class Manager:
         )
 
     async def certificate_renewed(self) -> None:
-        """New connections to the front door see it; the RPC server asks for it itself.
+        """Whoever connects from now on sees it.
 
         Ways to leaders are opened anew: a channel that reconnects years later would still show the old one. Calls
         that run on an old one keep it until they end.
@@ -254,6 +254,7 @@ class Manager:
         self._clients.clear()
         if self._home is not None:
             self._home.raft.put(self._transport.renewed)
+        self._rpc.renewed()
         await self._door.renewed()
 
     async def wait_failed(self) -> None:

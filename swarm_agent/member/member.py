@@ -27,6 +27,7 @@ from swarm_agent.network.model import NetworkView, NodeNetwork
 from swarm_agent.node.contents import Piece
 from swarm_agent.node.describe import describe, volume_events
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable
+from swarm_agent.node.heldports import HeldPorts
 from swarm_agent.node.lease import Lease
 from swarm_agent.node.worker import Assignment, Worker
 from swarm_agent.objects import features
@@ -40,6 +41,7 @@ from swarm_agent.session.wire import Hello, Leave, LogsWanted
 log = logging.getLogger(__name__)
 
 DESCRIBE_EVERY_S = 20.0
+LOOK_AT_PORTS_EVERY_S = 2.0
 REDIRECTS = 3
 LEAVE_TIMEOUT_S = 12.0
 
@@ -71,6 +73,7 @@ class Member:
         self._network = network
         self._on_removed = on_removed
         self._description = NodeDescription()
+        self._held_ports = HeldPorts()
         self._describe_now = asyncio.Event()
         self._tasks: dict[asyncio.Task[None], None] = {}  # in order, so that they end in order
         self.session = SessionAgent(
@@ -135,6 +138,7 @@ class Member:
         self._spawn(self._views.keep(), "network check")
         self._spawn(self._keep_described(), "describe")
         self._spawn(self._watch_volumes(), "volume events")
+        self._spawn(self._watch_ports(), "ports of the host")
         self._spawn(self._managing.certificate.keep(), "certificate")
 
     async def stop(self) -> None:
@@ -214,12 +218,23 @@ class Member:
 
     async def _describe(self) -> None:
         self._description = await describe(
-            self._engine, ca.issuer_of(self.identity.root), self._config.generic
+            self._engine, ca.issuer_of(self.identity.root), self._config.generic, self._held_ports.ports
         )
 
     async def _watch_volumes(self) -> None:
         async for _ in volume_events(self._engine):
             self._describe_now.set()
+
+    async def _watch_ports(self) -> None:
+        """No event tells of programs that begin to listen."""
+        while True:
+            try:
+                if self._held_ports.look(await self._network.port_holders()):
+                    self._describe_now.set()
+                await self._views.look_at_ports()
+            except (SwarmError, OSError) as err:
+                log.warning("cannot look at the ports of this host: %s", err)
+            await asyncio.sleep(LOOK_AT_PORTS_EVERY_S)
 
     async def _keep_described(self) -> None:
         while True:

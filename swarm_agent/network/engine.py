@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 DRIVER = "swarm"
 OPTION = "swarm.network"
+USUAL_BRIDGES = ("docker0", "docker_gwbridge")
 _PREFIX = "swarm-"
 _NODE_NAME = "swarm_node"
 """Sorts behind every ``swarm-<id>``: the engine's own resolver gives a container's address in the first network by name."""
@@ -78,6 +79,15 @@ class EngineNetworks:
         node = {NODE_NETWORK_ID} if _NODE_NAME in names else set()
         return node | {name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX)}
 
+    async def bridges(self) -> tuple[str, ...]:
+        """Links of the host behind which the engine's own networks have their containers."""
+        query = urllib.parse.quote(json.dumps({"driver": ["bridge"]}))
+        status, answer = await self._engine.request("GET", f"/networks?filters={query}")
+        if status >= 400:
+            raise EngineRefused(f"the engine does not list its networks: {_words(answer)}")
+        found = {_bridge(network) for network in answer or [] if network.get("Driver") == "bridge"}
+        return tuple(sorted(found | set(USUAL_BRIDGES)))
+
     async def _inspect(self, network_id: str) -> dict[str, Any] | None:
         status, answer = await self._engine.request("GET", f"/networks/{name_of(network_id)}")
         if status == 404:
@@ -125,8 +135,13 @@ class EngineNetworks:
             raise EngineRefused(f"the engine does not remove network {name}: {_words(answer)}")
 
 
-def container_network(req: AttachRequest, dns: str | None) -> ContainerNetwork:
-    """How a task's container is created: the node network first, the overlays connected after, in order."""
+def container_network(
+    req: AttachRequest, dns: str | None, options: tuple[str, ...] = (), resolv_conf: str = ""
+) -> ContainerNetwork:
+    """How a task's container is created: the node network first, the overlays connected after, in order.
+
+    ``options``, ``resolv_conf``: as :mod:`swarm_agent.network.resolvconf` worked them out.
+    """
     wanted = []
     if req.node_address is not None:
         wanted.append((name_of(NODE_NETWORK_ID), req.node_address))
@@ -140,7 +155,14 @@ def container_network(req: AttachRequest, dns: str | None) -> ContainerNetwork:
         first={first: endpoint},
         connect=tuple(settings[1:]),
         dns=(dns,) if dns is not None and req.node_address is not None else (),
+        dns_options=options,
+        resolv_conf=resolv_conf,
     )
+
+
+def _bridge(network: dict[str, Any]) -> str:
+    named: str = (network.get("Options") or {}).get("com.docker.network.bridge.name") or ""
+    return named or f"br-{network['Id'][:12]}"
 
 
 def _fits(found: dict[str, Any], subnet: str, gateway: str) -> bool:

@@ -13,8 +13,7 @@ import subprocess
 from pathlib import Path
 
 from swarm_agent.network import namespaces
-from swarm_agent.network.model import Cut
-from swarm_agent.network.rules import HOST_LINK
+from swarm_agent.network.model import HOST_LINK, Cut
 
 log = logging.getLogger(__name__)
 

@@ -13,14 +13,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from swarm_agent.network import firewall, links, model, namespaces, rules
-from swarm_agent.network.engine import Engine, EngineNetworks, container_network
+from swarm_agent.network import firewall, links, model, namespaces, resolvconf, rules
+from swarm_agent.network import guards as guarding
+from swarm_agent.network.engine import USUAL_BRIDGES, Engine, EngineNetworks, container_network
 from swarm_agent.network.firewall import MissingPart
-from swarm_agent.network.journal import Journal, NamesEntry, NetworkEntry, ResolverEntry, TaskEntry
+from swarm_agent.network.journal import (
+    Journal,
+    NamesEntry,
+    NetworkEntry,
+    PortsEntry,
+    ResolverEntry,
+    TaskEntry,
+)
 from swarm_agent.network.model import (
     NODE_NETNS,
     NODE_NETWORK_ID,
@@ -29,9 +38,11 @@ from swarm_agent.network.model import (
     ContainerNetwork,
     NetworkView,
     Plan,
+    PortKey,
     TaskAddress,
 )
 from swarm_agent.network.nft import Loaders, NftError
+from swarm_agent.network.sockets import HostSockets, Yielded
 from swarm_agent.objects.errors import FailedPrecondition, SwarmError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -46,9 +57,18 @@ class NetworkError(Unavailable):
 
 
 class HostNetwork:
+    """``control_ports``: where this host's own agent listens for other hosts (TCP)."""
+
     def __init__(
-        self, engine: Engine, journal: Journal | None = None, loaders: Loaders | None = None
+        self,
+        engine: Engine,
+        journal: Journal | None = None,
+        loaders: Loaders | None = None,
+        sockets: HostSockets | None = None,
+        control_ports: tuple[int, ...] = (),
     ) -> None:
+        self._control_ports = control_ports
+        self._bridges: tuple[str, ...] | None = None  # None: not asked yet
         self._journal = journal or Journal()
         self._engine = EngineNetworks(engine, self._journal)
         self._loaders = loaders
@@ -59,6 +79,9 @@ class HostNetwork:
         self._looked = False  # the first apply looks at everything
         self._attached: set[str] = set()
         self._engine_strays: set[str] | None = None  # None: not asked yet
+        self._sockets = sockets or HostSockets()
+        self._yielded = Yielded()
+        self._published: frozenset[PortKey] = frozenset()
 
     # --- the contract
 
@@ -69,8 +92,12 @@ class HostNetwork:
 
     async def apply(self, view: NetworkView) -> None:
         async with self._lock:
+            bridges = await self._known_bridges()
             try:
-                wanted = await self._run(lambda: model.plan(view))
+                self._published = frozenset((p.protocol, p.published) for p in view.ports)
+                wanted = await self._run(
+                    lambda: model.plan(view, bridges, self._control_ports, not_taken=self._not_taken())
+                )
             except ValueError as error:
                 raise NetworkError(f"the network view for this node cannot be true: {error}") from error
             before = set(self._current.overlays)
@@ -102,11 +129,12 @@ class HostNetwork:
         for network_id in networks:
             overlay = current.overlays[network_id]
             await self._engine.make(network_id, overlay.subnet, overlay.gateway)
-        return container_network(req, model.node_gateway(number))
+        resolver = await self._run(lambda: self._resolver(req))
+        return container_network(req, model.node_gateway(number), *resolver)
 
     async def detach(self, task_id: str) -> None:
         self._attached.discard(task_id)
-        await self._run(lambda: self._journal.drop(TaskEntry, task_id))
+        await self._run(lambda: self._forget_task(task_id))
 
     async def stop(self) -> None:
         if self._worker is None:
@@ -114,6 +142,17 @@ class HostNetwork:
         await self._run(self._close)
         self._worker.shutdown()
         self._worker = None
+
+    # --- the host's own ports
+
+    async def ports_changed(self) -> bool:
+        if not self._published:
+            return False
+        before = self._yielded.ports
+        return await self._run(self._not_taken) != before
+
+    async def port_holders(self) -> dict[PortKey, str]:
+        return await self._run(self._holders)
 
     # --- beyond the contract
 
@@ -123,6 +162,7 @@ class HostNetwork:
             self._current = Plan()
             self._looked = False
             self._engine_strays = None
+            self._bridges = None
 
     async def leave(self) -> None:
         """Take away everything of ours: engine networks, namespaces, links, rules, journal."""
@@ -133,6 +173,20 @@ class HostNetwork:
             self._current = Plan()
             self._looked = False
             self._attached.clear()
+
+    # --- the engine's own networks
+
+    async def _known_bridges(self) -> tuple[str, ...]:
+        if self._bridges is None:
+            try:
+                async with asyncio.timeout(_ENGINE_PATIENCE):
+                    self._bridges = await self._engine.bridges()
+            except (
+                OSError,
+                SwarmError,
+            ) as error:  # it is away, or it refuses; asked again with the next view
+                log.warning(f"which bridges the engine has is asked later: {error}")
+        return self._bridges or USUAL_BRIDGES
 
     # --- engine networks that are no longer wanted
 
@@ -163,8 +217,28 @@ class HostNetwork:
             raise NetworkError("the network of this node is not started")
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
 
+    def _holders(self) -> dict[PortKey, str]:
+        return self._sockets.holders(set(self._journal.get_holds().inodes))
+
+    def _not_taken(self) -> frozenset[PortKey]:
+        holders = self._holders() if self._published else {}
+        before = self._yielded.ports
+        found = self._yielded.look(self._published, holders, time.monotonic())
+        for protocol, number in sorted(found - before):
+            log.warning(
+                f"published port {number}/{protocol} is not taken on this host: {holders.get((protocol, number))} holds it"
+            )
+        for protocol, number in sorted((before - found) & self._published):
+            log.info(f"published port {number}/{protocol} is free by now and is taken")
+        return found
+
+    def _write_ports(self, wanted: Plan) -> None:
+        self._journal.put_ports(PortsEntry(tuple(sorted(wanted.ports)), tuple(sorted(self._yielded.ports))))
+
     def _start(self) -> None:
         self._journal.prepare()
+        yielded = self._journal.get_ports().yielded
+        self._yielded.remember(((protocol, number) for protocol, number in yielded), time.monotonic())
         firewall.prepare_kernel()
         if self._spaces is None:
             self._spaces = links.Spaces(self._loaders or Loaders())
@@ -185,6 +259,7 @@ class HostNetwork:
     def _apply(self, wanted: Plan) -> list[str]:
         failures: list[str] = []
         believed = wanted
+        self._write_ports(wanted)  # before the rules: who binds in between finds the port in use
         if not self._looked:
             failures += self._remove_strays(wanted)
             self._looked = not failures
@@ -216,15 +291,17 @@ class HostNetwork:
         for network_id in self._journal.keys(NamesEntry):
             if network_id not in wanted.names:
                 self._journal.drop(NamesEntry, network_id)
-        for task_id in self._journal.keys(TaskEntry):
+        for task_id in {*self._journal.keys(TaskEntry), *self._journal.resolv_confs()}:
             if task_id not in wanted.tasks and task_id not in self._attached:
-                self._journal.drop(TaskEntry, task_id)
+                self._forget_task(task_id)
         return failures
 
     def _make(self, change: Change) -> None:
         match change:
             case model.MakeNode(node, ports):
                 self._make_node(node, ports)
+            case model.SetGuards(guards):
+                self._s.host().nft.run(guarding.table(guards))
             case model.SetPeers(add, remove):
                 self._set_peers(add, remove)
             case model.SetPorts(put, remove_ports, cuts):
@@ -285,17 +362,32 @@ class HostNetwork:
     def _write_task(self, task: TaskAddress) -> None:
         self._journal.put(task.task_id, TaskEntry(task.task_id, task.address, task.networks, task.servers))
 
+    def _resolver(self, req: AttachRequest) -> tuple[tuple[str, ...], str]:
+        """Options for the create call, and the file to mount over the container's resolv.conf, if one is needed."""
+        wanted = resolvconf.for_container(req.search, req.dns_options, resolvconf.of_host())
+        if wanted.text:
+            return wanted.options, str(self._journal.put_resolv_conf(req.task_id, wanted.text))
+        return wanted.options, ""
+
+    def _forget_task(self, task_id: str) -> None:
+        self._journal.drop(TaskEntry, task_id)
+        self._journal.drop_resolv_conf(task_id)
+
     def _leave(self) -> None:
         for netns in namespaces.names(links.PREFIX):
             if netns != NODE_NETNS:
                 links.drop_overlay(self._s, netns)
         links.drop_node(self._s)
         self._s.host().nft.run(rules.NO_TABLE)
+        self._s.host().nft.run(guarding.NO_TABLE)
         firewall.close_forwarding()
         self._journal.put_resolver(ResolverEntry())
+        self._journal.put_ports(PortsEntry())
         for kind in (NetworkEntry, NamesEntry, TaskEntry):
             for key in self._journal.keys(kind):
                 self._journal.drop(kind, key)
+        for task_id in self._journal.resolv_confs():
+            self._journal.drop_resolv_conf(task_id)
 
 
 __all__ = ["HostNetwork", "NetworkError"]

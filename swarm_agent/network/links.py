@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from swarm_agent.network import namespaces, rules
 from swarm_agent.network.model import (
+    HOST_LINK,
     NODE_NETNS,
     NODE_POOL,
     NODE_VNI,
@@ -201,16 +202,16 @@ def make_node(spaces: Spaces, node: NodePlan) -> None:
     )
     space.nft.run(rules.node_table(node))
 
-    host.route.set_addresses(rules.HOST_LINK, [f"{HOST_SIDE}/30", f"{host_identity(node.number)}/32"])
+    host.route.set_addresses(HOST_LINK, [f"{HOST_SIDE}/30", f"{host_identity(node.number)}/32"])
     _equal_routes(
         host.route,
-        {Route(str(NODE_POOL), rules.HOST_LINK, gateway=NODE_SIDE, source=host_identity(node.number))},
+        {Route(str(NODE_POOL), HOST_LINK, gateway=NODE_SIDE, source=host_identity(node.number))},
     )
 
 
 def drop_node(spaces: Spaces) -> None:
     drop_overlay(spaces, NODE_NETNS)
-    spaces.host().route.delete_link(rules.HOST_LINK)
+    spaces.host().route.delete_link(HOST_LINK)
 
 
 def set_peers(spaces: Spaces, add: dict[int, str], remove: dict[int, str]) -> None:
@@ -256,16 +257,16 @@ def _peer_rule(number: int) -> Rule:
 def _make_pair(space: Space, host: Space) -> None:
     """``swarm0`` in the host, ``nd1`` in ov-node. Half a pair is a pair lost: both go and come together."""
     inside, outside = space.route.links(), host.route.links()
-    if rules.HOST_LINK not in outside or rules.NODE_LINK not in inside:
+    if HOST_LINK not in outside or rules.NODE_LINK not in inside:
         space.route.delete_link(rules.NODE_LINK)
-        host.route.delete_link(rules.HOST_LINK)
+        host.route.delete_link(HOST_LINK)
         target = os.open(namespaces.path_of(NODE_NETNS), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            host.route.make_veth(rules.HOST_LINK, rules.NODE_LINK, peer_netns_fd=target, mtu=1500)
+            host.route.make_veth(HOST_LINK, rules.NODE_LINK, peer_netns_fd=target, mtu=1500)
         finally:
             os.close(target)
         space.route.forget()
-    host.route.set_link(rules.HOST_LINK)
+    host.route.set_link(HOST_LINK)
     space.route.set_link(rules.NODE_LINK)
 
 

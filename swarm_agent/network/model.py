@@ -12,6 +12,7 @@ value; ``changes(old, new)`` is empty exactly when they are equal, and names onl
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import msgspec
@@ -24,6 +25,11 @@ NODE_VNI = 4095
 """Reserved for the node network; overlays get theirs from 4096 up."""
 LAST_NODE_NUMBER = 1023
 VXLAN_PORT = 4789
+HOST_LINK = "swarm0"
+"""The host's end of the pair between host and ov-node: whatever comes in by it was sent by a task."""
+
+PortKey = tuple[str, int]
+"""(protocol, number) of a port of the host."""
 
 
 # --- the words of the contract (docs/design/rooms.md)
@@ -85,7 +91,10 @@ class TaskAddress(Struct, frozen=True):
 
 
 class NetworkView(Struct, frozen=True):
-    """All a node needs to know. ``peers`` may name the node itself; it is passed over. ``mtu``: of the node network."""
+    """All a node needs to know. ``peers`` may name the node itself; it is passed over. ``mtu``: of the node network.
+
+    ``members``: every address the swarm's hosts are known to have; ``control_ports``: where they talk to each other (TCP).
+    """
 
     node_id: str
     number: int
@@ -97,6 +106,8 @@ class NetworkView(Struct, frozen=True):
     ports: tuple[PublishedPort, ...] = ()
     local: tuple[TaskAddress, ...] = ()
     mtu: int = 1450
+    members: tuple[str, ...] = ()
+    control_ports: tuple[int, ...] = ()
 
 
 class AttachRequest(Struct, frozen=True):
@@ -104,16 +115,22 @@ class AttachRequest(Struct, frozen=True):
     node_address: str | None
     overlays: tuple[tuple[str, str, tuple[str, ...]], ...] = ()  # (network_id, address, aliases)
     servers: tuple[str, ...] = ()  # as of TaskAddress
+    search: tuple[str, ...] = ()  # what the user states for the container's resolv.conf; none: the host's
+    dns_options: tuple[str, ...] = ()
 
 
 class ContainerNetwork(Struct, frozen=True):
-    """What ``docker create`` is told. ``connect`` goes, in order, between create and start: never after start."""
+    """What ``docker create`` is told. ``connect`` goes, in order, between create and start: never after start.
+
+    ``dns_options`` has what the user stated in it. ``resolv_conf``: a file of the host to mount over the container's.
+    """
 
     network_mode: str
     first: dict[str, Any] | None
     connect: tuple[tuple[str, dict[str, Any]], ...] = ()
     dns: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()
+    resolv_conf: str = ""
 
 
 class NodeNetwork(Protocol):
@@ -127,6 +144,14 @@ class NodeNetwork(Protocol):
 
     async def attach(self, req: AttachRequest) -> ContainerNetwork:
         """Before ``docker create``. The overlays must be in the applied view."""
+
+    async def ports_changed(self) -> bool:
+        """Look at who holds ports of this host; whether the next ``apply`` would take other published ports than the last."""
+        ...
+
+    async def port_holders(self) -> dict[PortKey, str]:
+        """By port the program of this host that holds it, for people: what the swarm cannot have here."""
+        ...
 
     async def recheck(self) -> None:
         """Believe nothing of what was applied: the next ``apply`` looks at the whole host."""
@@ -217,6 +242,14 @@ class PortPlan(Struct, frozen=True):
     draining: tuple[str, ...] = ()
 
 
+class Guards(Struct, frozen=True):
+    """What containers must not reach. ``inner``: the host's links behind which containers are."""
+
+    inner: tuple[str, ...]
+    members: tuple[str, ...]
+    ports: tuple[int, ...]
+
+
 class Names(Struct, frozen=True):
     """Names of one network, lower case; ``pointers``: address -> name."""
 
@@ -225,19 +258,27 @@ class Names(Struct, frozen=True):
     pointers: dict[str, str]
 
 
-PortKey = tuple[str, int]
-
-
 class Plan(Struct, frozen=True):
     node: NodePlan | None = None
     overlays: dict[str, OverlayPlan] = {}
     ports: dict[PortKey, PortPlan] = {}
     names: dict[str, Names] = {}
     tasks: dict[str, TaskAddress] = {}
+    guards: Guards | None = None
 
 
-def plan(view: NetworkView) -> Plan:
-    """What this node's network should be. Raises ``ValueError`` for a view that cannot be true."""
+def plan(
+    view: NetworkView,
+    bridges: Iterable[str] = (),
+    ports: Iterable[int] = (),
+    *,
+    not_taken: frozenset[PortKey] = frozenset(),
+) -> Plan:
+    """What this node's network should be. Raises ``ValueError`` for a view that cannot be true.
+
+    ``bridges``: those of the engine on this host; ``ports``: the control ports of this host's own configuration; ``not_taken``: published
+    ports that programs of this host hold, which are neither live nor closed here.
+    """
     own = node_subnet(view.number)
     peers = {peer.number: peer.data_addr for peer in view.peers if peer.number != view.number}
     for number in peers:
@@ -266,10 +307,28 @@ def plan(view: NetworkView) -> Plan:
     return Plan(
         node=NodePlan(view.number, view.data_addr, view.mtu, peers),
         overlays=overlays,
-        ports=_ports(view, own),
+        ports={key: port for key, port in _ports(view, own).items() if key not in not_taken},
         names=names,
         tasks={task.task_id: task for task in view.local},
+        guards=_guards(view, bridges, ports),
     )
+
+
+def _guards(view: NetworkView, bridges: Iterable[str], ports: Iterable[int]) -> Guards:
+    addresses = {view.data_addr, *(peer.data_addr for peer in view.peers), *view.members}
+    return Guards(
+        inner=tuple(sorted({HOST_LINK, *bridges})),
+        members=_in_order({address for address in addresses if _is_ipv4(address)}),
+        ports=tuple(sorted({*ports, *view.control_ports})),
+    )
+
+
+def _is_ipv4(address: str) -> bool:
+    try:
+        ipaddress.IPv4Address(address)
+    except ValueError:
+        return False
+    return True
 
 
 def _overlay_plan(
@@ -317,7 +376,7 @@ def _ports(view: NetworkView, own: ipaddress.IPv4Network) -> dict[PortKey, PortP
 
 
 def _names(overlay: Overlay, endpoints: list[Endpoint], vips: list[VirtualIP]) -> Names:
-    """Service and alias -> virtual address; ``tasks.<service>`` -> its ready tasks; task -> its address."""
+    """Service and alias -> virtual address; ``tasks.`` before either -> its ready tasks; task -> its address."""
     found: dict[str, set[str]] = {}
     pointers: dict[str, str] = {}
     balanced = set()
@@ -326,16 +385,19 @@ def _names(overlay: Overlay, endpoints: list[Endpoint], vips: list[VirtualIP]) -
         pointers[vip.address] = f"{vip.service_name}.{overlay.name}"
         for name in (vip.service_name, *vip.aliases):
             found.setdefault(name.lower(), set()).add(vip.address)
-        found.setdefault(f"tasks.{vip.service_name}".lower(), set())
+            found.setdefault(f"tasks.{name}".lower(), set())
     for endpoint in endpoints:
         pointers[endpoint.address] = f"{endpoint.task_name}.{overlay.name}"
         found.setdefault(endpoint.task_name.lower(), set()).add(endpoint.address)
         if not endpoint.service_name:
             shared: tuple[str, ...] = endpoint.aliases
-        elif endpoint.service_id in balanced:
-            shared = (f"tasks.{endpoint.service_name}",)
-        else:  # no virtual address: the service's own name leads to its tasks
-            shared = (f"tasks.{endpoint.service_name}", endpoint.service_name, *endpoint.aliases)
+        else:
+            own = (endpoint.service_name, *endpoint.aliases)
+            shared = tuple(f"tasks.{name}" for name in own)
+            if (
+                endpoint.service_id not in balanced
+            ):  # no virtual address: the service's names lead to its tasks
+                shared += own
         for name in shared:
             addresses = found.setdefault(name.lower(), set())
             if endpoint.ready:
@@ -426,6 +488,10 @@ class SetTasks(Struct, frozen=True, tag=True):
     remove: tuple[str, ...]
 
 
+class SetGuards(Struct, frozen=True, tag=True):
+    guards: Guards
+
+
 Change = (
     MakeNode
     | SetPeers
@@ -437,6 +503,7 @@ Change = (
     | SetPorts
     | SetNames
     | SetTasks
+    | SetGuards
 )
 
 
@@ -448,6 +515,8 @@ def changes(old: Plan, new: Plan) -> list[Change]:
     found: list[Change] = []
     late: list[Change] = []
     found.extend(_node_changes(old, new))
+    if new.guards is not None and new.guards != old.guards:
+        found.append(SetGuards(new.guards))
     for network_id, overlay in new.overlays.items():
         before = old.overlays.get(network_id)
         if before is None or before.shape != overlay.shape:
@@ -566,6 +635,8 @@ def without(current: Plan, failed: Change) -> Plan:
         )
     elif isinstance(failed, SetTasks):
         return msgspec.structs.replace(current, tasks={})
+    elif isinstance(failed, SetGuards):
+        return msgspec.structs.replace(current, guards=None)
     else:
         return current  # a network that would not go is a stray, which the next full look finds
     return msgspec.structs.replace(

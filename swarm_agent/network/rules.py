@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from swarm_agent.network.model import (
+    HOST_LINK,
     NODE_POOL,
     VXLAN_PORT,
     NodePlan,
@@ -21,8 +22,7 @@ from swarm_agent.network.model import (
 )
 from swarm_agent.network.netlink import mac_of
 
-HOST_LINK = "swarm0"  # the host's end of the pair between host and ov-node
-NODE_LINK = "nd1"  # its other end
+NODE_LINK = "nd1"  # the other end of HOST_LINK, in ov-node
 SWING = "swing"  # the vxlan between the ov-node namespaces
 
 _DELETE_TABLE = "add table ip swarm\ndelete table ip swarm\n"

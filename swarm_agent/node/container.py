@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from swarm_agent.network import resolvconf
 from swarm_agent.network.model import ContainerNetwork
 from swarm_agent.node.contents import FileMount
 from swarm_agent.node.resources import devices, environment
@@ -55,6 +56,9 @@ def create_body(
     body["HostConfig"]["Mounts"] += [
         {"Type": "bind", "Source": f.source, "Target": f.target, "ReadOnly": True} for f in files
     ]
+    if network.resolv_conf and resolvconf.TARGET not in {m["Target"] for m in body["HostConfig"]["Mounts"]}:
+        mount = {"Type": "bind", "Source": network.resolv_conf, "Target": resolvconf.TARGET}
+        body["HostConfig"]["Mounts"].append({**mount, "ReadOnly": bool(spec.read_only)})
     _give(body, task)
     if network.first is not None:
         body["NetworkingConfig"] = {"EndpointsConfig": network.first}
@@ -103,7 +107,7 @@ def _host_config(
         # on an overlay ours is asked, or the names of other services would be lost; it asks those that are wanted
         "Dns": (network.dns if task.networks else ()) or name_servers(revision) or network.dns,
         "DnsSearch": dns and dns.search,
-        "DnsOptions": (*network.dns_options, *((dns and dns.options) or ())),  # the last word counts
+        "DnsOptions": network.dns_options or (dns and dns.options),
         "Sysctls": spec.sysctls,
         "CapAdd": spec.capability_add,
         "CapDrop": spec.capability_drop,

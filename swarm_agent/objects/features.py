@@ -14,8 +14,9 @@ SNAPSHOT_FRAMES = 2  # snapshots that say their format; the first release's are 
 NODE_LEVELS = 2  # ``Node.feature_level``
 AUTOLOCK = 2  # ``Cluster.unlock``
 ORCHESTRATION = 3  # see BRINGS
+HOST_FACTS = 4  # what a node says of its host beyond its engine: ``NodeDescription.held_ports`` and the like
 
-LEVEL = 3
+LEVEL = 4
 """The highest level this release knows."""
 
 BRINGS: dict[int, tuple[str, ...]] = {
@@ -33,6 +34,7 @@ BRINGS: dict[int, tuple[str, ...]] = {
         "numbers of revisions, back-off of crash loops, drain and rebalance as rolling moves, fencing",
         "since when a node takes tasks",
     ),
+    4: ("what a node's host uses itself: the ports its programs hold",),
 }
 """What each level brings, for people."""
 

@@ -82,6 +82,14 @@ class Generic(Part, frozen=True, kw_only=True):
     name: str = ""
 
 
+class HeldPort(Part, frozen=True, kw_only=True):
+    """A port that a program of the host holds, so that the swarm does not take it there."""
+
+    protocol: str  # "tcp" | "udp"
+    number: int
+    holder: str = ""  # for people: "sshd (pid 612)"
+
+
 class NodeDescription(Part, frozen=True, kw_only=True):
     hostname: str = ""
     architecture: str = ""
@@ -96,6 +104,7 @@ class NodeDescription(Part, frozen=True, kw_only=True):
     cert_issuer_subject: bytes = b""  # DER
     cert_issuer_public_key: bytes = b""  # DER
     agent_version: str = ""
+    held_ports: tuple[HeldPort, ...] = ()  # sorted by protocol and number; level 4
 
 
 class NodeStatus(Part, frozen=True, kw_only=True):

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 BEATS_A_PERIOD = 5
 REPORT_COALESCE_S = 0.01
+STATUSES_AT_ONCE = 250  # in one message: however long their reasons, it is one a manager takes
 CONNECT_TIMEOUT_S = 3.0
 WELCOME_TIMEOUT_S = 1.5
 CONFIRM_TIMEOUT_S = 2.5  # a manager that confirms no beat for so long leads no more: another one does
@@ -278,7 +279,8 @@ class SessionAgent:
             out.append(Described(self._described))
             self._described = None
         if self._pending:
-            out.append(Statuses(tuple(self._pending.items())))
+            items = tuple(self._pending.items())
+            out += [Statuses(items[n : n + STATUSES_AT_ONCE]) for n in range(0, len(items), STATUSES_AT_ONCE)]
             self._pending = {}
         if self._leaving:
             out.append(Leaving())

@@ -94,6 +94,7 @@ class NetworkPicture:
             for n in sorted(store.nodes.all(), key=lambda n: n.number)
             if n.number and n.data_addr
         )
+        self._members, self._control_ports = _addresses(store.nodes.all())
         self._tasks: defaultdict[str, list[Task]] = defaultdict(list)  # by service, those that hold addresses
         self._on_node: defaultdict[str, list[Task]] = defaultdict(list)
         for task in store.tasks.all():
@@ -123,6 +124,8 @@ class NetworkPicture:
                 for t in sorted(mine, key=lambda t: t.id)
                 if t.node_address
             ),
+            members=self._members,
+            control_ports=self._control_ports,
         )
 
     def _servers(self, task: Task) -> tuple[str, ...]:
@@ -195,6 +198,20 @@ class NetworkPicture:
                 out += _published(service, "host", tasks)
             out += [_picked(task, port) for task in tasks for port in task.status.ports]
         return tuple(out)
+
+
+def _addresses(nodes: Iterable[Node]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Every address of a member that is known, and the ports of managers, as far as the records tell."""
+    addresses: set[str] = set()
+    ports: set[int] = set()
+    for node in nodes:
+        addresses |= {node.data_addr, node.status.addr}
+        for place in (node.manager_addr, node.rpc_addr):
+            host, _, port = place.rpartition(":")
+            addresses.add(host.strip("[]"))
+            if port.isdigit():
+                ports.add(int(port))
+    return tuple(sorted(addresses - {""})), tuple(sorted(ports))
 
 
 def _picked(task: Task, port: PortConfig) -> PublishedPort:

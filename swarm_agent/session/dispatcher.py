@@ -461,9 +461,12 @@ class Dispatcher:
 
     def _writable(self, description: NodeDescription) -> NodeDescription:
         """As much of it as the cluster's level lets us write."""
-        if self._store.feature_level >= features.ORCHESTRATION:
-            return description
-        return msgspec.structs.replace(description, generic=(), volumes=())
+        level = self._store.feature_level
+        if level < features.HOST_FACTS:
+            description = msgspec.structs.replace(description, held_ports=())
+        if level < features.ORCHESTRATION:
+            description = msgspec.structs.replace(description, generic=(), volumes=())
+        return description
 
     def _described(self, description: NodeDescription, node: Node) -> Node:
         return msgspec.structs.replace(node, description=self._writable(description))

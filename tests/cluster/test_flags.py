@@ -244,7 +244,12 @@ def test_network_and_names(lab: Lab) -> None:
         serve = ("/task", "serve", "me", "7000")
         net = ("--network=name=fnet,alias=nick", "--endpoint-mode=vip")
         create(lab, "peer", *net, image=f"{IMAGE}:1", command=serve)
-        dns = (f"--dns={OTHER_DNS}", "--dns-search=example.org", "--dns-option=timeout:3")
+        dns = (
+            f"--dns={OTHER_DNS}",
+            "--dns-search=example.org",
+            "--dns-option=timeout:3",
+            "--dns-option=ndots:2",
+        )
         seen = create(lab, "net", *net, *dns)
         (vip,) = lab[1].get("/services/peer")["Endpoint"]["VirtualIPs"]
         address = vip["Addr"].partition("/")[0]
@@ -252,7 +257,7 @@ def test_network_and_names(lab: Lab) -> None:
         assert "192.0.2.7" in seen.run("busybox nslookup elsewhere.example.")
         resolv = seen.run("cat /etc/resolv.conf")
         assert "search example.org" in resolv
-        assert "timeout:3" in resolv
+        assert resolv.splitlines()[-1] == "options timeout:3 ndots:2"
         assert seen.template["Networks"][0]["Aliases"] == ["nick"]
         after = update(
             lab, "net", f"--dns-rm={OTHER_DNS}", "--dns-search-rm=example.org", "--dns-option-rm=timeout:3"

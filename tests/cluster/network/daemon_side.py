@@ -23,6 +23,8 @@ from swarm_agent.network.model import AttachRequest, NetworkView
 from swarm_agent.network.netlink import Netlink
 from swarm_agent.network.nft import Loaders
 
+CONTROL_PORTS = (2377, 2378, 7946)
+
 
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
@@ -76,7 +78,8 @@ def die_before(act: int) -> None:
 
 
 async def main(engine: str, state: str, library: str, cut: str) -> None:
-    network = HostNetwork(UnixEngine(engine), Journal(Path(state)), Loaders(library=library == "library"))
+    loaders = Loaders(library=library == "library")
+    network = HostNetwork(UnixEngine(engine), Journal(Path(state)), loaders, CONTROL_PORTS)
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         call, argument = json.loads(line)

@@ -25,6 +25,7 @@ from typing import Any
 
 import msgspec
 
+from swarm_agent.network import resolvconf
 from swarm_agent.network.model import (
     Endpoint,
     NetworkView,
@@ -40,6 +41,17 @@ from tests.cluster.network.daemon_side import engine_request
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 CLIENT = "10.93.0.100"
+RESOLV_CONFS = {
+    "ndots:0": f"nameserver {CLIENT}\noptions ndots:0\n",
+    "ndots:5": f"search corp.example\nnameserver {CLIENT}\noptions ndots:5 timeout:2\n",
+    "edns0": f"nameserver {CLIENT}\noptions edns0 trust-ad\nsearch .\n",
+    "stub": "nameserver 127.0.0.53\noptions edns0 trust-ad\n",
+    "three": f"nameserver 10.92.0.254\nnameserver {CLIENT}\nnameserver 192.0.2.53\n",
+    "empty": "",
+    "plain": f"nameserver {CLIENT}\n",
+}
+"""What hosts have in ``/etc/resolv.conf``; those of the lab differ, as the hosts of a cluster may."""
+_USUAL = ("plain", "ndots:0", "ndots:5", "edns0")
 IMAGE = "swnet-task"
 ENGINE_ROOT = os.environ.get("SWNET_ENGINE_ROOT", "")
 
@@ -73,10 +85,10 @@ class Space:
     def __init__(self, name: str, *, mounts: bool = False) -> None:
         self.name = name
         prepare = ""
-        if mounts:  # a /run of its own, and the outside client as its name server
+        if mounts:  # a /run and a resolv.conf of its own
             prepare = (
                 "conf=$(readlink -f /etc/resolv.conf) && mount -t tmpfs tmpfs /run && "
-                f'mkdir -p "$(dirname "$conf")" && echo nameserver {CLIENT} >/run/swnet-resolv.conf && touch "$conf" && '
+                'mkdir -p "$(dirname "$conf")" && touch /run/swnet-resolv.conf "$conf" && '
                 'mount --bind /run/swnet-resolv.conf "$conf" && '
             )
         flags = ["-n", "-m", "--propagation", "private"] if mounts else ["-n"]
@@ -174,6 +186,7 @@ class Host:
         self.folder = folder
         self.folder.mkdir(parents=True)
         self.space = Space(f"host{number}", mounts=True)
+        self.set_resolv_conf(_USUAL[number % len(_USUAL)])
         self.engine_socket = str(folder / "docker.sock")
         self.state = folder / "net"
         self.library = library
@@ -191,6 +204,10 @@ class Host:
             [*self.space.enter, *command], stderr=out, text=True, **({"stdout": out} | more)
         )
 
+    def set_resolv_conf(self, form: str) -> None:
+        """The host's ``/etc/resolv.conf`` from now on; a key of ``RESOLV_CONFS``."""
+        self.space.run("sh", "-c", "cat >/run/swnet-resolv.conf", input=RESOLV_CONFS[form])
+
     # --- the engine
 
     def start_engine(self, *, live_restore: bool = True) -> None:
@@ -203,6 +220,7 @@ class Host:
             self.space.run("mount", "--bind", ENGINE_ROOT, ENGINE_ROOT)
             for name in ("proc", "sys", "dev", "run", "tmp"):
                 self.space.run("mount", "--rbind", f"/{name}", f"{ENGINE_ROOT}/{name}")
+            self.space.run("mount", "--bind", "/run/swnet-resolv.conf", f"{ENGINE_ROOT}/etc/resolv.conf")
         self.engine = self.spawn(
             *(["chroot", ENGINE_ROOT] if ENGINE_ROOT else []),
             "dockerd", "--config-file", str(config), "--data-root", str(self.folder / "docker"),
@@ -292,6 +310,11 @@ class Host:
         pid = self.docker("inspect", "-f", "{{.State.Pid}}", container).strip()
         return run("nsenter", "-t", pid, "-n", "-m", "-r", "/task", "resolve", name, check=False).split()
 
+    def resolv_conf(self, container: str) -> str:
+        """What a program in the container reads in ``/etc/resolv.conf``."""
+        pid = self.docker("inspect", "-f", "{{.State.Pid}}", container).strip()
+        return self.space.run("cat", f"/proc/{pid}/root/etc/resolv.conf")
+
     def netns(self) -> list[str]:
         return sorted(line.split()[0] for line in self.space.run("ip", "netns").splitlines())
 
@@ -340,6 +363,7 @@ class Cluster:
 
     def view(self, number: int) -> NetworkView:
         host = self.hosts[number]
+        aliases = {(vip.network_id, vip.service_id): vip.aliases for vip in self.vips}
         ports = []
         for service, protocol, published, target, mode in self.ports:
             ready = [t.node_address for t in self.tasks.values() if t.service == service and t.ready]
@@ -359,7 +383,7 @@ class Cluster:
                     t.service,
                     f"node{t.host}",
                     address,
-                    (),
+                    aliases.get((network, t.service), ()),
                     t.ready,
                 )
                 for t in self.tasks.values()
@@ -387,19 +411,30 @@ class Cluster:
         self.tasks[task_id] = task
         return task
 
-    def start(self, task: Task, port: int = 7000) -> None:
+    def start(
+        self, task: Task, port: int = 7000, *, search: tuple[str, ...] = (), options: tuple[str, ...] = ()
+    ) -> None:
         """As the node does: attach, create with one network, connect the others, start."""
         host = self.hosts[task.host]
         overlays = [(network, address, []) for network, address in task.addresses.items()]
-        request = {"task_id": task.id, "node_address": task.node_address, "overlays": overlays}
+        request = {
+            "task_id": task.id,
+            "node_address": task.node_address,
+            "overlays": overlays,
+            "search": search,
+            "dns_options": options,
+        }
         net = host.call("attach", request)
+        binds = [f"{net['resolv_conf']}:{resolvconf.TARGET}"] if net["resolv_conf"] else []
         body = {
             "Image": IMAGE,
             "Cmd": ["/task", "serve", task.name, str(port)],
             "HostConfig": {
                 "NetworkMode": net["network_mode"],
                 "Dns": net["dns"],
+                "DnsSearch": search,
                 "DnsOptions": net["dns_options"],
+                "Binds": binds,
             },
             "NetworkingConfig": {"EndpointsConfig": net["first"]},
         }

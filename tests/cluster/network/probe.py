@@ -4,9 +4,11 @@ probe.py tcp HOST PORT COUNT [SPORT]   banner of COUNT new connections, or {"err
 probe.py udp HOST PORT COUNT [SPORT]   answer to COUNT datagrams
 probe.py big HOST PORT SIZE            answer to one datagram of that size
 probe.py dns SERVER NAME TYPE [tcp]    {"code":, "answers": [...]}
-probe.py vxlan HOST VNI SOURCE TARGET  one tunnelled datagram from SOURCE to TARGET (addresses inside), port 7777
+probe.py vxlan HOST VNI SOURCE TARGET [GATEWAY [SENDER]]
+                                       one tunnelled datagram from SOURCE to TARGET (addresses inside), port 7777, in a frame
+                                       to GATEWAY's MAC; the outer packet says it is from SENDER
 probe.py listen ADDRESS PORT 1         says "listening", then each datagram's sender
-probe.py upstream ADDRESS              says "listening", then answers every question with 192.0.2.7
+probe.py upstream ADDRESS              says "listening", then answers 192.0.2.7 for example.org and knows nothing else
 probe.py hold HOST PORT COUNT          COUNT connections; then, per line on stdin, one line of all their answers
 """
 
@@ -110,13 +112,20 @@ def checksum(data: bytes) -> int:
     return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
 
 
-def vxlan(host: str, vni: int, source: str, target: str) -> None:
+def vxlan(host: str, vni: int, source: str, target: str, gateway: str = "", sender: str = "") -> None:
     datagram = struct.pack("!4H", 5555, 7777, 8 + 2, 0) + b"x\n"
     ends = socket.inet_aton(source) + socket.inet_aton(target)
     head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(datagram), 1, 0, 64, 17, 0)
     head = head[:10] + struct.pack("!H", checksum(head + ends)) + ends
-    macs = b"\2\x42" + socket.inet_aton(target) + b"\2\x42" + socket.inet_aton(source)
+    macs = b"\2\x42" + socket.inet_aton(gateway or target) + b"\2\x42" + socket.inet_aton(source)
     tunnelled = struct.pack("!II", 0x08000000, vni << 8) + macs + b"\x08\x00" + head + datagram
+    if sender:
+        outer = struct.pack("!4H", 40000, 4789, 8 + len(tunnelled), 0) + tunnelled
+        ends = socket.inet_aton(sender) + socket.inet_aton(host)
+        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(outer), 1, 0, 64, 17, 0) + ends
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+            sock.sendto(head + outer, (host, 0))
+        return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.sendto(tunnelled, (host, 4789))
 
@@ -136,6 +145,9 @@ def upstream(address: str) -> None:
         while True:
             data, source = sock.recvfrom(2048)
             question = dnswire.read_question(data)
+            if question.name != "example.org":
+                sock.sendto(dnswire.failure(question, dnswire.NXDOMAIN), source)
+                continue
             records = [(dnswire.A, bytes([192, 0, 2, 7]))] if question.kind == dnswire.A else []
             sock.sendto(dnswire.answer(question, records, limit=512), source)
 
@@ -146,7 +158,7 @@ def main() -> None:
         upstream(host)
         return
     if what == "vxlan":
-        vxlan(host, int(sys.argv[3]), *sys.argv[4:6])
+        vxlan(host, int(sys.argv[3]), *sys.argv[4:8])
         return
     if what == "listen":
         listen(host, int(sys.argv[3]))

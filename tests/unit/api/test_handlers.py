@@ -449,7 +449,7 @@ def test_the_shape_of_the_swarm(tmp_path: Path) -> None:
             "NodeAddr": "10.0.0.1",
             "LocalNodeState": "active",
             "ControlAvailable": True,
-            "FeatureLevel": 3,
+            "FeatureLevel": 4,
             "Error": "",
             "RemoteManagers": [{"NodeID": NODE_ID, "Addr": "10.0.0.1:2377"}],
             "Nodes": 1,

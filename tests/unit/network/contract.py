@@ -76,8 +76,14 @@ async def attach_says_how_to_create(network: NodeNetwork) -> None:
         first={"swarm_node": {"IPAMConfig": {"IPv4Address": "10.240.4.11"}}},
         connect=(("swarm-app", {"IPAMConfig": {"IPv4Address": "10.0.9.11"}}),),
         dns=("10.240.4.1",),
-        dns_options=(),
+        dns_options=got.dns_options,
     )
+    assert got.dns_options
+    assert not [option for option in got.dns_options if "ndots" in option]
+    asked = AttachRequest("t1", "10.240.4.11", (), (), ("example.org",), ("ndots:2", "timeout:3"))
+    got = await network.attach(asked)
+    assert got.dns_options == ("timeout:3",)
+    assert got.resolv_conf
     await network.detach("t1")
 
 

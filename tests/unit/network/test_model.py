@@ -10,6 +10,7 @@ from swarm_agent.network.model import (
     Cut,
     DropOverlay,
     Endpoint,
+    Guards,
     MakeNode,
     MakeOverlay,
     NetworkView,
@@ -17,6 +18,7 @@ from swarm_agent.network.model import (
     Peer,
     Plan,
     PublishedPort,
+    SetGuards,
     SetLocals,
     SetNames,
     SetPeers,
@@ -128,12 +130,14 @@ def test_networks_whose_ids_begin_alike_are_refused() -> None:
 
 
 def test_names() -> None:
-    names = plan(view(endpoints=(endpoint(1), endpoint(2, ready=False), endpoint(3)))).names["app"]
+    endpoints = tuple(endpoint(n, ready=n != 2, aliases=("www",)) for n in (1, 2, 3))
+    names = plan(view(endpoints=endpoints)).names["app"]
     assert names.name == "App"
     assert names.names == {
         "web": ("10.0.9.200",),
         "www": ("10.0.9.200",),
         "tasks.web": ("10.0.9.11", "10.0.9.13"),
+        "tasks.www": ("10.0.9.11", "10.0.9.13"),
         "web.1.x": ("10.0.9.11",),
         "web.2.x": ("10.0.9.12",),
         "web.3.x": ("10.0.9.13",),
@@ -148,12 +152,12 @@ def test_a_service_without_virtual_address_is_named_by_its_ready_tasks() -> None
         .names["app"]
         .names
     )
-    assert names["web"] == names["w"] == names["tasks.web"] == ("10.0.9.11",)
+    assert names["web"] == names["w"] == names["tasks.web"] == names["tasks.w"] == ("10.0.9.11",)
 
 
 def test_a_service_without_tasks_is_still_a_known_name() -> None:
     names = plan(view(endpoints=())).names["app"].names
-    assert names == {"web": ("10.0.9.200",), "www": ("10.0.9.200",), "tasks.web": ()}
+    assert names == {"web": ("10.0.9.200",), "www": ("10.0.9.200",), "tasks.web": (), "tasks.www": ()}
 
 
 # --- differences
@@ -164,7 +168,26 @@ def test_no_difference_no_change() -> None:
 
 
 def test_from_nothing_everything_is_made() -> None:
-    assert kinds(changes(Plan(), plan(view()))) == [MakeNode, MakeOverlay, SetNames, SetTasks]
+    assert kinds(changes(Plan(), plan(view()))) == [
+        MakeNode,
+        SetGuards,
+        MakeOverlay,
+        SetNames,
+        SetTasks,
+    ]
+
+
+def test_containers_are_kept_off_every_member_whatever_is_told() -> None:
+    found = plan(view(peers=PEERS[:2]), ("docker0",), (2377,)).guards
+    assert found == Guards(("docker0", "swarm0"), ("192.0.2.1", "192.0.2.2"), (2377,))
+    told = msgspec.structs.replace(
+        view(peers=PEERS[:2]),
+        members=("198.51.100.7", "192.0.2.2", "2001:db8::1", "node.example"),
+        control_ports=(2378, 2377),
+    )
+    more = plan(told, ("docker0",), (2377,)).guards
+    assert more == Guards(("docker0", "swarm0"), ("192.0.2.1", "192.0.2.2", "198.51.100.7"), (2377, 2378))
+    assert kinds(changes(plan(view(peers=PEERS[:2])), plan(told))) == [SetGuards]
 
 
 def test_a_new_remote_task_costs_one_entry() -> None:
@@ -326,6 +349,7 @@ def test_the_changes_lead_from_any_plan_to_any_other(first: NetworkView, second:
 
 def played(old: Plan, found: list[model.Change]) -> Plan:
     """What a host that does exactly these changes has in the end."""
+    guards = old.guards
     node, overlays, ports, names, tasks = (
         old.node,
         dict(old.overlays),
@@ -372,4 +396,6 @@ def played(old: Plan, found: list[model.Change]) -> Plan:
                 tasks = {k: v for k, v in tasks.items() if k not in gone_tasks} | {
                     t.task_id: t for t in put_tasks
                 }
-    return Plan(node, overlays, ports, names, tasks)
+            case SetGuards(new_guards):
+                guards = new_guards
+    return Plan(node, overlays, ports, names, tasks, guards)

@@ -167,7 +167,7 @@ def test_mounts_that_cannot_be(mount: dict[str, Any], text: str) -> None:
 
 # --- what depends on the network and the engine -----------------------------------------------------------------------
 def test_on_an_overlay_our_name_server_is_asked_whoever_else_was_wanted() -> None:
-    ours = ContainerNetwork(network_mode="n", first=None, dns=("10.240.4.1",), dns_options=("ndots:0",))
+    ours = ContainerNetwork(network_mode="n", first=None, dns=("10.240.4.1",), dns_options=("timeout:5",))
     spec = normalise(
         {"TaskTemplate": {"ContainerSpec": {"Image": "a", "DNSConfig": {"Nameservers": ["192.0.2.1"], "Options": ["ndots:2"]}}}},
         ServiceSpec,
@@ -177,8 +177,17 @@ def test_on_an_overlay_our_name_server_is_asked_whoever_else_was_wanted() -> Non
         TASK, networks=(NetworkAddress(network_id="x", address="10.0.1.2/24"),)
     )
     host = create_body(on_overlay, revision, ours)["HostConfig"]
-    assert (host["Dns"], host["DnsOptions"]) == (("10.240.4.1",), ("ndots:0", "ndots:2"))
+    assert (host["Dns"], host["DnsOptions"]) == (("10.240.4.1",), ("timeout:5",))
     assert create_body(TASK, revision, ours)["HostConfig"]["Dns"] == ("192.0.2.1",)
+
+
+def test_our_resolv_conf_is_mounted_unless_the_user_mounts_one() -> None:
+    ours = ContainerNetwork(network_mode="n", first=None, resolv_conf="/ours")
+    made = body({"ContainerSpec": {"Image": "a", "ReadOnly": True}}, ours)["HostConfig"]["Mounts"]
+    assert made == [{"Type": "bind", "Source": "/ours", "Target": "/etc/resolv.conf", "ReadOnly": True}]
+    own = {"Type": "bind", "Source": "/theirs", "Target": "/etc/resolv.conf"}
+    made = body({"ContainerSpec": {"Image": "a", "Mounts": [own]}}, ours)["HostConfig"]["Mounts"]
+    assert [mount["Source"] for mount in made] == ["/theirs"]
 
 
 def test_secrets_and_configs_are_mounted_read_only() -> None:

@@ -17,6 +17,7 @@ from swarm_agent.objects.records import (
     NetworkAddress,
     Node,
     NodeDescription,
+    NodeStatus,
     Revision,
     RootCA,
     Secret,
@@ -321,3 +322,16 @@ def test_own_name_servers_of_a_task_on_an_overlay_reach_its_node() -> None:
     store.apply(1, 1, encode_entry(Entry(1, tuple(Group("x", (Put(r, 0),)) for r in rows))))
     (local,) = derive.NetworkPicture(store).view(node).local
     assert local.servers == ("192.0.2.1",)
+
+
+def test_a_node_is_told_what_members_are_reached_by() -> None:
+    store = Store()
+    manager = Node(
+        id="n1", spec=NodeSpec(), number=1, data_addr="10.0.0.1",
+        manager_addr="192.0.2.1:2390", rpc_addr="192.0.2.1:2378", status=NodeStatus(addr="198.51.100.1"),
+    )  # fmt: skip
+    worker = Node(id="n2", spec=NodeSpec(), number=2, data_addr="10.0.0.2")
+    store.apply(1, 1, encode_entry(Entry(1, tuple(Group("x", (Put(r, 0),)) for r in (manager, worker)))))
+    view = derive.NetworkPicture(store).view(worker)
+    assert view.members == ("10.0.0.1", "10.0.0.2", "192.0.2.1", "198.51.100.1")
+    assert view.control_ports == (2378, 2390)

@@ -56,8 +56,28 @@ def play(
     return Play(done.returncode, done.stdout, frozenset(_changes(done.stdout.splitlines())))
 
 
-def cut(inventory: Path, *words: str, at: str, timeout: float = 300) -> Play:
+def cut(inventory: Path, *words: str, at: str) -> Play:
     """Run site.yml and interrupt it, as with Ctrl-C, when the task ``at`` begins."""
+    return play_until(inventory, *words, at=at, then=lambda group: os.killpg(group, signal.SIGINT))
+
+
+def play_with(inventory: Path, *words: str, at: str, meanwhile: Callable[[], object]) -> Play:
+    """Run site.yml; when the task ``at`` begins the run stands still until ``meanwhile`` is done."""
+
+    def then(group: int) -> None:
+        os.killpg(group, signal.SIGSTOP)
+        try:
+            meanwhile()
+        finally:
+            os.killpg(group, signal.SIGCONT)
+
+    return play_until(inventory, *words, at=at, then=then)
+
+
+def play_until(
+    inventory: Path, *words: str, at: str, then: Callable[[int], object], timeout: float = 300
+) -> Play:
+    """Run site.yml and call ``then`` with its process group when the task ``at`` begins."""
     process = subprocess.Popen(
         ["ansible-playbook", "site.yml", "--inventory", str(inventory), *words],
         cwd=ROOT,
@@ -74,12 +94,12 @@ def cut(inventory: Path, *words: str, at: str, timeout: float = 300) -> Play:
     alarm.start()
     said = []
     assert process.stdout is not None
-    for line in process.stdout:
-        said.append(line)
-        if (found := _TASK.match(line.rstrip())) and found[1] == at:
-            os.killpg(process.pid, signal.SIGINT)
-            break
     with process.stdout:
+        for line in process.stdout:
+            said.append(line)
+            if (found := _TASK.match(line.rstrip())) and found[1] == at:
+                then(process.pid)
+                break
         said += process.stdout.readlines()
     code = process.wait()
     alarm.cancel()

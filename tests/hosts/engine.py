@@ -75,6 +75,11 @@ class Engine:
     def docker(self, *argv: str, check: bool = True, timeout: float = 300) -> str:
         return run(["docker", *argv], env=self._env, check=check, timeout=timeout).stdout.strip()
 
+    def console(self, name: str, *, lines: int) -> str:
+        """What a container said last, to whichever of its outputs."""
+        done = run(["docker", "logs", "--tail", str(lines), name], env=self._env, check=False, timeout=30)
+        return (done.stdout + done.stderr).strip()
+
 
 def start() -> Engine:
     """An engine that answers: the running one, else one started here."""

@@ -57,8 +57,15 @@ def play(
 
 
 def cut(inventory: Path, *words: str, at: str) -> Play:
-    """Run site.yml and interrupt it, as with Ctrl-C, when the task ``at`` begins."""
-    return play_until(inventory, *words, at=at, then=lambda group: os.killpg(group, signal.SIGINT))
+    """Run site.yml and interrupt it, as with Ctrl-C, when the task ``at`` begins.
+
+    Now and then Ansible waits for ever for a worker that the signal has ended; a person would press Ctrl-C again.
+    """
+
+    def interrupt(group: int) -> None:
+        os.killpg(group, signal.SIGINT)
+
+    return play_until(inventory, *words, at=at, then=interrupt, patience=15)
 
 
 def play_with(inventory: Path, *words: str, at: str, meanwhile: Callable[[], object]) -> Play:
@@ -75,9 +82,9 @@ def play_with(inventory: Path, *words: str, at: str, meanwhile: Callable[[], obj
 
 
 def play_until(
-    inventory: Path, *words: str, at: str, then: Callable[[int], object], timeout: float = 300
+    inventory: Path, *words: str, at: str, then: Callable[[int], object], patience: float = 300
 ) -> Play:
-    """Run site.yml and call ``then`` with its process group when the task ``at`` begins."""
+    """Run site.yml and call ``then`` with its process group when the task ``at`` begins; it is killed ``patience`` seconds later."""
     process = subprocess.Popen(
         ["ansible-playbook", "site.yml", "--inventory", str(inventory), *words],
         cwd=ROOT,
@@ -90,7 +97,7 @@ def play_until(
         start_new_session=True,
     )
     # A run that says nothing more is ended, not waited for.
-    alarm = threading.Timer(timeout, os.killpg, (process.pid, signal.SIGKILL))
+    alarm = threading.Timer(300, os.killpg, (process.pid, signal.SIGKILL))
     alarm.start()
     said = []
     assert process.stdout is not None
@@ -99,6 +106,9 @@ def play_until(
             said.append(line)
             if (found := _TASK.match(line.rstrip())) and found[1] == at:
                 then(process.pid)
+                alarm.cancel()
+                alarm = threading.Timer(patience, os.killpg, (process.pid, signal.SIGKILL))
+                alarm.start()
                 break
         said += process.stdout.readlines()
     code = process.wait()

@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: swarm_containers
 short_description: Remove the containers of tasks that are left on a host
-version_added: 0.2.0
+version_added: 0.1.0
 description:
   - Asks the host's own Docker Engine, so that neither C(swarm-agent) nor the docker command has to be there.
   - For a host that is in no swarm any more, or that is about to be taken out.

@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: swarm_engine_settings
 short_description: Have the Docker Engine's settings, and take them back
-version_added: 0.2.0
+version_added: 0.1.0
 description:
   - Sets keys of C(/etc/docker/daemon.json) and certificate authorities of registries. Keys that are not named stay as they are.
   - What was there before is noted on the host, so that V(absent) takes back what this module made and nothing else. What somebody

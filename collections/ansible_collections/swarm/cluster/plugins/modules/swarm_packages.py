@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: swarm_packages
 short_description: Have the commands that are needed, from Debian packages
-version_added: 0.2.0
+version_added: 0.1.0
 description:
   - Installs packages for the commands that a host lacks. A host that has them all is not touched, whatever its packages are called.
   - The host's package lists are read anew only if they do not know a package, or no longer know where it lies.

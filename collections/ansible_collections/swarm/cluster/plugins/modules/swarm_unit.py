@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: swarm_unit
 short_description: Have systemd's units run
-version_added: 0.2.0
+version_added: 0.1.0
 description:
   - Starts, restarts, reloads or stops units, in the given order, in one trip to the host. A failure tells what the unit itself said.
   - Unlike M(ansible.builtin.systemd_service) it can tell in check mode what it would do with a unit that is yet to be installed.

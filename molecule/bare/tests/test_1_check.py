@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from tests.hosts.shell import wait_for
@@ -20,6 +21,26 @@ def foretold_and_done(inventory: Path, *words: str, playbook: str = "site.yml") 
     again = play(inventory, *words, playbook=playbook)
     assert (again.code, again.changed) == (0, set()), again.said
     return set(done.changed)
+
+
+def test_a_mirror_that_does_not_answer(swarm: Swarm, inventory: Path) -> None:
+    """The run ends within two minutes and says what it waited for; it hung for ten minutes without a word."""
+    dead = "table inet dead"
+    swarm.hosts.ssh(
+        WORKER,
+        f"nft 'add {dead}; add chain inet dead out {{ type filter hook output priority 0; }};"
+        " add rule inet dead out tcp dport { 80, 443, 3128 } drop'",
+    )
+    started = time.monotonic()
+    refused = play(inventory, "--limit", swarm.hosts.name(WORKER))
+    took = time.monotonic() - started
+    swarm.hosts.ssh(WORKER, f"nft delete {dead}")
+    words = " ".join(refused.said.split())
+    assert refused.code == 2, refused.said
+    assert "packages could not be fetched from this host''s mirror (http" in words, refused.said
+    assert "swarm_engine_packages_dir" in words
+    assert took < 120, refused.said
+    print(f"ended after {took:.0f} s")
 
 
 def test_bare_hosts(swarm: Swarm, inventory: Path) -> None:

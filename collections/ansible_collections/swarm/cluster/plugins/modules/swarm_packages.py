@@ -72,7 +72,6 @@ packages:
 
 import os
 import shutil
-import signal
 import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
@@ -109,18 +108,30 @@ def choose(missing, commands, known):
 
 
 def complaint(text):
-    """What apt says is wrong, without its many other lines."""
-    lines = [line.strip() for line in text.splitlines() if line.startswith(("E:", "W:", "Err:", "dpkg:"))]
-    return " ".join(lines[:3])[:600] or text.strip()[-300:]
+    """What apt or dpkg says is wrong, each reason once, without their many other lines."""
+    found = []
+    for line in text.splitlines():
+        line = line.strip()
+        if line.startswith(("W: Failed to fetch", "E: Failed to fetch")):
+            # Two spaces part the place from the reason.
+            line = line.partition("  ")[2].strip()
+        elif line.startswith(("E: ", "dpkg: ")):
+            line = line.partition(": ")[2]
+        else:
+            continue
+        if line not in found:
+            found.append(line)
+    return "; ".join(found[:3])[:600] or text.strip()[-300:] or "no reason was given"
 
 
 def mirrors(text):
-    """The hosts that ``apt-get indextargets`` names."""
+    """The sites that ``apt-get update --print-uris`` names."""
     found = []
-    for line in text.split():
-        place = "/".join(line.split("/")[:3])
-        if place not in found:
-            found.append(place)
+    for line in text.splitlines():
+        uri = line.split("'")[1] if line.startswith("'") else ""
+        site = "/".join(uri.split("/")[:3])
+        if site and site not in found:
+            found.append(site)
     return found
 
 
@@ -143,30 +154,25 @@ class Packages:
 
     def call(self, *words, timeout=60):
         """(exit code, all that it said); a command that takes too long is ended, with its children."""
-        environment = dict(os.environ, DEBIAN_FRONTEND="noninteractive", LC_ALL="C")
-        process = subprocess.Popen(
-            list(words),
+        done = subprocess.run(
+            ["timeout", "--kill-after=10", str(timeout)] + list(words),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env=environment,
-            start_new_session=True,
+            env=dict(os.environ, DEBIAN_FRONTEND="noninteractive", LC_ALL="C"),
+            check=False,
         )
-        try:
-            said, _nothing = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGTERM)
-            said, _nothing = process.communicate()
-            return 1, "E: it did not end within %d s\n%s" % (timeout, said)
-        return process.returncode, said
+        if done.returncode in (124, 137):
+            return done.returncode, "E: it did not end within %d s\n%s" % (timeout, done.stdout)
+        return done.returncode, done.stdout
 
     def known(self, names):
         return parse_policy(self.call("apt-cache", "policy", *names)[1])
 
     def unreached(self, said):
-        where = ", ".join(mirrors(self.call("apt-get", "indextargets", "--format", "$(SITE)")[1])) or "no mirror is configured"
+        where = ", ".join(mirrors(self.call("apt-get", "update", "--print-uris")[1])) or "none is configured"
         return Failed(
             "packages could not be fetched from this host's mirror (%s): %s. See that the host reaches it (addresses in /etc/apt/sources.list.d, "
             "a proxy in /etc/apt/apt.conf.d), or name a folder of .deb files on the controller in swarm_engine_packages_dir" % (where, complaint(said))

@@ -15,6 +15,7 @@ from swarm_agent.identity.ca import Subject
 from swarm_agent.identity.door import FrontDoor, Issued, IssueRequest
 from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.identity.keyfile import KeyFile
+from swarm_agent.manager import leaderless
 from swarm_agent.manager.archive import Recovery
 from swarm_agent.manager.authority import Authority
 from swarm_agent.manager.duties import Duties
@@ -332,18 +333,15 @@ class Manager:
         if since is None or asyncio.get_running_loop().time() - since < LEADER_WAIT_S:
             return ""
         voters = [m for m in self.status.members if not m.learner]
-        if not voters:
+        if all(m.raft_id != self.settings.raft_id for m in voters):
             return "this manager has not heard from the swarm yet: see that another manager runs and is reachable"
-        others = ", ".join(
-            f"{self._name_of(m.node_id)} at {m.addr.rpartition(':')[0]}"
+        reached = self._transport.reached()
+        others = [
+            leaderless.Other(self._name_of(m.node_id), m.addr.rpartition(":")[0], m.raft_id in reached)
             for m in voters
             if m.raft_id != self.settings.raft_id
-        )
-        return (
-            f"this manager hears no leader: {len(voters) // 2 + 1} of {len(voters)} managers have to run and reach each other. "
-            f"The others are {others or 'none'}. Bring them back; if they are gone for good, go on with this one alone: "
-            "docker swarm init --force-new-cluster"
-        )
+        ]
+        return leaderless.say(others, self.settings.raft_port)
 
     def _name_of(self, node_id: str) -> str:
         node = self.store.nodes.get(node_id)

@@ -47,6 +47,8 @@ LOOK_EVERY_S = 1.0
 LOOK_AT_PORTS_EVERY_S = 2.0
 REDIRECTS = 3
 LEAVE_TIMEOUT_S = 12.0
+FORCED_S = 2.0  # what tasks get of a node that leaves by force
+FORCED_TELL_S = 5.0  # and what managers get to let it go
 
 
 class Member:
@@ -94,6 +96,7 @@ class Member:
             Lease(engine, seams.guard(config.engine_socket), seams.boottime),
             seams.port_is_free,
             self._cannot_write,
+            membership.cluster_id,
         )
         self._views = NetworkViews(network)
         self._managing = ManagerSide(
@@ -333,25 +336,29 @@ class Member:
         self._on_removed()
 
     # --- leaving -----------------------------------------------------------------------------------------------------
-    async def leave(self) -> None:
-        """Leave for good: tell the leader, stop our tasks, forget who we were. Nobody need answer for it to succeed."""
+    async def leave(self, *, force: bool) -> None:
+        """Leave for good: stop our tasks, tell the leader, forget who we were. Nobody need answer for it to succeed. ``force``: tasks
+        get two seconds, and managers five to answer."""
+        self.worker.leave()
+        removing = asyncio.create_task(self.worker.remove_all(FORCED_S if force else None))
         alone = self.manager is not None and len(self.manager.status.members) <= 1
         if not alone:
-            with contextlib.suppress(SwarmError):
-                if self.manager is not None:
-                    await self._ask_leader("Leave", Leave(), LEAVE_TIMEOUT_S)
-                await self.session.leave()
+            with contextlib.suppress(SwarmError, TimeoutError):
+                async with asyncio.timeout(FORCED_TELL_S if force else None):
+                    if self.manager is not None:
+                        await self._ask_leader("Leave", Leave(), LEAVE_TIMEOUT_S)
+                    await self.session.leave()
         for task in self._tasks:
             if task.get_name() != "session":
                 task.cancel()
-        await self.worker.remove_all()
+        await removing
         await self._leave_network()
         await self.stop()
         await self.forget()
 
     async def cast_out(self) -> None:
-        """The cluster let us go without asking: nobody to tell, everything else as for leaving."""
-        await self.worker.remove_all()
+        """The cluster let us go without asking: nobody to tell, everything else as for leaving by force: our tasks run elsewhere by now."""
+        await self.worker.remove_all(FORCED_S)
         await self._leave_network()
         await self.stop()
         await self.forget()

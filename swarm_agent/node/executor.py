@@ -24,6 +24,7 @@ from swarm_agent.objects.records import ContainerStatus, Revision, Task
 
 log = logging.getLogger(__name__)
 
+RESTARTED = "the container was restarted outside the swarm: the task is replaced"
 MAX_PARALLEL = 8  # engine operations of one kind at once; more only makes each slower
 
 
@@ -50,6 +51,7 @@ class Shared(NamedTuple):
     contents: Contents
     lease: Lease
     ports: HostPorts
+    cluster_id: str = ""
 
 
 class Executor:
@@ -62,13 +64,14 @@ class Executor:
         self._slots = shared.slots
         self._contents = shared.contents
         self._ports = shared.ports
+        self._cluster_id = shared.cluster_id
         self._ports.remember(task.id, task.status.ports)
         self.ports = task.status.ports  # host-mode ports that were picked here
         self.task = task
         self.revision = revision
         self.registry_auth = registry_auth
         self._news = asyncio.Event()
-        self.container = ContainerStatus()
+        self.container = task.status.container or ContainerStatus()
         self._begun: asyncio.Task[None] | None = None
         self._lease = shared.lease if revision.singleton else None
         self._lease_lost = False
@@ -80,8 +83,29 @@ class Executor:
     def _path(self) -> str:
         return f"/containers/{container_name(self.task)}"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """How the task's containers are called."""
+        own = container_name(self.task)
+        return (own,) if self._step is None else (own, self._step.name)
+
+    @property
+    def grace_s(self) -> float:
+        """What its program is given to end, seconds."""
+        return defaults.stop_grace(defaults.container(self.revision.template)) / defaults.SECOND
+
     def poke(self) -> None:
         self._news.set()
+
+    async def news(self) -> None:
+        """Until the engine has some of the task, from now on."""
+        self._news.clear()
+        await self._news.wait()
+
+    async def runs(self) -> bool:
+        """Whether a container of the task runs now."""
+        found = await self._inspect()
+        return found is not None and bool(found["State"].get("Running"))
 
     # --- operations ----------------------------------------------------------------------------------------------
     async def prepare(self) -> None:
@@ -121,7 +145,7 @@ class Executor:
             wiring = await self._wiring()
             revision = self._contents.expanded(self.task, self.revision)
             files = await self._contents.provide(self.task, revision)
-            await self._create(name, shape(create_body(self.task, revision, wiring, files)))
+            await self._create(name, shape(create_body(self.task, revision, wiring, files, self._cluster_id)))
             for network, endpoint in wiring.connect:
                 await self._engine.call(
                     "POST",
@@ -171,7 +195,7 @@ class Executor:
             await self._step.remove()  # only now: until here it says that it was done
         while True:
             self._news.clear()
-            state = await self._state()
+            state = await self._same_run()
             health = (state.get("Health") or {}).get("Status", "none")
             if health in ("none", "healthy"):
                 return
@@ -215,7 +239,7 @@ class Executor:
         says that all is well."""
         while True:
             self._news.clear()
-            state = await self._state()
+            state = await self._same_run()
             if not state.get("Running"):
                 await self.wipe()
                 failure = self._end_of(state)
@@ -287,6 +311,15 @@ class Executor:
         state: dict[str, Any] = found["State"]
         return state
 
+    async def _same_run(self) -> dict[str, Any]:
+        """As :meth:`_state`. A program that was started again outside the swarm is stopped, and the task has failed."""
+        before = self.container
+        state = await self._state()
+        if state.get("Running") and _is_another_run(before, self.container):
+            await self.shutdown()
+            raise TaskFailed(RESTARTED)
+        return state
+
     def _end_of(self, state: dict[str, Any]) -> TaskFailed:
         failure = _ended(state)
         return TaskFailed(ENDED, failure.exit_code) if self._lease_lost and failure.exit_code else failure
@@ -328,6 +361,11 @@ def _seen(task: asyncio.Task[None]) -> None:
     """Whoever waited has the error; nobody may be left to wait."""
     if not task.cancelled():
         task.exception()
+
+
+def _is_another_run(before: ContainerStatus, now: ContainerStatus) -> bool:
+    """A task's program is started once. What was started again outside the swarm lacks its secrets, and the order of its updates."""
+    return before.container_id == now.container_id and bool(before.pid and now.pid) and before.pid != now.pid
 
 
 def _ended(state: dict[str, Any]) -> TaskFailed:

@@ -157,13 +157,26 @@ def load_config(path: Path, *, must_exist: bool) -> AgentConfig:
     Raises:
         InvalidSpec: names the file, the key and what is wrong with it.
     """
+    return parse_config(path, read_config(path, must_exist=must_exist))
+
+
+def read_config(path: Path, *, must_exist: bool) -> str:
+    """The file's text; "" for one that is absent and was not asked for by name."""
     try:
-        raw = tomllib.loads(path.read_text())
+        return path.read_text()
     except FileNotFoundError as err:
         if must_exist:
             raise InvalidSpec(f"{path}: no such file") from err
-        return AgentConfig()
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        return ""
+    except (OSError, UnicodeDecodeError) as err:
+        raise InvalidSpec(f"{path}: {err}") from err
+
+
+def parse_config(path: Path, text: str) -> AgentConfig:
+    """What the text of the file at ``path`` says."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as err:
         raise InvalidSpec(f"{path}: {err}") from err
     try:
         return msgspec.convert(raw, AgentConfig)

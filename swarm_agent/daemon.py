@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import hashlib
 import logging
 import os
 import random
@@ -23,7 +24,7 @@ from swarm_agent.api.backend import ManagerHealth, RemoteManager
 from swarm_agent.api.events import ClusterEvents
 from swarm_agent.api.http import HttpServer
 from swarm_agent.api.server import Api
-from swarm_agent.config import DEFAULT_PATH, AgentConfig, check_devices, load_config
+from swarm_agent.config import DEFAULT_PATH, AgentConfig, check_devices, parse_config, read_config
 from swarm_agent.control.engine import Controllers
 from swarm_agent.host import Host
 from swarm_agent.manager.manager import Manager
@@ -299,11 +300,15 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help=f"configuration file (default {DEFAULT_PATH}, if there)")
     parser.add_argument("--version", action="version", version=f"swarm-agent {__version__}")
     arguments = parser.parse_args()
+    path = arguments.config or DEFAULT_PATH
     try:
-        config = load_config(arguments.config or DEFAULT_PATH, must_exist=arguments.config is not None)
+        text = read_config(path, must_exist=arguments.config is not None)
+        config = parse_config(path, text)
         check_devices(config)
     except InvalidSpec as err:
         sys.exit(f"swarm-agent: {err}")
+    # `systemctl status` shows it: whoever wrote the file sees whether this process has read what stands there now.
+    notify(f"STATUS=configuration {hashlib.sha256(text.encode()).hexdigest()}")
     set_up_logging(config.log_level, config.log_format)
     sys.setswitchinterval(0.0005)
     try:

@@ -85,7 +85,10 @@ class Request:
         self._whole: bytes | None = None
         self.method = head.method.decode()
         self.target = head.target.decode("latin-1")
-        split = urlsplit(self.target)
+        try:
+            split = urlsplit(self.target)
+        except ValueError as err:
+            raise HttpError(400, f"malformed request target {self.target[:200]!r}: {err}") from err
         self.path = split.path
         self.raw_query = split.query
         self.query: dict[str, str] = dict(parse_qsl(split.query, keep_blank_values=True))
@@ -247,34 +250,34 @@ class HttpServer:
         """Serve one request; whether another may follow."""
         if not isinstance(event, h11.Request):
             return False
-        request = Request(event, connection)
         try:
+            request = Request(event, connection)
             answer = await self._handler(request)
         except SwarmError as err:
             answer = error_response(err)
         except (OSError, h11.ProtocolError):
             raise
         except Exception as err:  # a bug must not take the connection down without a word
-            log.exception("%s %s", request.method, request.target)
+            log.exception("%s %s", event.method, event.target)
             answer = json_response({"message": f"internal error: {err!r}"}, 500)
         if answer is HANDED_OVER:
             return False
         async for _ in connection.request_body():
             pass
         if isinstance(answer, Streamed):
-            await self._send_stream(connection, request, answer)
+            await self._send_stream(connection, event, answer)
         else:
-            await self._send_whole(connection, request, answer)
+            await self._send_whole(connection, event, answer)
         return connection.http.our_state is h11.DONE and connection.http.their_state is h11.DONE
 
-    async def _send_whole(self, connection: Connection, request: Request, answer: Response) -> None:
+    async def _send_whole(self, connection: Connection, request: h11.Request, answer: Response) -> None:
         headers = [*answer.headers, ("Content-Length", str(len(answer.body)))]
         events: list[h11.Event] = [_head(answer.status, headers)]
-        if answer.body and request.method != "HEAD":
+        if answer.body and request.method != b"HEAD":
             events.append(h11.Data(data=answer.body))
         await connection.send(*events, h11.EndOfMessage())
 
-    async def _send_stream(self, connection: Connection, request: Request, answer: Streamed) -> None:
+    async def _send_stream(self, connection: Connection, request: h11.Request, answer: Streamed) -> None:
         """Send pieces as they come; a client that goes away ends the source."""
         await connection.send(_head(answer.status, list(answer.headers)))
         gone = asyncio.create_task(connection.gone())

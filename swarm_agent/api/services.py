@@ -12,7 +12,7 @@ from swarm_agent.api.backend import Backend
 from swarm_agent.api.filters import keep, label_matches, parse_filters
 from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
-from swarm_agent.api.writes import version_of, write, write_spec
+from swarm_agent.api.writes import version_of, write, write_spec, write_until
 from swarm_agent.control.contents import dealt_with, must_be_kept, resolve_contents
 from swarm_agent.control.orchestration import jobs
 from swarm_agent.control.orchestration.depends import cycle
@@ -25,7 +25,6 @@ from swarm_agent.objects.errors import (
     AlreadyExists,
     FailedPrecondition,
     InvalidSpec,
-    OutOfSequence,
     Unimplemented,
 )
 from swarm_agent.objects.normalise import normalise, parse_json
@@ -255,13 +254,14 @@ def _no_circle(backend: Backend, service: Service) -> None:
 
 
 async def remove(backend: Backend, request: Request, wanted: str) -> Response:  # noqa: ARG001
-    while True:
-        service = resolve(backend.store, Service, wanted)
-        try:
-            await write(backend, service.id, Delete("service", service.id, service.version))
-        except OutOfSequence:
-            continue  # an update's progress was written in between; the removal is meant all the same
-        return Response()
+    id_ = resolve(backend.store, Service, wanted).id
+    await write_until(backend, id_, lambda: [_removal(backend, id_)])
+    return Response()
+
+
+def _removal(backend: Backend, id_: str) -> Delete:
+    service = resolve(backend.store, Service, id_)
+    return Delete("service", service.id, service.version)
 
 
 def acceptable(backend: Backend, spec: ServiceSpec) -> None:

@@ -295,6 +295,7 @@ class Secret(Record, frozen=True, kw_only=True, tag="secret"):
 
     spec: SecretSpec
     number: int = 1  # of the present version
+    spec_version: int = 0  # version the present spec was written at, set by the store; level 4
 
 
 class Config(Record, frozen=True, kw_only=True, tag="config"):
@@ -302,6 +303,7 @@ class Config(Record, frozen=True, kw_only=True, tag="config"):
 
     spec: ConfigSpec
     number: int = 1
+    spec_version: int = 0
 
 
 class Content(Record, frozen=True, kw_only=True, tag="content"):

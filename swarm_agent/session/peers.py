@@ -42,6 +42,10 @@ class _Peer:
         self._queue: deque[bytes] = deque(maxlen=MAX_QUEUED)
         self.task = asyncio.get_running_loop().create_task(self._run(), name=f"raft to {member.node_id}")
 
+    @property
+    def linked(self) -> bool:
+        return self._link is not None
+
     def send(self, frame: bytes) -> None:
         if self._link is not None:
             self._link.send(frame)
@@ -112,6 +116,10 @@ class PeerTransport:
 
     def _was_lost(self, raft_id: int) -> None:
         self.lost(raft_id)
+
+    def reached(self) -> frozenset[int]:
+        """Who has taken a connection of ours that is open still. May be asked from any thread."""
+        return frozenset(raft_id for raft_id, peer in list(self._peers.items()) if peer.linked)
 
     def keep(self, raft_ids: frozenset[int]) -> None:
         """Forget peers that are no members any more."""

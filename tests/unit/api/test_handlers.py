@@ -854,7 +854,9 @@ def test_logs_are_framed_line_by_line(tmp_path: Path) -> None:
             500,
             "Bad parameters: you must choose at least one stream",
         )
-        assert (await home.refusal("GET", "/services/web/logs?stdout=1&tail=-1"))[0] == 500
+        for query in ("tail=-1", "tail=" + "9" * 5000, "tail=²", "since=yesterday"):
+            status, said = await home.refusal("GET", f"/services/web/logs?stdout=1&{quote(query, safe='=')}")
+            assert (status, query.partition("=")[0] in said) == (400, True), said
         assert await home.refusal("GET", "/services/no/logs?stdout=1") == (404, "service no not found")
 
     play(tmp_path, story)  # fmt: skip

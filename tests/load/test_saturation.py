@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -71,7 +71,7 @@ class Watch:
         self._over = threading.Event()
         self._threads = [threading.Thread(target=work) for work in (self._look, self._ask, self._churn)]
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self

@@ -98,7 +98,7 @@ class Member:
             self._cannot_write,
             membership.cluster_id,
         )
-        self._views = NetworkViews(network)
+        self._views = NetworkViews(network, seams.echoes)
         self._managing = ManagerSide(
             self._papers,
             config,
@@ -152,6 +152,7 @@ class Member:
         self._spawn(self.session.run(), "session")
         self._spawn(self._views.run(), "network")
         self._spawn(self._views.keep(), "network check")
+        self._spawn(self._views.prober.run(), "peer probe")
         self._spawn(self._keep_described(), "describe")
         self._spawn(self._watch_trouble(), "trouble")
         self._spawn(self._watch_volumes(), "volume events")
@@ -313,6 +314,9 @@ class Member:
     async def root_changed(self, root: bytes) -> None:
         if root and root != self.identity.root:
             raise SwarmError("the manager has another root certificate than the one this node joined with")
+
+    def silent(self, nodes: tuple[str, ...]) -> None:
+        self._views.prober.silent(nodes)
 
     def logs_wanted(self, wanted: LogsWanted) -> None:
         def connect() -> Client:

@@ -76,6 +76,7 @@ class Member:
         self.session = SessionAgent(
             self, lambda: self.identity, self._known_managers, self._hello, rng, seams.rpc
         )
+        self._views = NetworkViews(network)
         self.worker = Worker(
             membership.node_id,
             engine,
@@ -85,8 +86,8 @@ class Member:
             seams.now,
             Lease(engine, seams.guard(config.engine_socket), seams.boottime),
             seams.port_is_free,
+            self._views.engine_changed,
         )
-        self._views = NetworkViews(network)
         self._managing = ManagerSide(
             self._papers,
             config,
@@ -116,6 +117,11 @@ class Member:
     def trouble(self) -> str:
         """Why this manager cannot serve, "" when it can."""
         return self._managing.trouble
+
+    @property
+    def network_trouble(self) -> str:
+        """What is wrong with this node's network, "" when nothing is."""
+        return self._network.trouble()
 
     # --- life ----------------------------------------------------------------------------------------------------
     async def start(

@@ -6,6 +6,8 @@ refused and with which error, what ``attach`` answers. Faults are asked for with
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+
 from swarm_agent.network import model, resolvconf
 from swarm_agent.network.engine import container_network
 from swarm_agent.network.host import NetworkError
@@ -23,6 +25,9 @@ class FakeNodeNetwork:
         self.view: NetworkView | None = None
         self.plan = Plan()
         self.started = False
+        self.lost: set[str] = set()  # networks that ``missing`` finds lost
+        self.troubles: dict[str, str] = {}
+        self.told: Callable[[frozenset[str], frozenset[str]], None] = lambda _gone, _networks: None
         self._faults: dict[str, list[Exception]] = {}
 
     def fail(self, call: str, error: Exception) -> None:
@@ -64,6 +69,19 @@ class FakeNodeNetwork:
         self._called("detach", task_id)
         self._must_run()
         self.attached.pop(task_id, None)
+
+    async def missing(self, endpoints: Mapping[str, str]) -> tuple[str, ...]:
+        return tuple(network for network in endpoints if network in self.lost)
+
+    def trouble(self, networks: Iterable[str] | None = None) -> str:
+        wanted = self.troubles if networks is None else networks
+        return "; ".join(self.troubles[network] for network in wanted if network in self.troubles)
+
+    def tell(self, told: Callable[[frozenset[str], frozenset[str]], None]) -> None:
+        self.told = told
+
+    def engine_changed(self) -> None:
+        self._called("engine_changed", None)
 
     async def stop(self) -> None:
         self._called("stop", None)

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from swarm_agent.network.model import VXLAN_PORT
 from swarm_agent.objects import features
 from swarm_agent.objects.errors import InvalidSpec
 from swarm_agent.objects.records import Generic
@@ -78,6 +79,20 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return tuple(out)
 
     @property
+    def own_ports(self) -> dict[tuple[str, int], str]:
+        """What the swarm itself uses on its hosts, by (protocol, port), and what for. Hosts of a swarm are set up alike."""
+        own = {
+            ("tcp", self.front_door_port): "where nodes join",
+            ("tcp", self.rpc_port): "sessions of nodes with their managers",
+            ("tcp", self.raft_port): "Raft between managers",
+            ("udp", VXLAN_PORT): "overlay networks between hosts",
+        }
+        metrics = self.metrics_addr.rpartition(":")[2]
+        if metrics.isdigit() and int(metrics):
+            own["tcp", int(metrics)] = "metrics of the agent"
+        return own
+
+    @property
     def level(self) -> int:
         """The feature level this daemon works at."""
         return features.LEVEL if self.feature_level is None else self.feature_level
@@ -142,13 +157,26 @@ def load_config(path: Path, *, must_exist: bool) -> AgentConfig:
     Raises:
         InvalidSpec: names the file, the key and what is wrong with it.
     """
+    return parse_config(path, read_config(path, must_exist=must_exist))
+
+
+def read_config(path: Path, *, must_exist: bool) -> str:
+    """The file's text; "" for one that is absent and was not asked for by name."""
     try:
-        raw = tomllib.loads(path.read_text())
+        return path.read_text()
     except FileNotFoundError as err:
         if must_exist:
             raise InvalidSpec(f"{path}: no such file") from err
-        return AgentConfig()
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        return ""
+    except (OSError, UnicodeDecodeError) as err:
+        raise InvalidSpec(f"{path}: {err}") from err
+
+
+def parse_config(path: Path, text: str) -> AgentConfig:
+    """What the text of the file at ``path`` says."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as err:
         raise InvalidSpec(f"{path}: {err}") from err
     try:
         return msgspec.convert(raw, AgentConfig)

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import hashlib
 import logging
 import os
 import random
@@ -13,7 +14,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import uvloop
@@ -23,7 +24,7 @@ from swarm_agent.api.backend import ManagerHealth, RemoteManager
 from swarm_agent.api.events import ClusterEvents
 from swarm_agent.api.http import HttpServer
 from swarm_agent.api.server import Api
-from swarm_agent.config import DEFAULT_PATH, AgentConfig, check_devices, load_config
+from swarm_agent.config import DEFAULT_PATH, AgentConfig, check_devices, parse_config, read_config
 from swarm_agent.control.engine import Controllers
 from swarm_agent.host import Host
 from swarm_agent.manager.manager import Manager
@@ -40,11 +41,13 @@ from swarm_agent.objects.errors import (
     SwarmError,
 )
 from swarm_agent.objects.ids import new_id
+from swarm_agent.objects.ports import PortKey
 from swarm_agent.objects.records import Task
 from swarm_agent.objects.specs import InitRequest, JoinRequest, RecoverOptions
 from swarm_agent.observe.logs import set_up_logging
 from swarm_agent.observe.server import ObserveServer
 from swarm_agent.seams import Seams
+from swarm_agent.session.rpc import Grpc
 from swarm_agent.session.wire import ForwardedAnswer, ForwardedCall, LogPiece
 from swarm_agent.store import ApplyResult, Group, Store
 
@@ -67,7 +70,7 @@ class Daemon:
         self.config = config
         self.engine = engine
         self.rng = rng
-        self._seams = seams or Seams()
+        self._seams = seams or Seams(rpc=Grpc(Path(f"{config.socket}.rpc")))
         self._reserved: set[str] = set()
         self._events: ClusterEvents | None = None
         self._events_of: Store | None = None
@@ -117,6 +120,10 @@ class Daemon:
     @property
     def role(self) -> str:
         return self.host.role
+
+    @property
+    def own_ports(self) -> Mapping[PortKey, str]:
+        return self.config.own_ports
 
     @property
     def is_manager(self) -> bool:
@@ -293,11 +300,15 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help=f"configuration file (default {DEFAULT_PATH}, if there)")
     parser.add_argument("--version", action="version", version=f"swarm-agent {__version__}")
     arguments = parser.parse_args()
+    path = arguments.config or DEFAULT_PATH
     try:
-        config = load_config(arguments.config or DEFAULT_PATH, must_exist=arguments.config is not None)
+        text = read_config(path, must_exist=arguments.config is not None)
+        config = parse_config(path, text)
         check_devices(config)
     except InvalidSpec as err:
         sys.exit(f"swarm-agent: {err}")
+    # `systemctl status` shows it: whoever wrote the file sees whether this process has read what stands there now.
+    notify(f"STATUS=configuration {hashlib.sha256(text.encode()).hexdigest()}")
     set_up_logging(config.log_level, config.log_format)
     sys.setswitchinterval(0.0005)
     try:

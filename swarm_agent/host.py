@@ -166,7 +166,7 @@ class Host:
         while True:
             member = self._make_member(membership, identity, keys)
             try:
-                await member.start()
+                await member.start(again=True)
             except (SwarmError, OSError) as err:
                 if str(err) != self._error:
                     log.error("cannot resume membership yet: %s", err)

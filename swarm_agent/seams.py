@@ -17,6 +17,7 @@ from swarm_agent.identity.door import Doors, Https
 from swarm_agent.node.files import Files, TmpfsFiles
 from swarm_agent.node.lease import Guard, LeaseFolder
 from swarm_agent.node.ports import IsFree, nobody_listens
+from swarm_agent.node.room import Room
 from swarm_agent.raft import Disk, Home, OwnThread, RealDisk
 from swarm_agent.session.links import Links, Tls
 from swarm_agent.session.rpc import Grpc, Rpc
@@ -48,6 +49,9 @@ class Seams:
 
     files: Files = field(default_factory=TmpfsFiles)
     """Where secrets and configs of this host's tasks lie."""
+
+    room: Callable[[Path], Room] = Room
+    """Whether this host can write, for its state directory."""
 
     port_is_free: IsFree = nobody_listens
     certificates: ca.Source = ca.SYSTEM

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from swarm_agent.control.engine import Controllers
 from swarm_agent.node.engine import EngineClient
+from swarm_agent.objects.ports import PortKey
 from swarm_agent.objects.records import Task
 from swarm_agent.objects.specs import InitRequest, JoinRequest, RecoverOptions
 from swarm_agent.session.wire import ForwardedAnswer, ForwardedCall, LogPiece
@@ -53,6 +54,10 @@ class Backend(Protocol):
     def remote_managers(self) -> list[RemoteManager]: ...
     def manager_health(self) -> dict[str, ManagerHealth]:
         """By node id; managers only."""
+
+    @property
+    def own_ports(self) -> Mapping[PortKey, str]:
+        """What the swarm itself uses on its hosts, and what for."""
 
     # --- membership --------------------------------------------------------------------------------------------------
     async def init(self, request: InitRequest) -> str: ...

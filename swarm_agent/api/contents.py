@@ -12,7 +12,7 @@ from swarm_agent.api.backend import Backend
 from swarm_agent.api.filters import keep, label_matches, parse_filters
 from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
-from swarm_agent.api.writes import version_of, write
+from swarm_agent.api.writes import version_of, write, write_spec, write_until
 from swarm_agent.control.contents import pinned, references, versions
 from swarm_agent.objects import contents, defaults, features, templates
 from swarm_agent.objects.errors import AlreadyExists, InvalidSpec, OutOfSequence, Unimplemented
@@ -66,19 +66,25 @@ class Contents:
         raw = parse_json(await request.body())
         owner = resolve(backend.store, self._kind, wanted)
         spec = normalise(raw, self._spec)
-        if version != owner.version:
-            raise OutOfSequence
         same = msgspec.structs.replace(spec, data=None, labels=owner.spec.labels) == owner.spec
         if not same or (spec.data and contents.decoded(spec.data) != _data(backend.store, owner)):
             raise InvalidSpec("only updates to Labels are allowed")
-        changed = msgspec.structs.replace(owner, spec=msgspec.structs.replace(owner.spec, labels=spec.labels))
-        await write(backend, f"{self._word}/{owner.id}", Put(changed, owner.version))
+
+        def change(now: Any) -> list[Put | Delete]:
+            if not now.spec_version and version != now.version:  # written before it was known when
+                raise OutOfSequence
+            labelled = msgspec.structs.replace(now.spec, labels=spec.labels)
+            return [Put(msgspec.structs.replace(now, spec=labelled), now.version)]
+
+        await write_spec(backend, self._kind, owner.id, version, f"{self._word}/{owner.id}", change)
         return Response()
 
     async def remove(self, backend: Backend, request: Request, wanted: str) -> Response:  # noqa: ARG002
         """With every version of its content."""
-        while True:
-            owner = resolve(backend.store, self._kind, wanted)
+        id_ = resolve(backend.store, self._kind, wanted).id
+
+        def decide() -> list[Put | Delete]:
+            owner = resolve(backend.store, self._kind, id_)
             users = _users(backend.store, owner)
             if users:
                 word = "service" if len(users) == 1 else "services"
@@ -86,12 +92,10 @@ class Contents:
                     f"{self._word} '{owner.spec.name}' is in use by the following {word}: {', '.join(users)}"
                 )
             rows = (owner, *versions(backend.store, owner.id))
-            deletes = [Delete(type(row).__name__.lower(), row.id, row.version) for row in rows]
-            try:
-                await write(backend, f"{self._word}/{owner.id}", *deletes)
-            except OutOfSequence:
-                continue  # a new version or label came in between; the removal is meant all the same
-            return Response(204)
+            return [Delete(type(row).__name__.lower(), row.id, row.version) for row in rows]
+
+        await write_until(backend, f"{self._word}/{id_}", decide)
+        return Response(204)
 
     # --- versions (ours) -----------------------------------------------------------------------------------------------
     async def versions(self, backend: Backend, request: Request, wanted: str) -> Response:  # noqa: ARG002
@@ -125,21 +129,19 @@ class Contents:
             raise Malformed('the body is to be {"Data": "<base64>"}', "Data")
         data = contents.decoded(given)
         contents.content(self._word, data)
-        while True:
-            owner = resolve(backend.store, self._kind, wanted)
+        id_ = resolve(backend.store, self._kind, wanted).id
+        number = 0
+
+        def decide() -> list[Put | Delete]:
+            nonlocal number
+            owner = resolve(backend.store, self._kind, id_)
             templates.check_driver(owner.spec.templating, data)
             number = owner.number + 1
             changed = msgspec.structs.replace(owner, number=number)
-            try:
-                await write(
-                    backend,
-                    f"{self._word}/{owner.id}",
-                    Put(changed, owner.version),
-                    Put(_content(owner.id, number, data), 0),
-                )
-            except OutOfSequence:
-                continue  # somebody else's version came in between: ours is the next
-            return json_response({"Number": number}, 201)
+            return [Put(changed, owner.version), Put(_content(id_, number, data), 0)]
+
+        await write_until(backend, f"{self._word}/{id_}", decide)
+        return json_response({"Number": number}, 201)
 
     # --- pieces --------------------------------------------------------------------------------------------------------
     def _must_know(self, backend: Backend) -> None:

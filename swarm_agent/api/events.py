@@ -154,7 +154,7 @@ class Window(NamedTuple):
 
 def parse_window(query: Mapping[str, str]) -> Window:
     """``since`` and ``until``: seconds since the epoch, with up to nine digits of a fraction."""
-    window = Window(_time(query, "since"), _time(query, "until"))
+    window = Window(parse_time(query.get("since", ""), "since"), parse_time(query.get("until", ""), "until"))
     if window.since is not None and window.until is not None and window.since > window.until:
         raise HttpError(
             400,
@@ -163,8 +163,8 @@ def parse_window(query: Mapping[str, str]) -> Window:
     return window
 
 
-def _time(query: Mapping[str, str], word: str) -> int | None:
-    text = query.get(word, "")
+def parse_time(text: str, word: str) -> int | None:
+    """Nanoseconds; None where nothing is stated. HttpError for what is no time; ``word``: what it was given as."""
     if not text:
         return None
     match = _TIME.fullmatch(text)

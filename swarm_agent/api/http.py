@@ -11,6 +11,7 @@ import contextlib
 import http
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,16 @@ from urllib.parse import parse_qsl, urlsplit
 import h11
 import msgspec
 
+from swarm_agent.gate import BACKLOG, Gate, Limits, Visitor, open_streams
 from swarm_agent.objects.errors import SwarmError, UserError
 
 log = logging.getLogger(__name__)
 
 CHUNK = 64 * 1024
 MAX_HEAD = 1 << 20  # registry credentials and filters travel in heads
+MAX_IDLE = 1000  # connections between two requests; beyond it the one that has waited longest is closed
+# Until the head of a first request is complete. The number of those that are read bounds the memory: a head may be large.
+LIMITS = Limits(seconds=30.0, speaking=64, starts_per_second=10_000.0)
 MAX_BODY = 8 << 20  # of calls we answer ourselves; what is passed through is not limited
 
 
@@ -80,7 +85,10 @@ class Request:
         self._whole: bytes | None = None
         self.method = head.method.decode()
         self.target = head.target.decode("latin-1")
-        split = urlsplit(self.target)
+        try:
+            split = urlsplit(self.target)
+        except ValueError as err:
+            raise HttpError(400, f"malformed request target {self.target[:200]!r}: {err}") from err
         self.path = split.path
         self.raw_query = split.query
         self.query: dict[str, str] = dict(parse_qsl(split.query, keep_blank_values=True))
@@ -168,8 +176,8 @@ class HttpServer:
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._gate = Gate("api socket", self._serve, LIMITS)
+        self._idle: dict[asyncio.StreamWriter, None] = {}  # between two requests, longest first
 
     async def start_unix(self, path: str, group: str = "docker") -> None:
         """Listen on a unix socket, root and ``group`` only, like the engine's."""
@@ -178,29 +186,29 @@ class HttpServer:
         socket_path.unlink(missing_ok=True)  # noqa: ASYNC240 - once, at start
         old = os.umask(0o117)
         try:
-            self._server = await asyncio.start_unix_server(self._serve, path, limit=1 << 20)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listener.bind(path)
+            listener.listen(BACKLOG)
         finally:
             os.umask(old)
+        self._gate.listen(listener)
         with contextlib.suppress(KeyError, ImportError, PermissionError):
             import grp  # noqa: PLC0415 - not on every platform a test may run on
 
             os.chown(path, 0, grp.getgrnam(group).gr_gid)
 
     async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in list(self._connections):
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._gate.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
+    async def _serve(self, sock: socket.socket, visitor: Visitor) -> None:
+        reader, writer = await open_streams(sock, limit=MAX_HEAD)
         connection = Connection(reader, writer)
         try:
-            while await self._one(connection):
+            first = await connection.next_event()
+            visitor.proved()
+            while await self._one(connection, first):
                 connection.http.start_next_cycle()
+                first = await self._next_request(connection)
         except h11.RemoteProtocolError as err:
             log.debug("client connection ended: %s", err)
             await self._refuse(connection, err)
@@ -209,8 +217,19 @@ class HttpServer:
         except asyncio.CancelledError:
             pass
         finally:
-            self._connections.discard(task)
             writer.close()
+
+    async def _next_request(self, connection: Connection) -> Any:
+        """Who asked once may keep the connection, as long as there are not too many of that kind."""
+        self._idle[connection.writer] = None
+        if len(self._idle) > MAX_IDLE:
+            oldest = next(iter(self._idle))
+            del self._idle[oldest]
+            oldest.close()
+        try:
+            return await connection.next_event()
+        finally:
+            self._idle.pop(connection.writer, None)
 
     async def _refuse(self, connection: Connection, err: h11.RemoteProtocolError) -> None:
         """Say what was wrong with the request, if nothing was said yet and somebody may listen."""
@@ -227,39 +246,38 @@ class HttpServer:
                 _head(err.error_status_hint, headers), h11.Data(data=body), h11.EndOfMessage()
             )
 
-    async def _one(self, connection: Connection) -> bool:
+    async def _one(self, connection: Connection, event: Any) -> bool:
         """Serve one request; whether another may follow."""
-        event = await connection.next_event()
         if not isinstance(event, h11.Request):
             return False
-        request = Request(event, connection)
         try:
+            request = Request(event, connection)
             answer = await self._handler(request)
         except SwarmError as err:
             answer = error_response(err)
         except (OSError, h11.ProtocolError):
             raise
         except Exception as err:  # a bug must not take the connection down without a word
-            log.exception("%s %s", request.method, request.target)
+            log.exception("%s %s", event.method, event.target)
             answer = json_response({"message": f"internal error: {err!r}"}, 500)
         if answer is HANDED_OVER:
             return False
         async for _ in connection.request_body():
             pass
         if isinstance(answer, Streamed):
-            await self._send_stream(connection, request, answer)
+            await self._send_stream(connection, event, answer)
         else:
-            await self._send_whole(connection, request, answer)
+            await self._send_whole(connection, event, answer)
         return connection.http.our_state is h11.DONE and connection.http.their_state is h11.DONE
 
-    async def _send_whole(self, connection: Connection, request: Request, answer: Response) -> None:
+    async def _send_whole(self, connection: Connection, request: h11.Request, answer: Response) -> None:
         headers = [*answer.headers, ("Content-Length", str(len(answer.body)))]
         events: list[h11.Event] = [_head(answer.status, headers)]
-        if answer.body and request.method != "HEAD":
+        if answer.body and request.method != b"HEAD":
             events.append(h11.Data(data=answer.body))
         await connection.send(*events, h11.EndOfMessage())
 
-    async def _send_stream(self, connection: Connection, request: Request, answer: Streamed) -> None:
+    async def _send_stream(self, connection: Connection, request: h11.Request, answer: Streamed) -> None:
         """Send pieces as they come; a client that goes away ends the source."""
         await connection.send(_head(answer.status, list(answer.headers)))
         gone = asyncio.create_task(connection.gone())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncIterator
 
 from swarm_agent.api.backend import Backend
+from swarm_agent.api.events import parse_time
 from swarm_agent.api.http import HttpError, Request, Streamed
 from swarm_agent.api.resolve import resolve
 from swarm_agent.objects import defaults
@@ -13,6 +15,7 @@ from swarm_agent.objects.records import Service, Task
 
 log = logging.getLogger(__name__)
 
+_LINES = re.compile(r"[0-9]{1,18}")
 _FLAGS = ("stdout", "stderr", "follow", "timestamps")
 
 
@@ -30,8 +33,9 @@ def _logs(backend: Backend, request: Request, tasks: list[Task]) -> Streamed:
     if not (_on(query, "stdout") or _on(query, "stderr")):
         raise HttpError(500, "Bad parameters: you must choose at least one stream")
     tail = query.get("tail", "all")
-    if tail != "all" and not tail.isdigit():
-        raise HttpError(500, f'tail must be a number of lines or "all", not {tail!r}')
+    if tail != "all" and not _LINES.fullmatch(tail):
+        raise HttpError(400, f'invalid tail: a number of lines or "all" is wanted, not {tail[:40]!r}')
+    parse_time(query.get("since", ""), "since")
     placed = [t for t in tasks if t.node_id]
     tty = {t.id: _tty(backend, t) for t in placed}
     details = _on(request.query, "details")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from typing import Any
 
@@ -12,7 +13,7 @@ from swarm_agent.api.backend import Backend
 from swarm_agent.api.filters import keep, label_matches, parse_filters
 from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
-from swarm_agent.api.writes import write
+from swarm_agent.api.writes import write, write_until
 from swarm_agent.control.allocate import NODE_NETWORK
 from swarm_agent.network.engine import DRIVER
 from swarm_agent.objects import validate
@@ -116,7 +117,14 @@ def _subnet_is_free(backend: Backend, spec: NetworkCreate) -> None:
 
 
 async def remove(backend: Backend, request: Request, wanted: str) -> Response:  # noqa: ARG001
-    network = resolve(backend.store, Network, wanted)
+    id_ = resolve(backend.store, Network, wanted).id
+    await write_until(backend, f"network/{id_}", functools.partial(removal, backend, id_))
+    return Response(204)
+
+
+def removal(backend: Backend, id_: str) -> list[Put | Delete]:
+    """The writes. Raises FailedPrecondition for a network that is in use."""
+    network = resolve(backend.store, Network, id_)
     for service in backend.store.services.all():
         revision = backend.store.revisions.get(service.revision_id)
         if revision is not None and network.id in revision.networks:
@@ -125,5 +133,4 @@ async def remove(backend: Backend, request: Request, wanted: str) -> Response:  
         live = not task.status.state.terminal and backend.store.services.get(task.service_id) is not None
         if live and any(a.network_id == network.id for a in task.networks):
             raise FailedPrecondition(f"network {network.id} is in use by task {task.id}")
-    await write(backend, f"network/{network.id}", Delete("network", network.id, network.version))
-    return Response(204)
+    return [Delete("network", network.id, network.version)]

@@ -10,10 +10,10 @@ from swarm_agent.api.filters import keep, label_matches, one_of, parse_filters
 from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
 from swarm_agent.api.swarm import the_cluster
-from swarm_agent.api.writes import version_of, write, write_spec
+from swarm_agent.api.writes import version_of, write_spec, write_until
 from swarm_agent.objects import validate
 from swarm_agent.objects.enums import NodeState, TaskState
-from swarm_agent.objects.errors import FailedPrecondition, OutOfSequence
+from swarm_agent.objects.errors import FailedPrecondition
 from swarm_agent.objects.leases import FENCE_S
 from swarm_agent.objects.normalise import normalise, parse_json
 from swarm_agent.objects.records import Node
@@ -82,15 +82,16 @@ def _may_demote(backend: Backend, node: Node) -> None:
 
 async def remove(backend: Backend, request: Request, wanted: str) -> Response:
     force = request.query.get("force", "").lower() in ("1", "true", "t")
-    while True:
-        node = resolve(backend.store, Node, wanted)
+    id_ = resolve(backend.store, Node, wanted).id
+
+    def decide() -> list[Put | Delete]:
+        node = resolve(backend.store, Node, id_)
         _may_remove(node, force=force)
         _may_be_forgotten(backend, node)
-        try:
-            await write(backend, f"node/{node.id}", *_removal(backend, node))
-        except OutOfSequence:
-            continue  # the node reported something meanwhile; the removal is meant all the same
-        return Response()
+        return _removal(backend, node)
+
+    await write_until(backend, f"node/{id_}", decide)
+    return Response()
 
 
 def _may_remove(node: Node, *, force: bool) -> None:

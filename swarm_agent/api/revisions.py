@@ -58,11 +58,7 @@ async def roll_back_to(backend: Backend, request: Request, wanted: str) -> Respo
     must_know_rollback(backend)
     service = resolve(backend.store, Service, wanted)
     text = request.query.get("to", "")
-    found = [
-        r
-        for r in backend.store.revisions.by("service", service.id)
-        if text.isdecimal() and r.number == int(text)
-    ]
+    found = [r for r in backend.store.revisions.by("service", service.id) if str(r.number) == text]
     if not found:
         kept = sorted(r.number for r in backend.store.revisions.by("service", service.id))
         raise HttpError(

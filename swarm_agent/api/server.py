@@ -18,6 +18,7 @@ from swarm_agent.api import (
     networks,
     nodes,
     plan,
+    prune,
     revisions,
     services,
     swarm,
@@ -134,6 +135,7 @@ CLUSTER_NETWORK_ROUTES: tuple[Route, ...] = (
     _route("GET", "/cluster-networks/{id}", networks.inspect),
     _route("POST", "/cluster-networks/create", networks.create),
     _route("DELETE", "/cluster-networks/{id}", networks.remove),
+    _route("POST", "/cluster-networks/prune", prune.cluster),
 )
 
 
@@ -267,6 +269,8 @@ class Api:
                 self._must_be_manager(500)
                 return await self._network_call(request, "POST", "/cluster-networks/create", body)
             return await self._engine_call(request, body)
+        if request.method == "POST" and path == "/networks/prune":
+            return await self._prune(request, manager=manager)
         if not manager:
             return await self._pass(request)
         if request.method == "GET" and path == "/networks":
@@ -284,6 +288,16 @@ class Api:
         if request.method == "GET":
             return json_response(views.network(found))
         return await self._network_call(request, "DELETE", f"/cluster-networks/{found.id}", b"")
+
+    async def _prune(self, request: Request, *, manager: bool) -> Response:
+        """The engine's first, as Docker does; a worker's, or a host's in no swarm, alone."""
+        gone = await prune.local(self._backend, request)
+        if manager:
+            answer: Response = await self._network_call(request, "POST", "/cluster-networks/prune", b"")
+            if answer.status != 200:
+                return answer
+            gone = [*(parse_json(answer.body)["NetworksDeleted"] or ()), *gone]
+        return json_response({"NetworksDeleted": gone or None})
 
     async def _cluster_network(self, request: Request, wanted: str) -> Network | None:
         """The cluster network meant, unless the engine has one of exactly this id or name (local goes first)."""

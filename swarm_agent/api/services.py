@@ -12,12 +12,12 @@ from swarm_agent.api.backend import Backend
 from swarm_agent.api.filters import keep, label_matches, parse_filters
 from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
-from swarm_agent.api.writes import version_of, write, write_spec
+from swarm_agent.api.writes import version_of, write, write_spec, write_until
 from swarm_agent.control.contents import dealt_with, must_be_kept, resolve_contents
 from swarm_agent.control.orchestration import jobs
 from swarm_agent.control.orchestration.depends import cycle
 from swarm_agent.control.orchestration.update import going
-from swarm_agent.control.ports import must_be_free
+from swarm_agent.control.ports import held, held_everywhere, must_be_free, must_not_be_the_swarms
 from swarm_agent.control.revisions import next_number, previous_of, revision_of
 from swarm_agent.node.engine import EngineError, EngineUnreachable
 from swarm_agent.objects import defaults, features, validate
@@ -25,7 +25,6 @@ from swarm_agent.objects.errors import (
     AlreadyExists,
     FailedPrecondition,
     InvalidSpec,
-    OutOfSequence,
     Unimplemented,
 )
 from swarm_agent.objects.normalise import normalise, parse_json
@@ -50,7 +49,7 @@ async def list_(backend: Backend, request: Request) -> Response:
     with_status = request.query.get("status", "").lower() in ("1", "true", "t")
     out = []
     for service in keep(backend.store.services.all(), filters, _TESTS):
-        shown = views.service(service)
+        shown = views.service(service, nowhere=held_everywhere(backend.store, service))
         if with_status:
             shown["ServiceStatus"] = views.service_status(service, backend.store)
         out.append(shown)
@@ -60,7 +59,8 @@ async def list_(backend: Backend, request: Request) -> Response:
 async def inspect(backend: Backend, request: Request, wanted: str) -> Response:
     service = resolve(backend.store, Service, wanted)
     insert = request.query.get("insertDefaults", "").lower() in ("1", "true", "t")
-    return json_response(views.service(service, insert_defaults=insert))
+    nowhere = held_everywhere(backend.store, service)
+    return json_response(views.service(service, nowhere=nowhere, insert_defaults=insert))
 
 
 async def create(backend: Backend, request: Request) -> Response:
@@ -73,7 +73,8 @@ async def create(backend: Backend, request: Request) -> Response:
         must_be_free(backend.store, spec, "")
         service, revision = created(backend, spec, request.header("x-registry-auth"))
         await write(backend, service.id, Put(revision, 0), Put(service, 0))
-    return json_response({"ID": service.id}, 201)
+    warnings = held(backend.store, spec)
+    return json_response({"ID": service.id, **({"Warnings": warnings} if warnings else {})}, 201)
 
 
 async def update(backend: Backend, request: Request, wanted: str) -> Response:
@@ -99,7 +100,7 @@ async def update(backend: Backend, request: Request, wanted: str) -> Response:
             return [*(() if known else (Put(revision, 0),)), Put(changed, now.version)]
 
         await write_spec(backend, Service, service.id, version, service.id, change)
-    return json_response({"Warnings": None})
+    return json_response({"Warnings": held(backend.store, spec) or None})
 
 
 def size(store: Store, spec: ServiceSpec) -> int:
@@ -253,18 +254,20 @@ def _no_circle(backend: Backend, service: Service) -> None:
 
 
 async def remove(backend: Backend, request: Request, wanted: str) -> Response:  # noqa: ARG001
-    while True:
-        service = resolve(backend.store, Service, wanted)
-        try:
-            await write(backend, service.id, Delete("service", service.id, service.version))
-        except OutOfSequence:
-            continue  # an update's progress was written in between; the removal is meant all the same
-        return Response()
+    id_ = resolve(backend.store, Service, wanted).id
+    await write_until(backend, id_, lambda: [_removal(backend, id_)])
+    return Response()
+
+
+def _removal(backend: Backend, id_: str) -> Delete:
+    service = resolve(backend.store, Service, id_)
+    return Delete("service", service.id, service.version)
 
 
 def acceptable(backend: Backend, spec: ServiceSpec) -> None:
     """Raises what is wrong with it, or what this cluster cannot hold yet."""
     validate.service(spec)
+    must_not_be_the_swarms(spec, backend.own_ports)
     level, what = backend.store.feature_level, validate.needs(spec)
     if what and level < features.ORCHESTRATION:
         raise Unimplemented(

@@ -7,7 +7,7 @@ import msgspec
 from swarm_agent.api import views
 from swarm_agent.api.backend import Backend
 from swarm_agent.api.http import HttpError, Request, Response, json_response
-from swarm_agent.api.writes import version_of, write_spec
+from swarm_agent.api.writes import version_of, write_spec, write_until
 from swarm_agent.identity.tokens import new_token
 from swarm_agent.identity.unlock import new_unlock_key, parse_unlock_key, shown
 from swarm_agent.objects import features, validate
@@ -15,7 +15,14 @@ from swarm_agent.objects.defaults import cluster_defaults
 from swarm_agent.objects.errors import FailedPrecondition
 from swarm_agent.objects.normalise import normalise, parse_json
 from swarm_agent.objects.records import Cluster, UnlockKey
-from swarm_agent.objects.specs import ClusterSpec, InitRequest, JoinRequest, UnlockRequest
+from swarm_agent.objects.specs import (
+    ClusterSpec,
+    EncryptionConfig,
+    InitRequest,
+    JoinRequest,
+    UnlockRequest,
+    merged,
+)
 from swarm_agent.store import Delete, Put
 
 ALREADY = (
@@ -27,13 +34,62 @@ NOT_LOCKED = "swarm is not locked"
 
 async def init(backend: Backend, request: Request) -> Response:
     body = normalise(parse_json(await request.body()), InitRequest)
+    validate.cluster(body.spec or ClusterSpec())
+    if body.availability and body.availability not in ("active", "pause", "drain"):
+        raise HttpError(400, f'invalid Availability: "{body.availability}"')
     if body.force_new_cluster and backend.state == "active":
-        return json_response(await backend.force_new_cluster(body))
+        _must_stay(backend.store.cluster if backend.is_manager else None, body)
+        node_id = await backend.force_new_cluster(body)
+        await _declare(backend, node_id, body)
+        return json_response(node_id)
     if backend.state != "inactive":
         raise HttpError(503, ALREADY)
-    validate.cluster(body.spec or ClusterSpec())
     _pools(body)
     return json_response(await backend.init(body))
+
+
+def _must_stay(now: Cluster | None, body: InitRequest) -> None:
+    """A swarm that goes on keeps what only a new one can choose."""
+    if now is None:
+        return
+    for flag, given, present in (
+        ("--default-addr-pool", tuple(body.default_addr_pool or ()), now.default_addr_pool),
+        ("--data-path-port", body.data_path_port, now.data_path_port),
+        # the docker command sends its own default with every init, so 24 may not be meant
+        (
+            "--default-addr-pool-mask-length",
+            0 if body.subnet_size == 24 else body.subnet_size,
+            now.subnet_size,
+        ),
+    ):
+        if given and given != present:
+            raise FailedPrecondition(
+                f"{flag} cannot be changed by --force-new-cluster: the swarm goes on with its networks. Leave the flag out; nothing was changed"
+            )
+
+
+async def _declare(backend: Backend, node_id: str, body: InitRequest) -> None:
+    """What an init states besides, in a cluster that goes on: as with Docker what is not stated stays."""
+
+    def decide() -> list[Put | Delete]:
+        now = the_cluster(backend)
+        spec = cluster_defaults(merged(now.spec, body.spec or ClusterSpec()))
+        unlock = now.unlock
+        if body.auto_lock_managers or spec.encryption_config.auto_lock_managers:
+            spec = msgspec.structs.replace(spec, encryption_config=EncryptionConfig(auto_lock_managers=True))
+            if not unlock.key:
+                unlock = UnlockKey(key=new_unlock_key(backend.secret_bits), version=unlock.version + 1)
+        writes: list[Put | Delete] = []
+        if (spec, unlock) != (now.spec, now.unlock):
+            writes.append(Put(msgspec.structs.replace(now, spec=spec, unlock=unlock), now.version))
+        node = backend.store.nodes.get(node_id)
+        if body.availability and node is not None and node.spec.availability != body.availability:
+            wanted = msgspec.structs.replace(node.spec, availability=body.availability)
+            writes.append(Put(msgspec.structs.replace(node, spec=wanted), node.version))
+        return writes
+
+    if decide():
+        await write_until(backend, "cluster", decide)
 
 
 def _pools(body: InitRequest) -> None:

@@ -7,6 +7,7 @@ from swarm_agent.api.backend import Backend
 from swarm_agent.api.filters import Filters, keep, label_matches, one_of, parse_filters
 from swarm_agent.api.http import Request, Response, json_response
 from swarm_agent.api.resolve import resolve
+from swarm_agent.control.ports import held_ingress
 from swarm_agent.control.revisions import same_but_placement
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches
@@ -36,11 +37,22 @@ async def list_(backend: Backend, request: Request) -> Response:
     if up_to_date:
         wanted = up_to_date[0].lower() in ("1", "true", "t")
         rows = [t for t in rows if _current(backend, t) == wanted]
-    return json_response([views.task(t, backend.store) for t in rows])
+    return json_response(_shown(backend, rows))
 
 
 async def inspect(backend: Backend, request: Request, wanted: str) -> Response:  # noqa: ARG001
-    return json_response(views.task(resolve(backend.store, Task, wanted), backend.store))
+    return json_response(_shown(backend, [resolve(backend.store, Task, wanted)])[0])
+
+
+def _shown(backend: Backend, rows: list[Task]) -> list[views.Json]:
+    """With what is to be said of their services' ports."""
+    store = backend.store
+    not_taken: dict[str, str] = {}
+    for service_id in {t.service_id for t in rows if t.node_address}:
+        service = store.services.get(service_id)
+        if service is not None:
+            not_taken[service_id] = "; ".join(held_ingress(store, service))
+    return [views.task(t, store, not_taken.get(t.service_id, "")) for t in rows]
 
 
 def _resolve_references(backend: Backend, filters: Filters) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+from collections.abc import Container
 from typing import Any
 
 import msgspec
@@ -13,11 +14,13 @@ from swarm_agent.control.allocate import NODE_NETWORK
 from swarm_agent.control.tasks import lost_node
 from swarm_agent.identity.ca import issuer_of
 from swarm_agent.objects import defaults
-from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.enums import NodeState, TaskState
+from swarm_agent.objects.ports import PortKey
 from swarm_agent.objects.records import (
     Cluster,
     Config,
     Generic,
+    HeldPort,
     Network,
     Node,
     Reason,
@@ -114,20 +117,30 @@ def node(record: Node, tls: Json, health: ManagerHealth | None) -> Json:
             },
             "Engine": engine,
             "TLSInfo": tls,
+            **_held_ports(about.held_ports),
         },
         "Status": {"State": record.status.state.word, "Addr": record.status.addr},
     }
-    if record.status.message:
-        out["Status"]["Message"] = record.status.message
+    message = record.status.message or about.trouble or about.manager_trouble
+    if message:
+        out["Status"]["Message"] = message
     if record.role == "manager" and record.manager_addr:
-        status: Json = {
-            "Reachability": "reachable" if health is not None and health.reachable else "unreachable",
-            "Addr": record.manager_addr,
-        }
+        reachability = "reachable" if health is not None and health.reachable else "unreachable"
+        if about.manager_trouble and record.status.state == NodeState.READY:
+            reachability = (
+                f"unreachable ({about.manager_trouble.partition(':')[0]})"  # what ``node ls`` has room for
+            )
+        status: Json = {"Reachability": reachability, "Addr": record.manager_addr}
         if health is not None and health.leader:
             status["Leader"] = True
         out["ManagerStatus"] = status
     return out
+
+
+def _held_ports(held: tuple[HeldPort, ...]) -> Json:
+    """Ours: the ports of its host that programs hold, which the swarm does not take there."""
+    found = [{"Protocol": p.protocol, "Port": p.number, "Holder": p.holder} for p in held]
+    return {"HeldPorts": found} if found else {}
 
 
 def _generic(resources: tuple[Generic, ...]) -> Json:
@@ -142,11 +155,12 @@ def _generic(resources: tuple[Generic, ...]) -> Json:
 
 
 # --- services --------------------------------------------------------------------------------------------------------
-def service(record: Service, *, insert_defaults: bool = False) -> Json:
+def service(record: Service, *, nowhere: Container[PortKey] = (), insert_defaults: bool = False) -> Json:
+    """``nowhere``: ports that no node takes; it is not published at them, whatever its spec says."""
     out = {**_meta(record), "Spec": service_spec(record.spec, insert_defaults=insert_defaults)}
     if record.previous_spec is not None:
         out["PreviousSpec"] = service_spec(record.previous_spec)
-    out["Endpoint"] = _endpoint(record)
+    out["Endpoint"] = _endpoint(record, nowhere)
     if record.update_status is not None:
         status = record.update_status
         shown: Json = {
@@ -186,7 +200,7 @@ def service_spec(spec: ServiceSpec, *, insert_defaults: bool = False) -> Json:
     return shown
 
 
-def _endpoint(record: Service) -> Json:
+def _endpoint(record: Service, nowhere: Container[PortKey]) -> Json:
     spec = record.spec.endpoint_spec or EndpointSpec()
     if record.endpoint is None:
         return {"Spec": {}}
@@ -195,7 +209,9 @@ def _endpoint(record: Service) -> Json:
         shown["Ports"] = [_port(p) for p in spec.ports]
     out: Json = {"Spec": shown}
     if record.endpoint.ports:
-        out["Ports"] = [_port(p) for p in record.endpoint.ports]
+        out["Ports"] = [
+            _port(p) for p in record.endpoint.ports if (defaults.protocol(p), p.published_port) not in nowhere
+        ]
     if record.endpoint.virtual_ips:
         out["VirtualIPs"] = [
             {"NetworkID": v.network_id, "Addr": v.address} for v in record.endpoint.virtual_ips
@@ -231,7 +247,8 @@ def service_status(record: Service, store: Store) -> Json:
 
 
 # --- tasks -----------------------------------------------------------------------------------------------------------
-def task(record: Task, store: Store) -> Json:
+def task(record: Task, store: Store, not_taken: str = "") -> Json:
+    """``not_taken``: what is to be said of its service's ports while it runs well."""
     revision = store.revisions.get(record.revision_id)
     spec: Json = builtins(revision.template) if revision is not None else {}
     spec.pop("Runtime", None)
@@ -245,6 +262,8 @@ def task(record: Task, store: Store) -> Json:
     if record.iteration or record.desired_state == TaskState.COMPLETE:
         out["JobIteration"] = _iteration(record.iteration)
     out["Status"] = _task_status(record, revision)
+    if not_taken and record.status.state == TaskState.RUNNING and not record.status.err:
+        out["Status"]["Err"] = not_taken
     out["DesiredState"] = record.desired_state.word
     if record.reasons:  # ours: Docker's clients pass over it
         out["Reasons"] = reasons(record.reasons)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from swarm_agent.api.backend import Backend
@@ -12,6 +13,7 @@ from swarm_agent.objects.errors import OutOfSequence
 from swarm_agent.store import Delete, Group, Put
 
 R = TypeVar("R", bound=Record)
+_DIGITS = re.compile(r"[0-9]+")
 
 
 async def write(backend: Backend, key: str, *writes: Put | Delete) -> None:
@@ -23,6 +25,15 @@ async def write(backend: Backend, key: str, *writes: Put | Delete) -> None:
     result = await backend.propose((Group(key, writes),))
     if not result.accepted[0]:
         raise OutOfSequence
+
+
+async def write_until(backend: Backend, key: str, decide: Callable[[], Sequence[Put | Delete]]) -> None:
+    """Commit what ``decide`` makes of the rows as they are, again and again until no row changed in between: for changes that are meant
+    whatever the cluster itself writes into a row meanwhile, removals above all. What is to be refused is raised by ``decide``."""
+    while True:
+        result = await backend.propose((Group(key, tuple(decide())),))
+        if result.accepted[0]:
+            return
 
 
 async def write_spec(
@@ -53,8 +64,12 @@ async def write_spec(
 def version_of(request: Request, word: str) -> int:
     """The ``version`` query parameter of an update."""
     text = request.query.get("version", "")
-    if not text.isdecimal():
+    problem = "" if _DIGITS.fullmatch(text) else "invalid syntax"
+    if not problem and (len(text) > 20 or int(text) >= 1 << 64):
+        problem = "value out of range"
+    if problem:
+        text = text[:40]
         raise HttpError(
-            400, f"invalid {word} version '{text}': strconv.ParseUint: parsing \"{text}\": invalid syntax"
+            400, f"invalid {word} version '{text}': strconv.ParseUint: parsing \"{text}\": {problem}"
         )
     return int(text)

@@ -155,7 +155,8 @@ def _port_key(port: PortConfig) -> tuple[str | None, str, int | None, str]:
 def _dynamic_port(ledger: Ledger, protocol: str, given: set[tuple[str, int]]) -> int:
     pool = f"port/{protocol}"
     for port in _serial(ledger, pool, *DYNAMIC_PORTS):
-        if (protocol, port) not in ledger.published and (protocol, port) not in given:
+        key = (protocol, port)
+        if key not in ledger.published and key not in given and key not in ledger.held_ports:
             ledger.cursors[pool] = port
             return port
     raise Exhausted(f"no free {protocol} port between {DYNAMIC_PORTS[0]} and {DYNAMIC_PORTS[1]}")

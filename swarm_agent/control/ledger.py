@@ -8,11 +8,11 @@ changed about nodes stands in a journal, from which the scheduler repairs what i
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from swarm_agent.control.ranking.boards import Boards
 from swarm_agent.control.ranking.filters import host_ports
-from swarm_agent.objects import defaults
+from swarm_agent.objects import defaults, ports
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import ENFORCED, Network, Node, Revision, Service, Task
@@ -21,6 +21,8 @@ from swarm_agent.store import Change, Store
 if TYPE_CHECKING:
     from swarm_agent.control.orchestration.jobs import Run
     from swarm_agent.control.orchestration.survey import Standing, Survey
+
+_Key = TypeVar("_Key")
 
 FAILURE_MEMORY = 300 * defaults.SECOND  # a node's failures of a revision count this long against it
 FAILURES_THAT_COUNT = 5  # fewer are bad luck
@@ -72,6 +74,9 @@ class Ledger:
         self.hosting: dict[str, dict[str, None]] = {}  # service id -> nodes that have active tasks of it
         self.failed: dict[str, dict[str, None]] = {}  # revision id -> nodes it failed on, however long ago
         self.volumes: dict[str, dict[str, None]] = {}  # volume -> nodes that hold it
+        self.held_ports: dict[
+            tuple[str, int], dict[str, None]
+        ] = {}  # (protocol, port) -> nodes whose host holds it
         self.journal: list[str] = []  # ids of nodes whose row or use changed, in order, the newest part of it
         self.written = 0  # how many entries it ever had
         self.boards = Boards(self)
@@ -282,18 +287,26 @@ class Ledger:
             self.up.discard(id_)
             for name in known.description.volumes:
                 _leave(self.volumes, name, id_)
+            for port in known.description.held_ports:
+                _leave(self.held_ports, ports.key(port), id_)
         if new is not None:
             self.rows[id_] = new
             if takes_tasks(new):
                 self.up.add(id_)
             for name in new.description.volumes:
                 self.volumes.setdefault(name, {})[id_] = None
+            for port in new.description.held_ports:
+                self.held_ports.setdefault(ports.key(port), {})[id_] = None
         self._touch(id_)
 
 
 def takes_tasks(node: Node) -> bool:
-    """Whether it is there and active, which is the first of the scheduler's filters."""
-    return node.status.state == NodeState.READY and node.spec.availability == "active"
+    """Whether it is there, active and able to, which is the first of the scheduler's filters."""
+    return (
+        node.status.state == NodeState.READY
+        and node.spec.availability == "active"
+        and not node.description.trouble
+    )
 
 
 def _takes_the_same(old: Task | None, new: Task | None) -> bool:
@@ -326,7 +339,7 @@ def reserved(revision: Revision) -> tuple[int, int]:
     return (resources.reservations.nano_cpus or 0, resources.reservations.memory_bytes or 0)
 
 
-def _leave(index: dict[str, dict[str, None]], key: str, id_: str) -> None:
+def _leave(index: dict[_Key, dict[str, None]], key: _Key, id_: str) -> None:
     members = index.get(key)
     if members is not None:
         members.pop(id_, None)

@@ -13,6 +13,7 @@ from swarm_agent.control.ranking.filters import (
     Wish,
     demand_of,
     free_generic,
+    held_ports,
     missing_plugins,
     refusal,
     state_of,
@@ -20,6 +21,7 @@ from swarm_agent.control.ranking.filters import (
     wish_refusal,
 )
 from swarm_agent.control.ranking.pools import Pool
+from swarm_agent.objects import ports
 from swarm_agent.objects.constraints import parse_constraint, value_of
 from swarm_agent.objects.records import Node, Reason, Revision, Service
 from swarm_agent.store import View
@@ -198,6 +200,11 @@ def _ports(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -
     return (len(taken), f"{' and '.join(taken)} {'is' if len(taken) == 1 else 'are'} taken on {_name(node)}")
 
 
+def _held_ports(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+    held = held_ports(demand, node)
+    return (len(held), "; ".join(ports.not_taken(ports.key(p), [(_name(node), p.holder)]) for p in held))
+
+
 def _addresses(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
     if not node.number:
         return (0, f"{_name(node)} has no number on the node network yet")
@@ -230,6 +237,7 @@ _MISSES: dict[str, Callable[[Ledger, View, Demand, Wish, Node], _Miss]] = {
     "plugins": _plugins,
     "constraints": _constraints,
     "platform": _platform,
+    "held-ports": _held_ports,
     "ports": _ports,
     "addresses": _addresses,
     "max-replicas": _replicas,

@@ -58,12 +58,16 @@ def make(
 
 
 def aim(p: Pass, task: Task, desired: TaskState) -> Task:
-    """Change what is wanted of a task. Wishes to stop only ever grow."""
+    """Change what is wanted of a task. Wishes to stop only ever grow. One that no node ever had has then ended: nobody will report on it."""
     if task.desired_state == desired or (
         task.desired_state >= TaskState.SHUTDOWN and desired < task.desired_state
     ):
         return task
     changed = msgspec.structs.replace(task, desired_state=desired)
+    if desired >= TaskState.SHUTDOWN and not task.node_id and not task.status.state.terminal:
+        return observe(
+            p, changed, TaskState.SHUTDOWN, "stopped before a node was found for it", task.status.err
+        )
     p.put(changed)
     return changed
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from swarm_agent.control.engine import Aside
 from swarm_agent.control.ledger import Ledger
 from swarm_agent.control.orchestration import depends, everywhere, jobs
+from swarm_agent.control.ports import held_ingress
 from swarm_agent.control.reasons import ADDRESS, Explanation, explain
 from swarm_agent.control.tasks import at_work, draining, live, lost_node, moved_from
 from swarm_agent.objects import defaults
@@ -99,6 +100,7 @@ def _service(view: View, service: Service, tasks: list[Task], now: int) -> list[
     waits = depends.unmet(view, service)
     if waits:
         out.append(waits)
+    out += held_ingress(view, service)
     alive = [t for t in tasks if at_work(t)]
     if defaults.is_job(service.spec):
         out += _job(service, tasks, now)

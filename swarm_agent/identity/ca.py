@@ -161,12 +161,6 @@ def subject_of(cert_pem: bytes) -> Subject:
     )
 
 
-def subject_from_text(text: str) -> Subject:
-    """The subject as gRPC gives it: ``O=..,OU=..,CN=..`` in any order."""
-    fields = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
-    return _subject(fields.get("CN", ""), fields.get("OU", ""), fields.get("O", ""))
-
-
 def _subject(node_id: str, ou: str, cluster_id: str) -> Subject:
     role = _ROLES.get(ou)
     if not node_id or role is None or not cluster_id:

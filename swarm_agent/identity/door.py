@@ -13,6 +13,7 @@ import functools
 import hashlib
 import hmac
 import logging
+import socket
 import ssl
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ from typing import Protocol, TypeVar
 import h11
 import msgspec
 
+from swarm_agent.gate import Gate, Limits, Visitor, open_streams, tcp_listener
 from swarm_agent.identity.ca import SERVER_NAME
 from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.identity.tls import load_pair
@@ -34,6 +36,7 @@ CALLS_A_MINUTE = 60  # from one address; a whole rack joining at once stays belo
 MAX_BODY = 64 * 1024
 CLOSE_TIMEOUT_S = 1.0  # what calls under way are waited for
 CALL_TIMEOUT_S = 10.0
+LIMITS = Limits(seconds=CALL_TIMEOUT_S, starts_per_second=100.0)  # until a request is complete
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -164,16 +167,9 @@ class Https:
     async def listen(
         self, host: str, port: int, identity: NodeIdentity, door: Answering
     ) -> Callable[[], Awaitable[None]]:
-        serve = functools.partial(_serve, door)
-        server = await asyncio.start_server(serve, host, port, ssl=server_context(identity))
-
-        async def close() -> None:
-            server.close()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await server.wait_closed()
-
-        return close
+        gate = Gate("front door", functools.partial(_serve, door, server_context(identity)), LIMITS)
+        gate.listen(tcp_listener(host, port))
+        return functools.partial(gate.close, CLOSE_TIMEOUT_S)
 
     async def call(
         self, addr: str, root: bytes | None, method: str, target: str, body: bytes
@@ -181,10 +177,13 @@ class Https:
         return await _https(addr, _client_context(root), method, target, body)
 
 
-async def _serve(door: Answering, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _serve(door: Answering, context: ssl.SSLContext, sock: socket.socket, visitor: Visitor) -> None:
+    async with asyncio.timeout(CALL_TIMEOUT_S):
+        reader, writer = await open_streams(sock, context)
     try:
         async with asyncio.timeout(CALL_TIMEOUT_S * 2):
             request, asked = await _read_request(reader)
+            visitor.proved()
             address = str(writer.get_extra_info("peername")[0])
             status, body = await door.answer(request.method.decode(), request.target.decode(), asked, address)
             writer.write(
@@ -197,8 +196,9 @@ async def _serve(door: Answering, reader: asyncio.StreamReader, writer: asyncio.
         log.debug("front door: %s", err)
     finally:
         writer.close()
-        with contextlib.suppress(OSError, ssl.SSLError):
-            await writer.wait_closed()
+        with contextlib.suppress(OSError, ssl.SSLError, TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await writer.wait_closed()
 
 
 async def _read_request(reader: asyncio.StreamReader) -> tuple[h11.Request, bytes]:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import ssl
+from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from swarm_agent.identity.ca import Subject, subject_of
 from swarm_agent.identity.files import NodeIdentity
 
 
@@ -36,3 +41,11 @@ def mutual_client(identity: NodeIdentity) -> ssl.SSLContext:
     context.load_verify_locations(cadata=identity.root.decode())
     load_pair(context, identity)
     return context
+
+
+def subject_of_peer(session: Any) -> Subject:
+    """Who is at the other end of a connection (``ssl_object`` of its transport); ValueError for no member's certificate."""
+    certificate = session.getpeercert(True)
+    if certificate is None:
+        raise ValueError("it shows no certificate")
+    return subject_of(x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM))

@@ -15,6 +15,7 @@ from swarm_agent.identity.ca import Subject
 from swarm_agent.identity.door import FrontDoor, Issued, IssueRequest
 from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.identity.keyfile import KeyFile
+from swarm_agent.manager import leaderless
 from swarm_agent.manager.archive import Recovery
 from swarm_agent.manager.authority import Authority
 from swarm_agent.manager.duties import Duties
@@ -22,7 +23,7 @@ from swarm_agent.manager.keys import KeyKeeper
 from swarm_agent.manager.logs import LogBroker
 from swarm_agent.manager.roles import admit
 from swarm_agent.manager.surface import ServeForwarded, Surface
-from swarm_agent.objects import features
+from swarm_agent.objects import defaults, features
 from swarm_agent.objects.errors import NoLeader, NotLeading, PermissionDenied, SwarmError, Unavailable
 from swarm_agent.objects.records import Cluster, Node, Task
 from swarm_agent.raft import (
@@ -33,6 +34,7 @@ from swarm_agent.raft import (
     RaftConfig,
     RaftNode,
     RaftStatus,
+    Retention,
     run_on,
 )
 from swarm_agent.raft.node import Begin
@@ -111,6 +113,7 @@ class Manager:
         self.raft: RaftNode | None = None
         self.duties: Duties | None = None
         self._authority = Authority(self.store, self.propose, new_id, seams.certificates)
+        self._unwatch_cluster: Callable[[], None] = lambda: None
         self.keys = KeyKeeper(self.store, keys, renew, seams.certificates.entropy)
         self.logs = LogBroker(new_id)
         surface = Surface(self, self._authority, serve_forwarded)
@@ -191,6 +194,8 @@ class Manager:
         self._on_raft_change(raft.status())
         assert self._disk is not None
         self.keys.start(raft, self._disk)
+        self._unwatch_cluster = self.store.watch(lambda *_: self._retain(), Cluster)
+        self._retain()
         self._follow = asyncio.create_task(self._follow_leadership(), name="follow leadership")
         self._changed.set()
         if founding is not None:
@@ -204,6 +209,19 @@ class Manager:
             await self.wait_until(lambda: self.is_leader, 20.0, "to lead alone")
             await self._stay_manager()
             await self.tell_addresses()
+
+    def _retain(self) -> None:
+        """What of Raft's log and snapshots is kept, as the cluster's spec says."""
+        if self.raft is None or self.store.cluster is None:
+            return
+        wanted = defaults.cluster_defaults(self.store.cluster.spec).raft
+        self.raft.retain(
+            Retention(
+                wanted.snapshot_interval or defaults.SNAPSHOT_INTERVAL,
+                wanted.log_entries_for_slow_followers or defaults.SLOW_FOLLOWER_ENTRIES,
+                wanted.keep_old_snapshots or 0,
+            )
+        )
 
     async def _settle(self, own: Node) -> None:
         """This node is the only manager. The former ones stay known, as workers that are away: whoever returns is one, and may be promoted."""
@@ -246,7 +264,7 @@ class Manager:
         )
 
     async def certificate_renewed(self) -> None:
-        """New connections to the front door see it; the RPC server asks for it itself.
+        """Whoever connects from now on sees it.
 
         Ways to leaders are opened anew: a channel that reconnects years later would still show the old one. Calls
         that run on an old one keep it until they end.
@@ -254,6 +272,7 @@ class Manager:
         self._clients.clear()
         if self._home is not None:
             self._home.raft.put(self._transport.renewed)
+        self._rpc.renewed()
         await self._door.renewed()
 
     async def wait_failed(self) -> None:
@@ -267,6 +286,7 @@ class Manager:
         for task in following:
             task.cancel()
         await asyncio.gather(*following, return_exceptions=True)
+        self._unwatch_cluster()
         await self.keys.stop()
         if self.duties is not None:
             await self.duties.stop()
@@ -313,18 +333,15 @@ class Manager:
         if since is None or asyncio.get_running_loop().time() - since < LEADER_WAIT_S:
             return ""
         voters = [m for m in self.status.members if not m.learner]
-        if not voters:
+        if all(m.raft_id != self.settings.raft_id for m in voters):
             return "this manager has not heard from the swarm yet: see that another manager runs and is reachable"
-        others = ", ".join(
-            f"{self._name_of(m.node_id)} at {m.addr.rpartition(':')[0]}"
+        reached = self._transport.reached()
+        others = [
+            leaderless.Other(self._name_of(m.node_id), m.addr.rpartition(":")[0], m.raft_id in reached)
             for m in voters
             if m.raft_id != self.settings.raft_id
-        )
-        return (
-            f"this manager hears no leader: {len(voters) // 2 + 1} of {len(voters)} managers have to run and reach each other. "
-            f"The others are {others or 'none'}. Bring them back; if they are gone for good, go on with this one alone: "
-            "docker swarm init --force-new-cluster"
-        )
+        ]
+        return leaderless.say(others, self.settings.raft_port)
 
     def _name_of(self, node_id: str) -> str:
         node = self.store.nodes.get(node_id)

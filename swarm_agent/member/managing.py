@@ -17,15 +17,22 @@ from swarm_agent.manager.manager import Manager, ManagerSettings
 from swarm_agent.manager.surface import ServeForwarded
 from swarm_agent.member.certificate import AskLeader, Certificate
 from swarm_agent.member.papers import Papers
-from swarm_agent.objects.errors import FailedPrecondition, ReleaseTooOld, SwarmError
+from swarm_agent.node.room import Room
+from swarm_agent.objects.errors import FailedPrecondition, ReleaseTooOld, SwarmError, Unavailable
 from swarm_agent.objects.records import Cluster, Node
+from swarm_agent.raft.errors import LogError
 from swarm_agent.seams import Seams
 from swarm_agent.session.wire import JoinRaft
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
-FAILED_RETRY_S = 5.0  # between attempts to bring a failed raft member back
+FAILED_RETRY_S = (
+    1.0  # before the first attempt to bring a failed raft member back; each that fails doubles it
+)
+LONGEST_RETRY_S = 15.0
+STEADY_S = 60.0  # so long it has to work before the next failure counts as the first one
+ROOM_S = 1.0
 JOIN_TIMEOUT_S = 15.0
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], None]
@@ -45,6 +52,7 @@ class ManagerSide:
         level: int,
         ask_leader: AskLeader,
         spawn: Spawn,
+        room: Room,
     ) -> None:
         self._papers = papers
         self._config = config
@@ -55,6 +63,7 @@ class ManagerSide:
         self._level = level
         self._ask_leader = ask_leader
         self._spawn = spawn
+        self._room = room
         self.certificate = Certificate(papers, ask_leader, self._renewed, rng, seams)
         self.manager: Manager | None = None
         self.trouble = ""  # why this manager cannot serve, "" when it can
@@ -63,16 +72,28 @@ class ManagerSide:
         self._outgrown = False
         self._failed = False  # its raft member ended by itself, and has not been brought back yet
         self._node: Node | None = None
+        self._pause = FAILED_RETRY_S
         self._changing = asyncio.Lock()
 
     # --- life ----------------------------------------------------------------------------------------------------
-    async def start(self, founding: tuple[Cluster, Node] | None, recovery: Recovery | None) -> None:
-        """As our membership says. One that the cluster has outgrown is none, and says so."""
+    async def start(
+        self, founding: tuple[Cluster, Node] | None, recovery: Recovery | None, *, again: bool = False
+    ) -> None:
+        """As our membership says. One that the cluster has outgrown is none, and says so; so is one that was a manager before (``again``)
+        and cannot start: its log is damaged, its disk full, a port taken. What this host is besides goes on."""
         if self._papers.membership.role == "manager":
             try:
+                if again:
+                    self._must_have_room()
                 await self._start(founding, recovery=recovery)
             except ReleaseTooOld as err:
                 self._refuse(err)
+            except (SwarmError, OSError) as err:
+                if not again:
+                    raise
+                self._failed = True
+                self._say(_cannot_start(err))
+                self._spawn(self._until_back(), "watch raft")
         self._keep_a_workers_papers()
 
     async def stop(self) -> None:
@@ -142,6 +163,7 @@ class ManagerSide:
             self._spawn(self._join_raft(manager), "join raft")
         self._spawn(self._watch_removal(manager), "watch removal")
         self._spawn(self._watch_failure(manager), "watch raft")
+        self._spawn(self._watch_room(manager), "watch room")
         return manager
 
     async def _end(self, manager: Manager) -> None:
@@ -198,30 +220,60 @@ class ManagerSide:
         if manager.store.refused:
             await self._give_up(manager, ReleaseTooOld(manager.store.refused))
             return
-        trouble = self.trouble = f"this manager's raft member stopped: {manager.status.failure}"
-        log.error("%s", self.trouble)
+        await self._set_aside(manager, f"raft member stopped: {manager.status.failure}")
+
+    async def _watch_room(self, manager: Manager) -> None:
+        """One that cannot write leads nobody, and is not elected: it hands over and stops before a write fails, if there is time."""
+        while self.manager is manager and not self._room.trouble:
+            await asyncio.sleep(ROOM_S)
+        if self.manager is manager and not manager.status.removed:
+            await self._set_aside(manager, f"cannot write: {self._room.trouble}")
+
+    async def _set_aside(self, manager: Manager, why: str) -> None:
+        """This host has no manager side from here on until it can have one again."""
+        before = self.trouble
+        self._say(why)
         async with self._changing:
             if self.manager is not manager:  # it was ended for another reason meanwhile
-                if self.trouble == trouble:
-                    self.trouble = ""
+                if self.trouble == why:
+                    self.trouble = before
                 return
             self.manager, self._failed = None, True
             await self._end(manager)
+        await self._until_back()
+
+    async def _until_back(self) -> None:
+        """Try again once there is room, and less often each time it did not help."""
+        pause = self._pause
         while self._failed:
-            await asyncio.sleep(FAILED_RETRY_S)
+            await asyncio.sleep(pause)
+            while self._failed and self._room.look():
+                self._say(f"cannot write: {self._room.trouble}")
+                await asyncio.sleep(ROOM_S)
             async with self._changing:  # not in between: the cluster may have made a worker of us
                 if self._failed:
                     await self._bring_back()
+            pause = min(LONGEST_RETRY_S, pause * 2)
+        self._pause = pause
 
     async def _bring_back(self) -> None:
         try:
+            self._must_have_room()
             started = await self._start()
         except (SwarmError, OSError) as err:
-            self.trouble = f"this manager's raft member cannot start: {err}"
-            log.error("%s", self.trouble)
+            self._say(_cannot_start(err))
         else:
             self._failed = False
             self._spawn(self._watch_recovery(started), "watch recovery")
+
+    def _must_have_room(self) -> None:
+        if self._room.look():
+            raise Unavailable(f"cannot write: {self._room.trouble}")
+
+    def _say(self, trouble: str) -> None:
+        if trouble != self.trouble:
+            self.trouble = trouble
+            log.error("this node does not work as a manager: %s", trouble)
 
     async def _watch_recovery(self, manager: Manager) -> None:
         """The trouble is over once it leads or follows. That it started proves nothing: a full disk can be read."""
@@ -229,6 +281,9 @@ class ManagerSide:
             await asyncio.sleep(RETRY_S)
         if self.manager is manager:
             self.trouble = ""
+        await asyncio.sleep(STEADY_S)
+        if self.manager is manager:
+            self._pause = FAILED_RETRY_S
 
     @property
     def _is_wanting(self) -> bool:
@@ -301,3 +356,12 @@ class ManagerSide:
         if self.manager is None and self._papers.identity.subject.role == "worker":
             self._papers.remember(role="worker")  # where Raft let go of us before our record said so
             self._papers.drop_keys()
+
+
+def _cannot_start(err: Exception) -> str:
+    if isinstance(err, LogError):
+        return (
+            f"damaged log: {err}. Another manager gives it a whole one: there, docker node demote this node, then promote it. "
+            "Without other managers recover from a backup (docs/recovery.md)"
+        )
+    return str(err) if str(err).startswith("cannot write") else f"cannot start: {err}"

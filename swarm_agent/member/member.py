@@ -10,6 +10,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from swarm_agent.config import AgentConfig
 from swarm_agent.identity import ca
 from swarm_agent.identity.door import Manager as ManagerAddress
@@ -27,6 +29,7 @@ from swarm_agent.network.model import NetworkView, NodeNetwork
 from swarm_agent.node.contents import Piece
 from swarm_agent.node.describe import describe, volume_events
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable
+from swarm_agent.node.heldports import HeldPorts
 from swarm_agent.node.lease import Lease
 from swarm_agent.node.worker import Assignment, Worker
 from swarm_agent.objects import features
@@ -40,6 +43,8 @@ from swarm_agent.session.wire import Hello, Leave, LogsWanted
 log = logging.getLogger(__name__)
 
 DESCRIBE_EVERY_S = 20.0
+LOOK_EVERY_S = 1.0
+LOOK_AT_PORTS_EVERY_S = 2.0
 REDIRECTS = 3
 LEAVE_TIMEOUT_S = 12.0
 
@@ -71,7 +76,10 @@ class Member:
         self._network = network
         self._on_removed = on_removed
         self._description = NodeDescription()
+        self._held_ports = HeldPorts()
         self._describe_now = asyncio.Event()
+        self._room = seams.room(state_dir)
+        self._told = NodeDescription()  # what a session last said of us
         self._tasks: dict[asyncio.Task[None], None] = {}  # in order, so that they end in order
         self.session = SessionAgent(
             self, lambda: self.identity, self._known_managers, self._hello, rng, seams.rpc
@@ -86,7 +94,8 @@ class Member:
             seams.now,
             Lease(engine, seams.guard(config.engine_socket), seams.boottime),
             seams.port_is_free,
-            self._views.engine_changed,
+            self._cannot_write,
+            engine_networks_changed=self._views.engine_changed,
         )
         self._managing = ManagerSide(
             self._papers,
@@ -98,6 +107,7 @@ class Member:
             level,
             self._ask_leader,
             self._spawn,
+            self._room,
         )
 
     # --- what we are -----------------------------------------------------------------------------------------------
@@ -115,8 +125,8 @@ class Member:
 
     @property
     def trouble(self) -> str:
-        """Why this manager cannot serve, "" when it can."""
-        return self._managing.trouble
+        """What is wrong with this host, or why this manager cannot serve; "" when nothing is."""
+        return self._managing.trouble or self._room.trouble
 
     @property
     def network_trouble(self) -> str:
@@ -125,12 +135,18 @@ class Member:
 
     # --- life ----------------------------------------------------------------------------------------------------
     async def start(
-        self, founding: tuple[Cluster, Node] | None = None, recovery: Recovery | None = None
+        self,
+        founding: tuple[Cluster, Node] | None = None,
+        recovery: Recovery | None = None,
+        *,
+        again: bool = False,
     ) -> None:
-        """Bring everything up. ``founding``: this host starts a new cluster; ``recovery``: an old one from a backup."""
+        """Bring everything up. ``founding``: this host starts a new cluster; ``recovery``: an old one from a backup; ``again``: it
+        was a member before, and is one without a manager side while that cannot start."""
         try:
             await self._describe()
-            await self._managing.start(founding, recovery)
+            self._room.look()
+            await self._managing.start(founding, recovery, again=again)
             await self._network.start()
             await self.worker.start()
         except BaseException:
@@ -140,7 +156,9 @@ class Member:
         self._spawn(self._views.run(), "network")
         self._spawn(self._views.keep(), "network check")
         self._spawn(self._keep_described(), "describe")
+        self._spawn(self._watch_trouble(), "trouble")
         self._spawn(self._watch_volumes(), "volume events")
+        self._spawn(self._watch_ports(), "ports of the host")
         self._spawn(self._managing.certificate.keep(), "certificate")
 
     async def stop(self) -> None:
@@ -210,8 +228,9 @@ class Member:
 
     def _hello(self) -> Hello:
         manager = self.manager
+        self._told = self._whole_description()
         return Hello(
-            self._description,
+            self._told,
             self.membership.data_addr,
             manager.settings.manager_addr if manager is not None else "",
             manager.settings.rpc_addr if manager is not None else "",
@@ -220,12 +239,23 @@ class Member:
 
     async def _describe(self) -> None:
         self._description = await describe(
-            self._engine, ca.issuer_of(self.identity.root), self._config.generic
+            self._engine, ca.issuer_of(self.identity.root), self._config.generic, self._held_ports.ports
         )
 
     async def _watch_volumes(self) -> None:
         async for _ in volume_events(self._engine):
             self._describe_now.set()
+
+    async def _watch_ports(self) -> None:
+        """No event tells of programs that begin to listen."""
+        while True:
+            try:
+                if self._held_ports.look(await self._network.port_holders()):
+                    self._describe_now.set()
+                await self._views.look_at_ports()
+            except (SwarmError, OSError) as err:
+                log.warning("cannot look at the ports of this host: %s", err)
+            await asyncio.sleep(LOOK_AT_PORTS_EVERY_S)
 
     async def _keep_described(self) -> None:
         while True:
@@ -233,14 +263,36 @@ class Member:
                 async with asyncio.timeout(DESCRIBE_EVERY_S):
                     await self._describe_now.wait()
             self._describe_now.clear()
-            before = self._description
             try:
                 await self._describe()
             except (EngineError, EngineUnreachable) as err:
                 log.warning("cannot describe this node: %s", err)
                 continue
-            if self._description != before:
-                self.session.described(self._description)
+            self._tell()
+
+    async def _watch_trouble(self) -> None:
+        """Whether this host can write, and whether its manager side works: managers hear of both."""
+        while True:
+            self._room.look()
+            self._tell()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def _cannot_write(self, err: OSError) -> bool:
+        """A task's files could not be written. Managers hear of it before they hear that the task failed."""
+        found = self._room.failed(err)
+        self._tell()
+        return found
+
+    def _whole_description(self) -> NodeDescription:
+        return msgspec.structs.replace(
+            self._description, trouble=self._room.trouble, manager_trouble=self._managing.trouble
+        )
+
+    def _tell(self) -> None:
+        whole = self._whole_description()
+        if whole != self._told:
+            self._told = whole
+            self.session.described(whole)
 
     # --- Orders: what a manager tells us -------------------------------------------------------------------------------
     async def assign(self, full: bool, assignments: tuple[Assignment, ...], removed: tuple[str, ...]) -> None:

@@ -62,6 +62,11 @@ class NetworkViews:
     def _retry(self) -> None:
         asyncio.get_running_loop().call_later(RETRY_S, self._news.set)
 
+    async def look_at_ports(self) -> None:
+        """Apply the view again where a program of this host has come to hold a published port, or has let go of one."""
+        if await self._network.ports_changed():
+            self._news.set()
+
     async def keep(self) -> None:
         """Against drift: other programs change firewalls and links too. Look at everything once in a while."""
         while True:

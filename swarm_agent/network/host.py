@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -23,7 +24,14 @@ from swarm_agent.network import firewall, links, model, namespaces, ports, resol
 from swarm_agent.network import guards as guarding
 from swarm_agent.network.engine import USUAL_BRIDGES, Engine, EngineNetworks, container_network
 from swarm_agent.network.firewall import MissingPart
-from swarm_agent.network.journal import Journal, NamesEntry, NetworkEntry, ResolverEntry, TaskEntry
+from swarm_agent.network.journal import (
+    Journal,
+    NamesEntry,
+    NetworkEntry,
+    PortsEntry,
+    ResolverEntry,
+    TaskEntry,
+)
 from swarm_agent.network.mend import Found, Mender, Told
 from swarm_agent.network.model import (
     NODE_NETNS,
@@ -35,9 +43,11 @@ from swarm_agent.network.model import (
     NodePlan,
     OverlayPlan,
     Plan,
+    PortKey,
     TaskAddress,
 )
 from swarm_agent.network.nft import Loaders, NftError
+from swarm_agent.network.sockets import HostSockets, Yielded
 from swarm_agent.objects.errors import FailedPrecondition, SwarmError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -67,6 +77,7 @@ class HostNetwork:
         engine: Engine,
         journal: Journal | None = None,
         loaders: Loaders | None = None,
+        sockets: HostSockets | None = None,
         control_ports: tuple[int, ...] = (),
     ) -> None:
         self._control_ports = control_ports
@@ -84,6 +95,9 @@ class HostNetwork:
         self._failures: list[str] = []  # of the last apply
         self._ports: dict[str, frozenset[str]] = {}  # containers' links, by namespace, as last seen
         self._mender = Mender(self._lock, lambda: self._run(self._look))
+        self._sockets = sockets or HostSockets()
+        self._yielded = Yielded()
+        self._published: frozenset[PortKey] = frozenset()
 
     # --- the contract
 
@@ -97,7 +111,10 @@ class HostNetwork:
         async with self._lock:
             bridges = await self._known_bridges()
             try:
-                wanted = await self._run(lambda: model.plan(view, bridges, self._control_ports))
+                self._published = frozenset((p.protocol, p.published) for p in view.ports)
+                wanted = await self._run(
+                    lambda: model.plan(view, bridges, self._control_ports, not_taken=self._not_taken())
+                )
             except ValueError as error:
                 raise NetworkError(f"the network view for this node cannot be true: {error}") from error
             before = set(self._current.overlays)
@@ -159,6 +176,17 @@ class HostNetwork:
 
     def engine_changed(self) -> None:
         self._bridges = None
+
+    # --- the host's own ports
+
+    async def ports_changed(self) -> bool:
+        if not self._published:
+            return False
+        before = self._yielded.ports
+        return await self._run(self._not_taken) != before
+
+    async def port_holders(self) -> dict[PortKey, str]:
+        return await self._run(self._holders)
 
     # --- beyond the contract
 
@@ -224,8 +252,28 @@ class HostNetwork:
             raise NetworkError("the network of this node is not started")
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
 
+    def _holders(self) -> dict[PortKey, str]:
+        return self._sockets.holders(set(self._journal.get_holds().inodes))
+
+    def _not_taken(self) -> frozenset[PortKey]:
+        holders = self._holders() if self._published else {}
+        before = self._yielded.ports
+        found = self._yielded.look(self._published, holders, time.monotonic())
+        for protocol, number in sorted(found - before):
+            log.warning(
+                f"published port {number}/{protocol} is not taken on this host: {holders.get((protocol, number))} holds it"
+            )
+        for protocol, number in sorted((before - found) & self._published):
+            log.info(f"published port {number}/{protocol} is free by now and is taken")
+        return found
+
+    def _write_ports(self, wanted: Plan) -> None:
+        self._journal.put_ports(PortsEntry(tuple(sorted(wanted.ports)), tuple(sorted(self._yielded.ports))))
+
     def _start(self) -> None:
         self._journal.prepare()
+        yielded = self._journal.get_ports().yielded
+        self._yielded.remember(((protocol, number) for protocol, number in yielded), time.monotonic())
         firewall.prepare_kernel()
         if self._spaces is None:
             self._spaces = links.Spaces(self._loaders or Loaders())
@@ -251,6 +299,7 @@ class HostNetwork:
         ):  # all rules of the host are written now; what others do from here on is news
             self._s.host().watch.read()
             self._s.host().watch.rules = False
+        self._write_ports(wanted)  # before the rules: who binds in between finds the port in use
         if not self._looked:
             failures += self._remove_strays(wanted)
             self._looked = not failures
@@ -445,6 +494,7 @@ class HostNetwork:
         self._s.host().nft.run(guarding.NO_TABLE)
         firewall.close_forwarding()
         self._journal.put_resolver(ResolverEntry())
+        self._journal.put_ports(PortsEntry())
         for kind in (NetworkEntry, NamesEntry, TaskEntry):
             for key in self._journal.keys(kind):
                 self._journal.drop(kind, key)

@@ -7,6 +7,8 @@ Owns: the format and the atomic writing of everything under the state folder (de
 ``records/<id>``       daemon    the names of one network and the addresses behind them
 ``tasks/<id>``         daemon    one local task: the address it asks from, the networks it may see
 ``resolver``           daemon    where to listen for questions
+``ports``              daemon    published ports to hold, and those that are left to programs of the host
+``holds``              netd      the sockets that hold them
 ``engine/<id>``        netd      which network an engine's network id stands for
 ``endpoints/<id>``     netd      an endpoint of the engine: network, address, MAC
 ``resolv/<id>``        daemon    a task's resolv.conf, where the engine's own would not do; mounted into its container
@@ -102,9 +104,24 @@ class EndpointEntry(_Record):
 
 @dataclass(frozen=True, slots=True)
 class ResolverEntry(_Record):
-    """Where netd answers questions: pairs of namespace and address. The one file that is not in a folder."""
+    """Where netd answers questions: pairs of namespace and address. As the two below it is not in a folder."""
 
     listen: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PortsEntry(_Record):
+    """Pairs of protocol and number. ``yielded`` is for the daemon itself, which must know after a reboot what was not its own."""
+
+    hold: tuple[tuple[str, int], ...] = ()
+    yielded: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HoldsEntry(_Record):
+    """Inodes of the sockets that hold published ports."""
+
+    inodes: tuple[int, ...] = ()
 
 
 _T = TypeVar("_T", bound=_Record)
@@ -163,6 +180,18 @@ class Journal:
 
     def get_resolver(self) -> ResolverEntry:
         return self._read(ResolverEntry, self.folder / "resolver.json") or ResolverEntry()
+
+    def put_ports(self, record: PortsEntry) -> bool:
+        return self._write(self.folder / "ports.json", record)
+
+    def get_ports(self) -> PortsEntry:
+        return self._read(PortsEntry, self.folder / "ports.json") or PortsEntry()
+
+    def put_holds(self, record: HoldsEntry) -> bool:
+        return self._write(self.folder / "holds.json", record)
+
+    def get_holds(self) -> HoldsEntry:
+        return self._read(HoldsEntry, self.folder / "holds.json") or HoldsEntry()
 
     def put_resolv_conf(self, task_id: str, text: str) -> Path:
         """The file lies there, readable for every user of the container it is mounted into, when this returns."""

@@ -28,6 +28,9 @@ VXLAN_PORT = 4789
 HOST_LINK = "swarm0"
 """The host's end of the pair between host and ov-node: whatever comes in by it was sent by a task."""
 
+PortKey = tuple[str, int]
+"""(protocol, number) of a port of the host."""
+
 
 # --- the words of the contract (docs/design/rooms.md)
 
@@ -141,6 +144,14 @@ class NodeNetwork(Protocol):
 
     async def attach(self, req: AttachRequest) -> ContainerNetwork:
         """Before ``docker create``. The overlays must be in the applied view."""
+
+    async def ports_changed(self) -> bool:
+        """Look at who holds ports of this host; whether the next ``apply`` would take other published ports than the last."""
+        ...
+
+    async def port_holders(self) -> dict[PortKey, str]:
+        """By port the program of this host that holds it, for people: what the swarm cannot have here."""
+        ...
 
     async def recheck(self) -> None:
         """Believe nothing of what was applied: the next ``apply`` looks at the whole host."""
@@ -267,9 +278,6 @@ class Names(Struct, frozen=True):
     pointers: dict[str, str]
 
 
-PortKey = tuple[str, int]
-
-
 class Plan(Struct, frozen=True):
     node: NodePlan | None = None
     overlays: dict[str, OverlayPlan] = {}
@@ -279,10 +287,17 @@ class Plan(Struct, frozen=True):
     guards: Guards | None = None
 
 
-def plan(view: NetworkView, bridges: Iterable[str] = (), ports: Iterable[int] = ()) -> Plan:
+def plan(
+    view: NetworkView,
+    bridges: Iterable[str] = (),
+    ports: Iterable[int] = (),
+    *,
+    not_taken: frozenset[PortKey] = frozenset(),
+) -> Plan:
     """What this node's network should be. Raises ``ValueError`` for a view that cannot be true.
 
-    ``bridges``: those of the engine on this host; ``ports``: the control ports of this host's own configuration.
+    ``bridges``: those of the engine on this host; ``ports``: the control ports of this host's own configuration; ``not_taken``: published
+    ports that programs of this host hold, which are neither live nor closed here.
     """
     own = node_subnet(view.number)
     peers = {peer.number: peer.data_addr for peer in view.peers if peer.number != view.number}
@@ -312,7 +327,7 @@ def plan(view: NetworkView, bridges: Iterable[str] = (), ports: Iterable[int] = 
     return Plan(
         node=NodePlan(view.number, view.data_addr, view.mtu, peers),
         overlays=overlays,
-        ports=_ports(view, own),
+        ports={key: port for key, port in _ports(view, own).items() if key not in not_taken},
         names=names,
         tasks={task.task_id: task for task in view.local},
         guards=_guards(view, bridges, ports),

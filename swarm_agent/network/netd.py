@@ -1,5 +1,5 @@
-"""``swarm-agent-net``: the small process every container's start relies on. Serves the engine's plugin and DNS, and runs the guard
-of leases (``swarm_agent/guard.py``), because it goes on when the daemon does not.
+"""``swarm-agent-net``: the small process every container's start relies on. Serves the engine's plugin and DNS, holds published ports
+(``holds``), and runs the guard of leases (``swarm_agent/guard.py``), because it goes on when the daemon does not.
 
 Owns: the plugin socket, the event loop, readiness. Started before the engine and outliving the daemon, it answers from
 the journal alone; killed and started again it goes on where it was, because it keeps nothing but the journal.
@@ -25,6 +25,7 @@ from pathlib import Path
 
 from swarm_agent import guard as guarding
 from swarm_agent.network.dnsserver import Forwarder, NameServer
+from swarm_agent.network.holds import Holds
 from swarm_agent.network.journal import DEFAULT_FOLDER, FOLDERS, Journal
 from swarm_agent.network.plugin import Plugin
 from swarm_agent.network.ports import Sweeper
@@ -33,7 +34,9 @@ from swarm_agent.network.resolver import Zone
 log = logging.getLogger(__name__)
 
 DEFAULT_SOCKET = Path("/run/docker/plugins/swarm.sock")
-TICK = 2.0  # seconds between looks at things no event tells of: a namespace made anew
+TICK = (
+    2.0  # seconds between looks at things no event tells of: a namespace made anew, a port that became free
+)
 SWEEP = 60.0  # seconds between looks for links left behind
 GRACE = 60.0  # age of an endpoint, in seconds, before its link may count as left behind
 LARGEST_BODY = 1 << 20
@@ -156,6 +159,7 @@ class Netd:
         self._socket = plugin_socket
         self._zone = Zone(journal, random.Random())
         self._names = NameServer(self._zone, forwarder or Forwarder())
+        self._holds = Holds(journal)
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
 
@@ -192,11 +196,13 @@ class Netd:
             await asyncio.gather(sweeping, return_exceptions=True)
             await server.close()
             await self._names.close()
+            self._holds.close()
             watcher.close()
             worker.shutdown()
 
     async def _refresh(self) -> None:
         self._zone.reload()
+        self._holds.keep()
         await self._names.listen(self._journal.get_resolver().listen)
 
     async def _sweep(self, worker: ThreadPoolExecutor) -> None:

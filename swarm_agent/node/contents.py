@@ -45,6 +45,11 @@ class Contents:
         self._pieces: dict[str, Piece] = {}
         self.node = Node(id=node_id, spec=NodeSpec())
 
+    @property
+    def node_name(self) -> str:
+        """How people call this node."""
+        return self.node.description.hostname or self.node.id
+
     def take(self, pieces: Iterable[Piece]) -> None:
         self._pieces.update({piece.id: piece for piece in pieces})
 

@@ -12,7 +12,7 @@ from swarm_agent import __version__
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable, json_lines
 from swarm_agent.node.resources import reported
 from swarm_agent.objects.errors import FailedPrecondition
-from swarm_agent.objects.records import EnginePlugin, Generic, NodeDescription
+from swarm_agent.objects.records import EnginePlugin, Generic, HeldPort, NodeDescription
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,10 @@ def check_engine(info: dict[str, Any]) -> None:
 
 
 async def describe(
-    engine: Engine, issuer: tuple[bytes, bytes], configured: tuple[Generic, ...] = ()
+    engine: Engine,
+    issuer: tuple[bytes, bytes],
+    configured: tuple[Generic, ...] = (),
+    held_ports: tuple[HeldPort, ...] = (),
 ) -> NodeDescription:
     """The node's description; raises what the engine raises. ``configured``: the agent's own generic resources."""
     info: dict[str, Any] = await engine.call("GET", "/info")
@@ -63,6 +66,7 @@ async def describe(
         cert_issuer_subject=issuer[0],
         cert_issuer_public_key=issuer[1],
         agent_version=__version__,
+        held_ports=held_ports,
     )
 
 

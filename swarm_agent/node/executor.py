@@ -19,7 +19,7 @@ from swarm_agent.node.images import Images
 from swarm_agent.node.lease import ENDED, Lease
 from swarm_agent.node.ports import HostPorts
 from swarm_agent.node.prestart import PreStartStep, StepFailed
-from swarm_agent.objects import defaults
+from swarm_agent.objects import defaults, ports
 from swarm_agent.objects.errors import FailedPrecondition, SwarmError, Unavailable
 from swarm_agent.objects.records import ContainerStatus, Revision, Task
 
@@ -92,12 +92,31 @@ class Executor:
         self.ports = self._ports.pick(self.task.id, self.revision, self.ports)
         if await self._inspect() is not None:
             return
+        await self._must_have_its_ports()
         spec = defaults.container(self.revision.template)
         await self._images.ensure(spec.image or "", self.registry_auth)
         if self.revision.pre_start is not None and self.revision.pre_start.image:
             await self._images.ensure(self.revision.pre_start.image, self.registry_auth)
         await self._make(container_name(self.task), lambda body: body)
         await self._inspect()
+
+    async def _must_have_its_ports(self) -> None:
+        """A host-mode port that a program of this host holds would lead to that program."""
+        wanted = [
+            (defaults.protocol(p), p.published_port)
+            for p in self.revision.endpoint.ports or ()
+            if defaults.publish_mode(p) == "host" and p.published_port
+        ]
+        if not wanted:
+            return
+        holders = await self._network.port_holders()
+        held = [
+            ports.not_taken(key, [(self._contents.node_name, holders[key])])
+            for key in wanted
+            if key in holders
+        ]
+        if held:
+            raise TaskFailed("; ".join(held))
 
     async def _make(self, name: str, shape: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """Create a container, connected as the task is. ``shape`` has the last word on the create call."""

@@ -19,6 +19,9 @@ from swarm_agent.objects.records import Task, TaskStatus
 log = logging.getLogger(__name__)
 
 Report = Callable[[str, TaskStatus], None]
+CannotWrite = Callable[[OSError], bool]
+"""Told of a failed write; whether it failed for want of room, so that the node takes no more tasks."""
+
 RETRY_S = 1.0  # after an engine that did not answer
 JUDGED = (
     TaskState.REJECTED,
@@ -29,10 +32,17 @@ JUDGED = (
 class Runner:
     """Owns the asyncio task that walks one assignment. ``aim`` changes what is wanted, ``close`` ends and removes."""
 
-    def __init__(self, executor: Executor, report: Report, now: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        report: Report,
+        now: Callable[[], int],
+        cannot_write: CannotWrite = lambda err: False,  # noqa: ARG005
+    ) -> None:
         self.executor = executor
         self._report = report
         self._now = now
+        self._cannot_write = cannot_write
         self.status = executor.task.status
         self.desired = executor.task.desired_state
         self._changed = asyncio.Event()
@@ -94,6 +104,13 @@ class Runner:
                 await asyncio.sleep(RETRY_S)
             except SwarmError as err:
                 await self._give_up(step.do, str(err))
+            except OSError as err:
+                if self._cannot_write(err):
+                    text = f"this node cannot write what the task needs: {err.strerror}"
+                else:
+                    log.exception("task %s", self.task.id, extra={"task": self.task.id})
+                    text = f"this node's system refused what the task needs, see its log: {err}"
+                await self._give_up(step.do, text)
             except Exception as err:  # a bug of ours must end the task visibly, not hang it
                 log.exception("task %s", self.task.id, extra={"task": self.task.id})
                 await self._give_up(step.do, f"internal error on this node, see its log: {err!r}")

@@ -27,7 +27,7 @@ from swarm_agent.node.files import Files
 from swarm_agent.node.images import Images
 from swarm_agent.node.lease import Lease
 from swarm_agent.node.ports import HostPorts, IsFree, nobody_listens
-from swarm_agent.node.runner import RETRY_S, Report, Runner
+from swarm_agent.node.runner import RETRY_S, CannotWrite, Report, Runner
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.objects.records import Node, Revision, Task, TaskStatus
@@ -58,12 +58,14 @@ class Worker:
         now: Callable[[], int],
         lease: Lease,
         port_is_free: IsFree = nobody_listens,
+        cannot_write: CannotWrite = lambda err: False,  # noqa: ARG005
         engine_networks_changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine_networks_changed = engine_networks_changed
         self.node_id = node_id
         self._engine = engine
         self._report = report
+        self._cannot_write = cannot_write
         self._now = now
         self._contents = Contents(node_id, files)
         self._shared = Shared(
@@ -138,7 +140,7 @@ class Worker:
             self._again[task.id] = assignment
             return
         executor = Executor(self._shared, task, assignment.revision, assignment.registry_auth)
-        self.runners[task.id] = Runner(executor, self._report, self._now)
+        self.runners[task.id] = Runner(executor, self._report, self._now, self._cannot_write)
 
     def _unassign(self, task_id: str) -> None:
         self._again.pop(task_id, None)

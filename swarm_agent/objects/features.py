@@ -14,6 +14,7 @@ SNAPSHOT_FRAMES = 2  # snapshots that say their format; the first release's are 
 NODE_LEVELS = 2  # ``Node.feature_level``
 AUTOLOCK = 2  # ``Cluster.unlock``
 ORCHESTRATION = 3  # see BRINGS
+SPEC_VERSIONS = 4  # of secrets and configs
 HOST_FACTS = 4  # what a node says of its host beyond its engine: ``NodeDescription.held_ports`` and the like
 
 LEVEL = 4
@@ -34,7 +35,11 @@ BRINGS: dict[int, tuple[str, ...]] = {
         "numbers of revisions, back-off of crash loops, drain and rebalance as rolling moves, fencing",
         "since when a node takes tasks",
     ),
-    4: ("what a node's host uses itself: the ports its programs hold",),
+    4: (
+        "what a node's host uses itself: the ports its programs hold",
+        "which version of a secret or config its labels were written at",
+        "why a node takes no tasks, and why its manager side does not work",
+    ),
 }
 """What each level brings, for people."""
 

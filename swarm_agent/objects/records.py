@@ -105,6 +105,8 @@ class NodeDescription(Part, frozen=True, kw_only=True):
     cert_issuer_public_key: bytes = b""  # DER
     agent_version: str = ""
     held_ports: tuple[HeldPort, ...] = ()  # sorted by protocol and number; level 4
+    trouble: str = ""  # why the node takes no new tasks, in words; "" while it does; level 4
+    manager_trouble: str = ""  # why its manager side does not work, "<what>: <detail>"; level 4
 
 
 class NodeStatus(Part, frozen=True, kw_only=True):
@@ -293,6 +295,7 @@ class Secret(Record, frozen=True, kw_only=True, tag="secret"):
 
     spec: SecretSpec
     number: int = 1  # of the present version
+    spec_version: int = 0  # version the present spec was written at, set by the store; level 4
 
 
 class Config(Record, frozen=True, kw_only=True, tag="config"):
@@ -300,6 +303,7 @@ class Config(Record, frozen=True, kw_only=True, tag="config"):
 
     spec: ConfigSpec
     number: int = 1
+    spec_version: int = 0
 
 
 class Content(Record, frozen=True, kw_only=True, tag="content"):

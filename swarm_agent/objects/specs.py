@@ -6,13 +6,14 @@ them, so that what was sent comes back as it was sent.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from swarm_agent.objects.base import Spec, always, always_map
 
 Labels = dict[str, str]
+S = TypeVar("S", bound=Spec)
 
 
 # --- containers ------------------------------------------------------------------------------------------------
@@ -381,6 +382,19 @@ class ClusterSpec(Spec, frozen=True, kw_only=True):
     ca_config: CAConfig = always(CAConfig(), name="CAConfig")
     task_defaults: TaskDefaults = always(TaskDefaults())
     encryption_config: EncryptionConfig = always(EncryptionConfig())
+
+
+def merged(base: S, over: S) -> S:
+    """``base`` with everything that ``over`` states: what it leaves out, in whatever depth, stays. Empty maps and false state nothing, as
+    Docker's clients always send them."""
+    changes: dict[str, Any] = {}
+    for field in msgspec.structs.fields(type(base)):
+        stated, present = getattr(over, field.name), getattr(base, field.name)
+        if isinstance(stated, Spec) and isinstance(present, Spec):
+            changes[field.name] = merged(present, stated)
+        elif stated is not None and stated is not False and stated not in ({}, (), ""):
+            changes[field.name] = stated
+    return msgspec.structs.replace(base, **changes)
 
 
 class InitRequest(Spec, frozen=True, kw_only=True):

@@ -402,6 +402,23 @@ def cluster(spec: ClusterSpec) -> None:
         raise InvalidSpec("heartbeat time period cannot be a negative duration")
     if 0 < (spec.dispatcher.heartbeat_period or 0) < defaults.SECOND:
         raise InvalidSpec("heartbeat time period cannot be below 1s: nodes could not keep up and would flap")
+    raft = spec.raft
+    for name, wanted, usual in (
+        ("ElectionTick", raft.election_tick, defaults.ELECTION_TICK),
+        ("HeartbeatTick", raft.heartbeat_tick, defaults.HEARTBEAT_TICK),
+    ):
+        if wanted not in (None, 0, usual):
+            raise Unimplemented(
+                f"Raft.{name} {wanted} is not supported by this version of swarm-agent: `timing` in each manager's agent.toml "
+                f"(lan or wan) says how patient managers are; leave it at {usual}"
+            )
+    for name, count in (
+        ("SnapshotInterval", raft.snapshot_interval),
+        ("KeepOldSnapshots", raft.keep_old_snapshots),
+        ("LogEntriesForSlowFollowers", raft.log_entries_for_slow_followers),
+    ):
+        if (count or 0) < 0:
+            raise InvalidSpec(f"Raft.{name} {count} is negative", f"Raft.{name}")
     ca = spec.ca_config
     if ca.external_cas:
         raise Unimplemented("external CAs (--external-ca) are not supported by this version of swarm-agent")

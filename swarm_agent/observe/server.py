@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections import Counter
 from typing import Any, Protocol
 
 from swarm_agent import __version__
+from swarm_agent.gate import Gate, Limits, Visitor, open_streams, tcp_listener
 from swarm_agent.objects.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
 LAG_EVERY_S = 0.25
+LIMITS = Limits(seconds=5.0, waiting=256, per_source=256, speaking=32)  # until a request is complete
 
 
 class Observed(Protocol):
@@ -35,7 +38,7 @@ class ObserveServer:
 
     def __init__(self, observed: Observed) -> None:
         self._observed = observed
-        self._server: asyncio.Server | None = None
+        self._gate = Gate("metrics port", self._serve, LIMITS)
         self._lag: asyncio.Task[None] | None = None
         self.worst_lag_s = 0.0
         self.stalls = 0
@@ -45,7 +48,7 @@ class ObserveServer:
         if addr:
             host, _, port = addr.rpartition(":")
             try:
-                self._server = await asyncio.start_server(self._serve, host, int(port))
+                self._gate.listen(tcp_listener(host, int(port)))
             except OSError as err:
                 raise Unavailable(
                     f"cannot serve metrics on {addr}: {err.strerror}. Free the port (the engine's own metrics like it "
@@ -56,8 +59,7 @@ class ObserveServer:
         if self._lag is not None:
             self._lag.cancel()
             await asyncio.gather(self._lag, return_exceptions=True)
-        if self._server is not None:
-            self._server.close()
+        await self._gate.close()
 
     async def _watch_lag(self) -> None:
         """How late the loop is with what it should have done."""
@@ -71,10 +73,11 @@ class ObserveServer:
                 self.stalls += 1
                 log.warning("the event loop stood still for %.0f ms", lag * 1000)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, sock: socket.socket, visitor: Visitor) -> None:
+        reader, writer = await open_streams(sock)
         try:
-            async with asyncio.timeout(5):
-                head = await reader.readuntil(b"\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            visitor.proved()
             path = head.split(b" ", 2)[1].partition(b"?")[0].decode("latin-1")
             status, kind, text = self._answer(path)
             body = text.encode()

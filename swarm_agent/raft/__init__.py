@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from swarm_agent.raft.config import RaftConfig
+from swarm_agent.raft.config import RaftConfig, Retention
 from swarm_agent.raft.core.conf import Member
 from swarm_agent.raft.disk import Disk, RealDisk
 from swarm_agent.raft.errors import (
@@ -42,6 +42,7 @@ __all__ = [
     "RaftNode",
     "RaftStatus",
     "RealDisk",
+    "Retention",
     "SameLoop",
     "StateMachine",
     "Stopped",

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from swarm_agent.objects.errors import InvalidSpec
 from swarm_agent.raft.core.settings import CoreSettings
+
+
+class Retention(NamedTuple):
+    """What may be changed while a member runs."""
+
+    snapshot_interval: int
+    """Entries between snapshots."""
+
+    keep_entries: int
+    """Entries kept behind a snapshot."""
+
+    old_snapshots: int
+    """Snapshot files kept beside the newest, for people; the next rotation of the data key takes them away."""
 
 
 class RaftConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +117,10 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True):
         ):
             if getattr(self, name) <= 0:
                 raise InvalidSpec(f"{name} must be positive", name)
+
+    @property
+    def retention(self) -> Retention:
+        return Retention(self.snapshot_interval, self.keep_entries, 0)
 
     def timed(self, preset: str) -> RaftConfig:
         """With the times of a preset: ``lan`` or ``wan``."""

@@ -23,7 +23,7 @@ import msgspec
 
 from swarm_agent.objects.errors import ReleaseTooOld
 from swarm_agent.raft import wire
-from swarm_agent.raft.config import RaftConfig
+from swarm_agent.raft.config import RaftConfig, Retention
 from swarm_agent.raft.core import (
     Core,
     Effects,
@@ -95,6 +95,7 @@ class Driver:
         desk: Desk,
     ) -> None:
         self._config = config
+        self._retention = config.retention
         self._disk = disk
         self._store = store
         self._transport = transport
@@ -537,6 +538,9 @@ class Driver:
             self._snapshotting = True
             self._spawn(self._keep_snapshot(meta, view))
 
+    def retain(self, retention: Retention) -> None:
+        self._retention = retention
+
     async def _keep_snapshot(
         self, meta: SnapshotMeta, view: Iterable[bytes], *, keep_files: bool = True
     ) -> None:
@@ -544,7 +548,9 @@ class Driver:
         try:
             keep_from = self._keep_from(meta.index)
             keep_files_from = keep_from if keep_files else meta.index + 1
-            await self._run_steps(self._store.snapshot_steps(meta, view, keep_from=keep_files_from))
+            keep_old = self._retention.old_snapshots if keep_files else 0
+            steps = self._store.snapshot_steps(meta, view, keep_from=keep_files_from, keep_old=keep_old)
+            await self._run_steps(steps)
             if self._closed.done():
                 return
             self._snapshot_index = max(self._snapshot_index, meta.index)
@@ -558,7 +564,7 @@ class Driver:
     def _keep_from(self, index: int) -> int:
         """The first entry worth keeping behind a snapshot at ``index``."""
         entries = self.core.log
-        lowest = max(entries.first_index, index - self._config.keep_entries + 1)
+        lowest = max(entries.first_index, index - self._retention.keep_entries + 1)
         room = self._config.keep_bytes
         first = index + 1
         for entry in reversed(entries.slice(lowest, index)):

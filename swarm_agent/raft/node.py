@@ -17,7 +17,7 @@ import msgspec
 
 from swarm_agent.objects.errors import InvalidSpec
 from swarm_agent.raft import wire
-from swarm_agent.raft.config import RaftConfig
+from swarm_agent.raft.config import RaftConfig, Retention
 from swarm_agent.raft.core import (
     ConfChange,
     ConfState,
@@ -95,6 +95,7 @@ class RaftNode:
         self, config: RaftConfig, fsm: StateMachine, recovered: Recovered, home: Home, rng: random.Random
     ) -> None:
         self._config = config
+        self._retention = config.retention
         self._fsm = fsm
         self._home = home
         self._loop = asyncio.get_running_loop()
@@ -126,6 +127,11 @@ class RaftNode:
             self.driver.abandon()
 
     # -- for those who use it -----------------------------------------------------------------------------------------
+
+    def retain(self, retention: Retention) -> None:
+        """From the next snapshot on."""
+        self._retention = retention
+        self._home.raft.put(self.driver.retain, retention)
 
     async def propose(self, data: bytes) -> object:
         """``apply``'s result, once applied here. ``NotLeader``, ``EntryTooLarge``, ``Overloaded``, ``Stopped``: nothing
@@ -346,7 +352,7 @@ class RaftNode:
     def _maybe_snapshot(self) -> None:
         config = self._config
         due = (
-            self._applied - self._kept >= config.snapshot_interval
+            self._applied - self._kept >= self._retention.snapshot_interval
             or self._bytes_since_snapshot >= config.snapshot_bytes
         )
         if due:

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 BEATS_A_PERIOD = 5
 REPORT_COALESCE_S = 0.01
+STATUSES_AT_ONCE = 250  # in one message: however long their reasons, it is one a manager takes
 CONNECT_TIMEOUT_S = 3.0
 WELCOME_TIMEOUT_S = 1.5
 CONFIRM_TIMEOUT_S = 2.5  # a manager that confirms no beat for so long leads no more: another one does
@@ -48,6 +49,7 @@ CONFIRM_BEATS = 2.5  # so many beats, where they are more than a second apart
 LATE_S = 0.25
 LEAVE_TIMEOUT_S = 2.0
 BACK_OFF_S = (0.05, 1.0)  # first and longest pause between attempts
+SAID = 10_000  # characters of what was told already
 
 
 class Orders(Protocol):
@@ -119,18 +121,25 @@ class SessionAgent:
                 await self._goodbye_sent.wait()
 
     async def run(self) -> None:
-        """Until cancelled or removed from the swarm."""
+        """Until cancelled or removed from the swarm.
+
+        Whoever sends us on is believed at once the first time; managers that go on naming a leader that does not serve are asked less and less
+        often, as all others are. Only a session that was open begins anew.
+        """
         pause = BACK_OFF_S[0]
         hint = tried = ""
+        vain = said = ""  # where we were sent last, and got no session; what was told of that
         while True:
             addr = tried = hint or self._choose(tried)
+            vain = hint or vain
             hint = ""
             if addr:
-                started = asyncio.get_running_loop().time()
+                opened = False
                 try:
                     await self._session(addr)
                 except Redirect as err:
                     hint = err.addr
+                    opened = self.connected.is_set()
                 except NotFound as err:
                     log.warning("this node is no longer part of the swarm: %s", err)
                     await self._orders.removed()
@@ -142,16 +151,24 @@ class SessionAgent:
                         return
                     log.warning("manager %s: %s", addr, err)
                 except (SwarmError, OSError) as err:
-                    log.info("session with %s ended: %s", addr, err)
+                    opened = self.connected.is_set()
+                    # a swarm without a leader is told of once for each way it fails, and not again with every attempt
+                    level = logging.DEBUG if not opened and str(err) in said else logging.INFO
+                    log.log(level, "session with %s ended: %s", addr, err)
+                    said = "" if opened else f"{said}\n{err}"[-SAID:]
                 except Exception:  # a bug of ours in one message must not end all sessions of this node
+                    opened = self.connected.is_set()
                     log.exception("session with %s failed", addr)
                 finally:
                     self.connected.clear()
                     self.leader = ""
-                if asyncio.get_running_loop().time() - started > BACK_OFF_S[1] or hint:
-                    pause = BACK_OFF_S[0]
-            await asyncio.sleep(self._rng.uniform(0, pause))
-            pause = min(BACK_OFF_S[1], pause * 2)
+                if opened:
+                    pause, vain, said = BACK_OFF_S[0], "", ""
+            if hint and hint != vain:
+                await asyncio.sleep(self._rng.uniform(0, BACK_OFF_S[0]))
+            else:
+                await asyncio.sleep(self._rng.uniform(0, pause))
+                pause = min(BACK_OFF_S[1], pause * 2)
 
     def _choose(self, tried: str) -> str:
         """Any manager, but another than the one that was just in vain."""
@@ -278,7 +295,8 @@ class SessionAgent:
             out.append(Described(self._described))
             self._described = None
         if self._pending:
-            out.append(Statuses(tuple(self._pending.items())))
+            items = tuple(self._pending.items())
+            out += [Statuses(items[n : n + STATUSES_AT_ONCE]) for n in range(0, len(items), STATUSES_AT_ONCE)]
             self._pending = {}
         if self._leaving:
             out.append(Leaving())

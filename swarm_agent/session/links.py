@@ -17,9 +17,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-
+from swarm_agent.gate import Gate, Limits, Visitor, tcp_listener
 from swarm_agent.identity import ca, tls
 from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.objects.errors import PermissionDenied, Unavailable
@@ -30,7 +28,7 @@ _LENGTH = struct.Struct(">I")
 MAX_FRAME = 16 << 20
 MAX_BACKLOG = 32 << 20  # bytes a peer may owe us; beyond it frames are dropped
 HANDSHAKE_S = 5.0
-CLOSE_S = 0.2
+LIMITS = Limits(seconds=HANDSHAKE_S, speaking=32, starts_per_second=100.0)
 SILENCE_MS = 5000  # unacknowledged for so long, a connection is dead
 ALPN = "swarm-raft/1"
 
@@ -90,7 +88,7 @@ class Tls:
     ) -> Listener:
         listener = _TlsListener(identity, admit, take)
         try:
-            await listener.start(host, port)
+            listener.start(host, port)
         except OSError as err:
             raise Unavailable(
                 f"cannot listen on {host}:{port}: {err.strerror}. Free the port or set raft_port, "
@@ -155,7 +153,6 @@ class _Incoming(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._listener.handshakes.pop(self, None)
         _tune(transport)
         try:
             self._bearer = self._listener.admit(transport.get_extra_info("ssl_object"))
@@ -204,31 +201,32 @@ class _TlsListener:
         self._admit = admit
         self.take = take
         self.open: dict[_Incoming, None] = {}
-        self.handshakes: dict[_Incoming, float] = {}  # when each began
         self._context: ssl.SSLContext | None = None
-        self._server: asyncio.Server | None = None
+        self._gate = Gate("raft port", self._serve, LIMITS)
 
-    async def start(self, host: str, port: int) -> None:
+    def start(self, host: str, port: int) -> None:
         context = self._context = tls.mutual_server(self._identity())
         context.set_alpn_protocols([ALPN])
-        self._server = await asyncio.get_running_loop().create_server(
-            self._accept, host, port, ssl=context, ssl_handshake_timeout=HANDSHAKE_S
-        )
+        context.num_tickets = 0  # our links never resume
+        self._gate.listen(tcp_listener(host, port))
 
-    def _accept(self) -> _Incoming:
-        now = asyncio.get_running_loop().time()
-        for old in [link for link, since in self.handshakes.items() if since < now - HANDSHAKE_S]:
-            del self.handshakes[old]  # it failed: nobody tells
-        link = _Incoming(self)
-        self.handshakes[link] = now
-        return link
+    async def _serve(self, sock: socket.socket, visitor: Visitor) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: _Incoming(self),
+                sock,
+                ssl=self._context,
+                ssl_handshake_timeout=visitor.seconds_left(),
+            )
+        except BaseException:
+            sock.close()
+            raise
 
     def admit(self, session: Any) -> str:
         """The node id of a manager that is wanted; ValueError or PermissionDenied for anybody else."""
         if session.selected_alpn_protocol() != ALPN:
             raise ValueError(f"it does not speak {ALPN}")
-        pem = x509.load_der_x509_certificate(session.getpeercert(True)).public_bytes(Encoding.PEM)
-        caller = ca.subject_of(pem)
+        caller = tls.subject_of_peer(session)
         if caller.role != "manager":
             raise ValueError(f"{caller.node_id} is no manager")
         self._admit(caller)
@@ -239,11 +237,7 @@ class _TlsListener:
             tls.load_pair(self._context, self._identity())
 
     async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        patience = asyncio.get_running_loop().time() + CLOSE_S
-        while self.handshakes and asyncio.get_running_loop().time() < patience:
-            await asyncio.sleep(0.01)  # one that is under way would end on a loop that is no more
+        await self._gate.close()
         for link in list(self.open):
             link.close()
         await asyncio.sleep(0)  # the transports let go of their sockets in the loop's next pass

@@ -19,7 +19,7 @@ from swarm_agent.session.links import Link, Links, Listener
 log = logging.getLogger(__name__)
 
 MAX_QUEUED = 64  # frames that wait for a link; beyond it the oldest are dropped, Raft sends again
-RECONNECT_S = 0.1
+RECONNECT_S = (0.1, 0.5)  # first and longest pause between attempts
 
 
 class _Peer:
@@ -42,6 +42,10 @@ class _Peer:
         self._queue: deque[bytes] = deque(maxlen=MAX_QUEUED)
         self.task = asyncio.get_running_loop().create_task(self._run(), name=f"raft to {member.node_id}")
 
+    @property
+    def linked(self) -> bool:
+        return self._link is not None
+
     def send(self, frame: bytes) -> None:
         if self._link is not None:
             self._link.send(frame)
@@ -49,15 +53,21 @@ class _Peer:
             self._queue.append(frame)
 
     async def _run(self) -> None:
+        pause = RECONNECT_S[0]
+        said = ""
         while True:
             try:
                 await self._while_connected()
+                pause, said = RECONNECT_S[0], ""
             except SwarmError as err:
-                log.debug("cannot reach manager %s: %s", self.member.node_id, err)
+                if str(err) != said:
+                    log.debug("cannot reach manager %s: %s", self.member.node_id, err)
+                    said = str(err)
             except Exception:  # whatever it was, this manager must be tried again
                 log.exception("the way to manager %s failed", self.member.node_id)
             self._queue.clear()
-            await asyncio.sleep(RECONNECT_S)
+            await asyncio.sleep(pause)
+            pause = min(RECONNECT_S[1], pause * 1.2)
 
     async def _while_connected(self) -> None:
         link = await self._links.connect(self._addr, self._identity(), self.member.node_id)
@@ -106,6 +116,10 @@ class PeerTransport:
 
     def _was_lost(self, raft_id: int) -> None:
         self.lost(raft_id)
+
+    def reached(self) -> frozenset[int]:
+        """Who has taken a connection of ours that is open still. May be asked from any thread."""
+        return frozenset(raft_id for raft_id, peer in list(self._peers.items()) if peer.linked)
 
     def keep(self, raft_ids: frozenset[int]) -> None:
         """Forget peers that are no members any more."""

@@ -1,6 +1,7 @@
 """gRPC without generated code: generic handlers, msgpack bodies, mutual TLS, one rule for who may call.
 
-Every call is checked twice: the certificate names node, role and cluster, and the caller's node record must still say so.
+Every call is checked twice: the certificate names node, role and cluster, and the caller's node record must still say so. A message is
+decoded once its caller is known, and only if it is no larger than such a caller's message may be (``sizes``).
 """
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import grpc
 import grpc.aio
 import msgspec
 
-from swarm_agent.identity.ca import SERVER_NAME, Subject, subject_from_text
+from swarm_agent.identity.ca import SERVER_NAME, Subject
 from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.objects.errors import (
     AlreadyExists,
@@ -27,16 +29,17 @@ from swarm_agent.objects.errors import (
     Unavailable,
     UserError,
 )
+from swarm_agent.session import sizes
+from swarm_agent.session.front import ROLES, Front
 from swarm_agent.session.wire import TYPES
 
 log = logging.getLogger(__name__)
 
 SERVICE = "swarm"
 LEADER_KEY = "swarm-leader"  # trailing metadata of a refusal: ask there
-MAX_MESSAGE = 64 << 20
+STOP_S = 0.2
 _OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", sizes.REPLY),
     ("grpc.keepalive_time_ms", 5000),
     ("grpc.keepalive_timeout_ms", 5000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -44,7 +47,10 @@ _OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 3000),
     ("grpc.so_reuseport", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    (
+        "grpc.min_reconnect_backoff_ms",
+        500,
+    ),  # what an attempt is given at least: a busy manager takes its time to shake hands
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 
@@ -128,6 +134,9 @@ class Server(Protocol):
         """Listen; returns the port. Unavailable when it is taken."""
         ...
 
+    def renewed(self) -> None:
+        """Show the identity we have now, from the next handshake on."""
+
     async def stop(self) -> None: ...
 
 
@@ -184,44 +193,60 @@ DECODERS = {name: (_decoder(request), _decoder(reply)) for name, (request, reply
 
 # --- server ----------------------------------------------------------------------------------------------------------
 class RpcServer:
-    """The manager's RPC server. ``allow`` looks the caller up in the node table."""
+    """The manager's RPC server: gRPC behind a ``Front``. ``allow`` looks the caller up in the node table."""
 
-    def __init__(self, identity: Callable[[], NodeIdentity], allow: Allow, methods: list[Method]) -> None:
+    def __init__(
+        self,
+        identity: Callable[[], NodeIdentity],
+        allow: Allow,
+        methods: list[Method],
+        folder: Path | None = None,
+    ) -> None:
         self._identity = identity
         self._allow = allow
         self._methods = methods
-        self._server: grpc.aio.Server | None = None
+        self._folder = folder
+        self._front: Front | None = None
+        self._servers: list[grpc.aio.Server] = []
 
     async def start(self, addr: str) -> int:
         """Listen; returns the port. Renewed certificates are picked up without a restart."""
-        server = grpc.aio.server(options=_OPTIONS)
+        host, _, port = addr.rpartition(":")
+        front = self._front = Front(self._identity, self._folder)
         handlers = {m.name: self._handler(m) for m in self._methods}
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-
-        def configuration() -> grpc.ServerCertificateConfiguration:
-            own = self._identity()
-            return grpc.ssl_server_certificate_configuration([(own.key, own.cert)], own.root)
-
-        credentials = grpc.dynamic_ssl_server_credentials(
-            configuration(), configuration, require_client_authentication=True
-        )
+        for role in ROLES:
+            limit = ("grpc.max_receive_message_length", sizes.CHANNEL[role])
+            server = grpc.aio.server(options=[*_OPTIONS, limit])
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+            server.add_insecure_port(front.way_in(role))
+            await server.start()
+            self._servers.append(server)
         try:
-            port: int = server.add_secure_port(addr, credentials)
-        except RuntimeError as err:
+            return front.start(host, int(port))
+        except OSError as err:
             raise Unavailable(
                 f"cannot listen on {addr}: another program holds the port, or the address is not this host's. "
                 "Free it or set rpc_port in the agent's configuration"
             ) from err
-        await server.start()
-        self._server = server
-        return port
+
+    def renewed(self) -> None:
+        if self._front is not None:
+            self._front.renewed()
+
+    @property
+    def front(self) -> Front | None:
+        return self._front
 
     async def stop(self) -> None:
-        if self._server is not None:
-            await self._server.stop(0.2)
+        if self._front is not None:
+            self._front.shut()
+        await asyncio.gather(*(server.stop(STOP_S) for server in self._servers))
+        self._servers.clear()
+        if self._front is not None:
+            await self._front.close()
+            self._front = None
 
     def _handler(self, method: Method) -> grpc.RpcMethodHandler:
-        decode, _ = DECODERS[method.name]
         kinds = {
             (False, False): (grpc.unary_unary_rpc_method_handler, self._unary),
             (False, True): (grpc.unary_stream_rpc_method_handler, self._stream),
@@ -229,12 +254,13 @@ class RpcServer:
             (True, True): (grpc.stream_stream_rpc_method_handler, self._stream),
         }
         make, wrap = kinds[method.client_streams, method.server_streams]
-        return make(wrap(method), request_deserializer=decode, response_serializer=encode)
+        return make(wrap(method), response_serializer=encode)  # requests come as bytes
 
     def _unary(self, method: Method) -> Callable[[Any, Any], Awaitable[Any]]:
         async def serve(request: Any, context: Any) -> Any:
             try:
-                return await method.serve(self._caller(context, method), request)
+                caller = self._caller(context, method)
+                return await method.serve(caller, self._decoded(caller, method, request))
             except SwarmError as err:
                 await _abort(context, err)
 
@@ -243,19 +269,36 @@ class RpcServer:
     def _stream(self, method: Method) -> Callable[[Any, Any], Any]:
         async def serve(request: Any, context: Any) -> Any:
             try:
-                async for reply in method.serve(self._caller(context, method), request):
+                caller = self._caller(context, method)
+                async for reply in method.serve(caller, self._decoded(caller, method, request)):
                     yield reply
             except SwarmError as err:
                 await _abort(context, err)
 
         return serve
 
+    def _decoded(self, caller: Subject, method: Method, request: Any) -> Any:
+        """The request, or the requests of a call that streams them, each looked at before it is decoded."""
+        decode, _ = DECODERS[method.name]
+
+        def one(data: bytes) -> Any:
+            sizes.check(method.name, caller.role, data)
+            try:
+                return decode(data)
+            except msgspec.DecodeError as err:
+                raise UserError(f"not a {method.name} message: {err}") from err
+
+        async def each() -> AsyncIterator[Any]:
+            async for data in request:
+                yield one(data)
+
+        return each() if method.client_streams else one(request)
+
     def _caller(self, context: Any, method: Method) -> Subject:
-        try:
-            text = context.auth_context()["x509_subject"][0].decode()
-            caller = subject_from_text(text)
-        except (KeyError, ValueError) as err:
-            raise PermissionDenied(f"Permission denied: {err}") from err
+        assert self._front is not None
+        caller = self._front.subject_of(context.peer())
+        if caller is None:
+            raise PermissionDenied("Permission denied: this connection did not come through the front")
         check_caller(caller, method, self._allow)
         return caller
 
@@ -274,7 +317,13 @@ class RpcClient:
         self.addr = addr
         credentials = grpc.ssl_channel_credentials(identity.root, identity.key, identity.cert)
         self.channel = grpc.aio.secure_channel(
-            addr, credentials, [*_OPTIONS, ("grpc.ssl_target_name_override", server_name)]
+            addr,
+            credentials,
+            [
+                *_OPTIONS,
+                ("grpc.max_receive_message_length", sizes.REPLY),
+                ("grpc.ssl_target_name_override", server_name),
+            ],
         )
 
     async def unary(self, name: str, request: Any, timeout_s: float = 10.0) -> Any:
@@ -351,10 +400,13 @@ class _GrpcCall:
 
 
 class Grpc:
-    """Implements ``Rpc``."""
+    """Implements ``Rpc``. ``folder``: see ``Front``."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
 
     def server(self, identity: Callable[[], NodeIdentity], allow: Allow, methods: list[Method]) -> Server:
-        return RpcServer(identity, allow, methods)
+        return RpcServer(identity, allow, methods, self._folder)
 
     def client(self, addr: str, identity: NodeIdentity, server_name: str = SERVER_NAME) -> Client:
         return RpcClient(addr, identity, server_name)

@@ -48,6 +48,7 @@ class ApplyResult(msgspec.Struct, frozen=True):
 
 
 _WITH_SPEC_VERSION = frozenset((Node, Service, Cluster))
+_SPEC_VERSION_LATER = frozenset((Secret, Config))  # from features.SPEC_VERSIONS on
 
 Watcher = Callable[[int, Sequence[Change]], None]
 
@@ -242,7 +243,9 @@ class Store:
         old = table.rows.get(record.id)
         if kind is Task:
             self._sharing.task(record, old)
-        elif kind in _WITH_SPEC_VERSION:
+        elif kind in _WITH_SPEC_VERSION or (
+            kind in _SPEC_VERSION_LATER and self.feature_level >= features.SPEC_VERSIONS
+        ):
             if old is not None and old.spec == record.spec:
                 force_setattr(record, "spec", old.spec)
                 force_setattr(record, "spec_version", old.spec_version)

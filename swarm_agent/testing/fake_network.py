@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from swarm_agent.network import model, resolvconf
 from swarm_agent.network.engine import container_network
 from swarm_agent.network.host import NetworkError
-from swarm_agent.network.model import AttachRequest, Change, ContainerNetwork, NetworkView, Plan
+from swarm_agent.network.model import AttachRequest, Change, ContainerNetwork, NetworkView, Plan, PortKey
 from swarm_agent.objects.errors import FailedPrecondition
 
 
@@ -28,6 +28,8 @@ class FakeNodeNetwork:
         self.lost: set[str] = set()  # networks that ``missing`` finds lost
         self.troubles: dict[str, str] = {}
         self.told: Callable[[frozenset[str], frozenset[str]], None] = lambda _gone, _networks: None
+        self.holders: dict[PortKey, str] = {}
+        self._taken_from: frozenset[PortKey] = frozenset()
         self._faults: dict[str, list[Exception]] = {}
 
     def fail(self, call: str, error: Exception) -> None:
@@ -42,7 +44,8 @@ class FakeNodeNetwork:
         self._called("apply", view)
         self._must_run()
         try:
-            wanted = model.plan(view)
+            self._taken_from = self._not_taken(view)
+            wanted = model.plan(view, not_taken=self._taken_from)
         except ValueError as error:
             raise NetworkError(f"the network view for this node cannot be true: {error}") from error
         self.made.append(model.changes(self.plan, wanted))
@@ -64,6 +67,15 @@ class FakeNodeNetwork:
         resolver = resolvconf.for_container(req.search, req.dns_options, resolvconf.Resolv())
         path = f"/fake/{req.task_id}/resolv.conf" if resolver.text else ""
         return container_network(req, model.node_gateway(self.plan.node.number), resolver.options, path)
+
+    def _not_taken(self, view: NetworkView) -> frozenset[PortKey]:
+        return frozenset((p.protocol, p.published) for p in view.ports) & self.holders.keys()
+
+    async def ports_changed(self) -> bool:
+        return self.view is not None and self._not_taken(self.view) != self._taken_from
+
+    async def port_holders(self) -> dict[PortKey, str]:
+        return dict(self.holders)
 
     async def detach(self, task_id: str) -> None:
         self._called("detach", task_id)

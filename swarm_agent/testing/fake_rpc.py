@@ -21,6 +21,7 @@ from swarm_agent.identity import ca
 from swarm_agent.identity.door import Answering, JoinRefused
 from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.objects.errors import SwarmError, Unavailable
+from swarm_agent.session import sizes
 from swarm_agent.session.rpc import (
     DECODERS,
     Allow,
@@ -319,6 +320,8 @@ class Connection:
             item = await self._requests.get()
             if item is None:
                 return
+            if self._name != FRAMES:
+                sizes.check(self._name, "manager", item)
             yield self._decode_request(item)
 
     def answer(self, message: Any) -> None:
@@ -411,6 +414,9 @@ class FakeServer:
             raise Unavailable(f"cannot listen on {self._addr}: another program holds the port")
         self._net.servers[self._addr] = self
         return port
+
+    def renewed(self) -> None:
+        """Certificates are looked up at each handshake."""
 
     async def stop(self) -> None:
         if self._net.servers.get(self._addr) is self:

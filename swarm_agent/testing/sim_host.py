@@ -23,6 +23,7 @@ from swarm_agent.daemon import Daemon
 from swarm_agent.identity import ca
 from swarm_agent.manager.manager import Manager
 from swarm_agent.member.membership import load_membership
+from swarm_agent.node.room import Room
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.raft import Disk, SameLoop
 from swarm_agent.seams import Seams
@@ -37,6 +38,7 @@ from swarm_agent.testing.fake_rpc import FakeLinks, RpcEndpoint, RpcNet
 T = TypeVar("T")
 EPOCH = 1_800_000_000 * 1_000_000_000
 FRONT_DOOR = 2377
+SIM_LOW = 1000  # bytes left on a disk that counts as full; less than what a test leaves, now and then
 
 _process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
 
@@ -198,6 +200,13 @@ class SimHost:
         disk.faults.capacity = disk.used + room
         return True
 
+    def disk_is_full(self) -> bool:
+        """Whether a small write may fail."""
+        if not (self.directory / "raft" / "disk").exists():
+            return False
+        disk = self.raft_disk()
+        return disk.faults.capacity is not None and disk.faults.capacity - disk.used < SIM_LOW
+
     def free_disks(self) -> None:
         for disk in self._disks.values():
             disk.faults.capacity = None
@@ -205,6 +214,18 @@ class SimHost:
     def crash_disks(self) -> None:
         for disk in self._disks.values():
             disk.crash()
+
+
+class SimRoom(Room):
+    """Of a host whose file systems are Raft's disk alone."""
+
+    def __init__(self, host: SimHost, folder: Path) -> None:
+        super().__init__(folder)
+        self._host = host
+
+    def look(self) -> str:
+        self.trouble = "No space left on device" if self._host.disk_is_full() else ""
+        return self.trouble
 
 
 async def _serve(daemon: Daemon, call: ForwardedCall) -> tuple[int, bytes]:
@@ -240,6 +261,7 @@ class Process:
             home=SameLoop,
             disk=host.open_disk,
             files=host.files,
+            room=lambda folder: SimRoom(host, folder),
             port_is_free=lambda protocol, port: True,  # noqa: ARG005
             certificates=SimSource(random.Random(host.rng.getrandbits(64)), host.now),
             address=_address,

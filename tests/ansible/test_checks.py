@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.errors import AnsibleActionFail
 from ansible_collections.swarm.cluster.plugins.action import swarm_host_info, swarm_inventory, swarm_program
 
 COLLECTION = Path(__file__).resolve().parents[2] / "collections/ansible_collections/swarm/cluster"
@@ -173,3 +174,44 @@ def test_nodes_that_the_inventory_does_not_name_are_strangers() -> None:
         node(5, "stray", "10.0.0.5"),
     ]
     assert swarm_inventory.strangers(nodes, {"id4", ""}, hosts) == ["stray (10.0.0.5, down)"]
+
+
+@pytest.fixture
+def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was gathered before, and the only index is one that nobody runs."""
+    monkeypatch.setattr(swarm_program, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(swarm_program, "SILENCE_S", 2)
+    for name, value in (
+        ("CONFIG_FILE", "/dev/null"),
+        ("INDEX_URL", "http://127.0.0.1:9/simple"),
+        ("NO_CACHE_DIR", "1"),
+    ):
+        monkeypatch.setenv(f"PIP_{name}", value)
+    for name in ("FIND_LINKS", "EXTRA_INDEX_URL", "NO_INDEX"):
+        monkeypatch.delenv(f"PIP_{name}", raising=False)
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_without_an_index_the_way_out_is_named() -> None:
+    source = swarm_program.Source(COLLECTION.parents[3])
+    with pytest.raises(AnsibleActionFail) as caught:
+        swarm_program.gather(source, "cp311", "x86_64", "2.36", None)
+    said = str(caught.value)
+    assert said.startswith("the controller reaches no Python package index")
+    assert "name their folder in swarm_agent_wheels" in said
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_a_folder_of_wheels_that_lacks_some_is_named(tmp_path: Path) -> None:
+    source = swarm_program.Source(COLLECTION.parents[3])
+    with pytest.raises(AnsibleActionFail) as caught:
+        swarm_program.gather(source, "cp311", "x86_64", "2.36", str(tmp_path))
+    assert f"the folder {tmp_path}, named in swarm_agent_wheels, lacks something" in str(caught.value)
+
+
+def test_a_key_that_does_not_exist_is_named_once_with_the_hint() -> None:
+    keys = {"a": "/nowhere/key", "b": "/nowhere/key", "c": str(Path(__file__)), "d": ""}
+    assert swarm_inventory.key_problems(keys, "make it") == [
+        "the SSH key /nowhere/key (of a, b) does not exist on this controller: make it"
+    ]
+    assert swarm_inventory.key_problems({"a": ""}, "") == []

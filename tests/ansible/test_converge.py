@@ -65,7 +65,7 @@ def test_two_tasks_of_one_slot_are_one() -> None:
 
 def test_the_trouble_is_named_with_task_node_and_error() -> None:
     state, text = judge(service(1), task(1, "failed", desired="shutdown", Err="task: non-zero exit (3)"))
-    assert state == "waiting"
+    assert state == "over"
     assert "web.1 on one is failed: task: non-zero exit (3)" in text
 
 
@@ -187,3 +187,79 @@ def test_monitor_of_the_specification_or_the_docker_commands_own() -> None:
     assert _converge.monitor_seconds({}) == 5
     assert _converge.monitor_seconds({"UpdateConfig": {"Monitor": 10**9}}) == 1
     assert _converge.monitor_seconds({"UpdateConfig": {"Monitor": 0}}) == 0
+
+
+def rejected(slot: int, turn: int, why: str = "No such image: nothing:v1") -> dict[str, Any]:
+    one = task(slot, "rejected", desired="shutdown", Err=why)
+    return {**one, "ID": f"r{slot}-{turn}", "CreatedAt": f"2026-01-01T00:00:{turn:02d}Z"}
+
+
+def next_try(slot: int) -> dict[str, Any]:
+    return {**task(slot, "ready", desired="ready"), "CreatedAt": "2026-01-01T00:01:00Z"}
+
+
+def test_refused_again_and_again_with_the_same_words_ends_waiting() -> None:
+    twice = [rejected(1, 1), rejected(1, 2), next_try(1)]
+    assert judge(service(1), *twice)[0] == "waiting"
+    state, text = judge(service(1), rejected(1, 3), *twice)
+    assert state == "failed"
+    assert (
+        text
+        == "0 of 1 tasks run, and the same would be refused again; web.1 on one is rejected: No such image: nothing:v1 (and so are 2 more)"
+    )
+
+
+def test_refused_for_different_reasons_may_still_come_true() -> None:
+    tasks = [rejected(1, 1, "a"), rejected(1, 2, "b"), rejected(1, 3, "a"), next_try(1)]
+    assert judge(service(1), *tasks)[0] == "waiting"
+
+
+def test_refused_while_an_update_goes_on_is_the_update_s_to_judge() -> None:
+    tasks = [rejected(1, 1), rejected(1, 2), rejected(1, 3), next_try(1)]
+    assert judge(service(1, UpdateStatus={"State": "updating", "Message": "m"}), *tasks)[0] == "waiting"
+
+
+def test_each_reason_is_told_once() -> None:
+    _state, text = judge(service(4), *(rejected(slot, turn) for slot in (1, 2, 3) for turn in (1, 2)))
+    assert text.count("No such image") == 1
+    assert "(and so are 5 more)" in text
+
+
+def test_a_task_that_none_follows_is_over() -> None:
+    ended = task(1, "failed", desired="shutdown", Err="task: non-zero exit (3)")
+    state, text = judge(service(), ended, task(2))
+    assert (state, "by its restart policy no other follows" in text) == ("over", True)
+    following = {**task(1, "ready", desired="ready"), "CreatedAt": "2026-01-01T00:01:00Z"}
+    assert judge(service(), ended, following, task(2))[0] == "waiting"
+
+
+def test_a_task_that_is_complete_is_what_was_asked_for() -> None:
+    assert judge(service(), task(1, "complete", desired="shutdown"), task(2)) == (
+        "done",
+        "1 of 2 tasks run, 1 are complete",
+    )
+
+
+def test_global_tasks_that_none_follows_are_over_too() -> None:
+    ended = task(0, "failed", desired="shutdown", node="n3", Err="task: non-zero exit (3)")
+    assert judge(service(None), task(0), ended)[0] == "over"
+    drained = task(0, "shutdown", desired="shutdown", node="n3")
+    assert judge(service(None), task(0), drained)[0] == "done"
+
+
+def test_waiting_ends_soon_when_none_follows() -> None:
+    script = Script([task(1), task(2, "failed", desired="shutdown", Err="gone")])
+    verdict = script.wait(300, 5, stale={})
+    assert verdict.state == "failed"
+    assert script.time < 5
+
+
+def test_waiting_goes_on_when_one_follows_late() -> None:
+    ended = task(2, "failed", desired="shutdown", Err="gone")
+    script = Script([task(1), ended], [task(1), ended], [task(1), ended, {**task(2), "CreatedAt": "9"}])
+    assert script.wait(300, 5, stale={}).state == "done"
+
+
+def test_time_that_is_over_before_that_is_sure_is_told_as_such() -> None:
+    script = Script([task(1), task(2, "failed", desired="shutdown", Err="gone")])
+    assert script.wait(1, 5, stale={}).state == "waiting"

@@ -219,7 +219,8 @@ def test_a_diff_shows_the_changed_places_alone() -> None:
         ),
         ("constraints[1]", {"constraints": ["a==b", "a=b"]}),
         ("limits.memory", {"limits": {"memory": "1M"}}),
-        ("limits.cpus", {"limits": {"cpus": 0}}),
+        ("limits.cpus", {"limits": {"cpus": 0.0001}}),
+        ("limits.cpus", {"limits": {"cpus": -1}}),
         ("limits.pids", {"limits": {"pids": -1}}),
         ("healthcheck.test", {"healthcheck": {"test": ["/probe"]}}),
         ("update_config.max_failure_ratio", {"update_config": {"max_failure_ratio": 2}}),
@@ -248,3 +249,23 @@ def test_bad_names(name: str) -> None:
 def test_a_global_service_begins_global() -> None:
     assert _service.mode_of(_service.new_spec("web", {"mode": "global"})) == "global"
     assert _service.mode_of(_service.new_spec("web", {})) == "replicated"
+
+
+@pytest.mark.parametrize("kind", ["limits", "reservations"])
+@pytest.mark.parametrize(
+    ("zero", "key"),
+    [({"memory": "0"}, "MemoryBytes"), ({"memory": "0M"}, "MemoryBytes"), ({"cpus": 0}, "NanoCPUs"), ({"cpus": 0.0}, "NanoCPUs")],
+)  # fmt: skip
+def test_zero_takes_a_limit_or_a_reservation_away_and_leaves_the_other(
+    kind: str, zero: dict[str, Any], key: str
+) -> None:
+    stated = {"cpus": 0.5, "memory": "64M"}
+    base = _compare.apply(_service.new_spec("web", {}), wanted(**{kind: stated}))
+    after = _compare.apply(base, wanted(**{kind: zero}))
+    left = after["TaskTemplate"]["Resources"][kind.capitalize()]
+    assert set(left) == {"MemoryBytes", "NanoCPUs"} - {key}
+    assert _compare.difference(base, wanted(**{kind: zero})), "it has to be seen as a change"
+    assert not _compare.difference(after, wanted(**{kind: zero})), "and once only"
+    assert not _compare.difference(_service.new_spec("web", {}), wanted(**{kind: zero})), (
+        "none is there to begin with"
+    )

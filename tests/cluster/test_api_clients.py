@@ -452,6 +452,37 @@ def test_the_node(lab: Lab, cli: Any) -> None:
     assert "node self not found" in refused(lab, "node", "update", "--availability", "active", "self")
 
 
+def test_networks_go_right_after_they_came_and_unused_ones_are_pruned(lab: Lab, cli: Any) -> None:
+    for number in range(40):
+        cli("network", "create", "-d", "overlay", f"brief{number}")
+        cli("network", "rm", f"brief{number}")
+    for name in ("spare", "busy"):
+        cli("network", "create", "-d", "overlay", name)
+    cli(
+        "service",
+        "create",
+        "-d",
+        "--no-resolve-image",
+        "--name",
+        "user",
+        "--network",
+        "busy",
+        SHELL,
+        "sleep",
+        "1000",
+    )
+    lab.running(1, "user", 1)
+    local = lab[1].docker("network", "ls", "--filter", "driver=swarm", "-q").split()
+    said = cli("network", "prune", "-f")
+    assert "spare" in said
+    names = cli("network", "ls", "--format", "{{.Name}}").split()
+    assert "busy" in names
+    assert "spare" not in names
+    assert lab[1].docker("network", "ls", "--filter", "driver=swarm", "-q").split() == local
+    cli("service", "rm", "user")
+    until(lambda: "busy" in cli("system", "prune", "-f"), "the network nobody uses any more is pruned", 30)
+
+
 def test_the_swarms_settings_and_tokens(lab: Lab, cli: Any) -> None:
     before = lab[1].get("/swarm")
     cli("swarm", "join-token", "--rotate", "worker")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from swarm_agent.objects import features
 from tests.cluster.network.lab import until
 from tests.cluster.swarm_lab import IMAGE, SHELL, Lab, SwarmHost, swarm_lab
 
@@ -32,7 +33,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         token = found[1].swarm("swarm", "join-token", "-q", "manager").strip()
         for number in (2, 3):
             found[number].swarm("swarm", "join", "--token", token, "10.92.0.1:2377")
-        until(lambda: found[1].get("/info")["Swarm"].get("FeatureLevel") == 3, "feature level 3", 30)
+        until(
+            lambda: found[1].get("/info")["Swarm"].get("FeatureLevel") == features.LEVEL,
+            "the feature level",
+            30,
+        )
         yield found
 
 

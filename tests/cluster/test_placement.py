@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from swarm_agent.objects import features
 from tests.cluster.network.lab import until
 from tests.cluster.swarm_lab import SHELL, Lab, swarm_lab
 
@@ -34,7 +35,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             token = found[1].swarm("swarm", "join-token", "-q", role).strip()
             for number in numbers:
                 found[number].swarm("swarm", "join", "--token", token, "10.92.0.1:2377")
-        until(lambda: found[1].get("/info")["Swarm"].get("FeatureLevel") == 3, "feature level 3", 30)
+        until(
+            lambda: found[1].get("/info")["Swarm"].get("FeatureLevel") == features.LEVEL,
+            "the feature level",
+            30,
+        )
         until(lambda: len(found[1].get("/nodes")) == 4, "four nodes", 30)
         for number, zone, rack in ((1, "a", "1"), (2, "a", "1"), (3, "a", "2"), (4, "b", "3")):
             label(found, number, "--label-add", f"zone={zone}", "--label-add", f"rack={rack}")

@@ -162,8 +162,15 @@ def test_one_manager_goes_on_when_the_majority_is_gone(lab: Lab) -> None:
     assert "2 of 3 managers" in said
     assert lab[1].address in said
     assert "--force-new-cluster" in said
-    lab[3].swarm("swarm", "init", "--force-new-cluster")
+    lab[3].swarm("swarm", "init", "--force-new-cluster", "--autolock", "--task-history-limit", "8")
     assert swarm_info(lab, 3)["Error"] == ""
+    spec = lab[3].get("/swarm")["Spec"]
+    assert spec["Orchestration"]["TaskHistoryRetentionLimit"] == 8
+    assert spec["EncryptionConfig"]["AutoLockManagers"]
+    assert lab[3].swarm("swarm", "unlock-key", "-q").startswith("SWMKEY-1-")
+    lab[3].swarm(
+        "swarm", "update", "--autolock=false"
+    )  # the others are started again without anybody at hand
     assert "web" in names(lab, 3)
     lab[3].swarm("service", "create", "-d", "--name", "alone", "--replicas", "0", f"{IMAGE}:1")
     for number in (1, 2):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from swarm_agent.objects import features
 from tests.cluster.network.lab import until
 from tests.cluster.swarm_lab import SHELL, Event, Lab, swarm_lab
 
@@ -34,7 +35,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         found[1].swarm("swarm", "init", "--advertise-addr", found[1].address)
         token = found[1].swarm("swarm", "join-token", "-q", "worker").strip()
         found[2].swarm("swarm", "join", "--token", token, "10.92.0.1:2377")
-        until(lambda: found[1].get("/info")["Swarm"].get("FeatureLevel") == 3, "feature level 3", 30)
+        until(
+            lambda: found[1].get("/info")["Swarm"].get("FeatureLevel") == features.LEVEL,
+            "the feature level",
+            30,
+        )
         with found.recorded():
             yield found
 

@@ -9,17 +9,28 @@ from pathlib import Path
 
 from tests.hosts import engine
 from tests.hosts.hosts import ROOT, TEST_PREFIX, TEST_SUBNET, HostSet
+from tests.hosts.image import Kind
 from tests.hosts.shell import Failure, say
+
+
+def _host(words: str) -> tuple[int, Kind | None]:
+    """``4`` or ``4@trixie``."""
+    number, _at, kind = words.partition("@")
+    if not number.isdigit():
+        raise Failure(f"{words!r} is no host: say its number, or NUMBER@KIND")
+    return int(number), Kind.parse(kind) if kind else None
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("word", choices=["up", "down", "kill", "start", "engine-stop"])
-    parser.add_argument("number", type=int, nargs="*", help="hosts, by number")
+    parser.add_argument(
+        "host",
+        nargs="*",
+        help="hosts, by number, of a kind of their own if one is said: 1 2 3 4@trixie 5@bookworm-bare",
+    )
     parser.add_argument("--prefix", default=TEST_PREFIX)
     parser.add_argument("--subnet", type=ipaddress.IPv4Network, default=ipaddress.IPv4Network(TEST_SUBNET))
-    parser.add_argument("--suite", default="bookworm", choices=["bookworm", "trixie"])
-    parser.add_argument("--cold", action="store_true", help="hosts without Docker: the roles install it")
     parser.add_argument("--dir", type=Path)
     parser.add_argument(
         "--managers", type=int, default=3, help="how many of the hosts the inventory calls managers"
@@ -36,17 +47,17 @@ def main() -> int:
             args.prefix,
             args.subnet,
             args.dir or ROOT / ".cache" / args.prefix,
-            suite=args.suite,
-            warm=not args.cold,
         )
+        said = dict(_host(words) for words in args.host)
         if args.word == "up":
-            numbers = args.number or [1, 2, 3]
-            print("changed" if hosts.up(numbers) else "unchanged")
+            numbers = list(said) or [1, 2, 3]
+            kinds = {number: kind for number, kind in said.items() if kind is not None}
+            print("changed" if hosts.up(numbers, kinds=kinds) else "unchanged")
             hosts.write_inventory(numbers[: args.managers], numbers[args.managers :])
         elif args.word == "down":
             print("changed" if hosts.down() else "unchanged")
         else:
-            for number in args.number:
+            for number in said:
                 hosts.kill(number) if args.word == "kill" else hosts.start(number)
     except Failure as failure:
         say(f"error: {failure}")

@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.hosts import traces
 from tests.hosts.shell import Failure, run, say, wait_for
 
 RUN_DIR = Path("/run/swarm-demo-engine")
@@ -22,6 +23,7 @@ DATA_DIR = Path("/var/lib/swarm-demo-engine")
 OWN_SOCKET = RUN_DIR / "docker.sock"
 PID_FILE = RUN_DIR / "docker.pid"
 LOG = RUN_DIR / "dockerd.log"
+BEFORE = RUN_DIR / "network-before.json"  # what this machine's network was like without it
 CONFIG = RUN_DIR / "daemon.json"  # empty: what the machine's own configuration says is not for this engine
 DEFAULT_SOCKET = Path("/var/run/docker.sock")
 
@@ -73,6 +75,11 @@ class Engine:
     def docker(self, *argv: str, check: bool = True, timeout: float = 300) -> str:
         return run(["docker", *argv], env=self._env, check=check, timeout=timeout).stdout.strip()
 
+    def console(self, name: str, *, lines: int) -> str:
+        """What a container said last, to whichever of its outputs."""
+        done = run(["docker", "logs", "--tail", str(lines), name], env=self._env, check=False, timeout=30)
+        return (done.stdout + done.stderr).strip()
+
 
 def start() -> Engine:
     """An engine that answers: the running one, else one started here."""
@@ -86,6 +93,8 @@ def start() -> Engine:
     RUN_DIR.mkdir(mode=0o700, exist_ok=True)
     DATA_DIR.mkdir(mode=0o711, exist_ok=True)
     CONFIG.write_text("{}\n")
+    if not BEFORE.exists():
+        BEFORE.write_bytes(traces.encode(traces.look()))
     say(f"no Docker Engine runs on this machine: starting one at {OWN_SOCKET}")
     with LOG.open("ab") as log:
         process = subprocess.Popen(
@@ -138,6 +147,9 @@ def _is_zombie(pid: int) -> bool:
 
 
 def _remove_data() -> None:
+    # Another engine that runs by now uses the same bridge and the same chains.
+    if BEFORE.exists() and not answers(DEFAULT_SOCKET):
+        traces.take_away(traces.decode(BEFORE.read_bytes()))
     for directory in (RUN_DIR, DATA_DIR):
         if directory.exists():
             run(

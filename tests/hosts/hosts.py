@@ -8,12 +8,12 @@ import os
 import shlex
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
-from tests.hosts import image, images, pki, registry
+from tests.hosts import image, images, limits, pki, registry
 from tests.hosts.engine import Engine
 from tests.hosts.shell import Failure, run, say, wait_for
 
@@ -24,6 +24,8 @@ REGISTRY_NAME = "registry.swarm-demo"
 # Hosts for tests are others than the demo's, so that both can be there at once.
 TEST_PREFIX = os.environ.get("SWARM_TEST_PREFIX", "swarm-test")
 TEST_SUBNET = os.environ.get("SWARM_TEST_SUBNET", "172.30.78.0/24")
+
+NO_KINDS: Mapping[int, image.Kind] = MappingProxyType({})
 
 # Not --privileged: a machine whose own bounding set lacks CAP_SYS_RESOURCE refuses that.
 _HOST_OPTIONS = (
@@ -41,8 +43,6 @@ class HostSet:
     prefix: str
     subnet: ipaddress.IPv4Network
     directory: Path  # keys and configuration of this set
-    suite: str = "bookworm"
-    warm: bool = True
 
     # -- names
 
@@ -66,24 +66,35 @@ class HostSet:
 
     # -- making
 
-    def up(self, numbers: Sequence[int], *, with_registry: bool = True) -> bool:
-        """Have these hosts answer; whether anything had to be made or started."""
+    def up(
+        self,
+        numbers: Sequence[int],
+        *,
+        kinds: Mapping[int, image.Kind] = NO_KINDS,
+        with_registry: bool = True,
+    ) -> bool:
+        """Have these hosts answer, of the usual kind if ``kinds`` says nothing; whether anything had to be made or started."""
         self._refuse_strangers()
-        tag = image.ensure(self.engine, self.suite, warm=self.warm)
+        tags = {number: image.ensure(self.engine, kinds.get(number, image.USUAL)) for number in numbers}
         self._make_key()
         changed = self._make_network()
         if with_registry:
             # The registry program is in the image that has Docker, too.
-            changed |= self._start_registry(tag if self.warm else image.ensure(self.engine, self.suite))
+            changed |= self._start_registry(image.ensure(self.engine))
         for number in numbers:
-            changed |= self._start_host(number, tag)
+            changed |= self._start_host(number, tags[number])
         for number in numbers:
-            wait_for(f"ssh at {self.name(number)}", partial(_open, self.address(number), 22), timeout=90)
+            self._await(number)
         self._write_ssh_files()
         if with_registry:
             own = registry.Registry(self.registry_address, registry.OPEN_PORT, self.ca)
             locked = registry.Registry(self.registry_address, registry.LOCKED_PORT, self.ca)
-            wait_for("the image registry", lambda: own.answers() and locked.answers(), timeout=30)
+            self._described(
+                f"{self.prefix}-registry",
+                lambda: wait_for(
+                    "the image registry", lambda: own.answers() and locked.answers(), timeout=30
+                ),
+            )
             sent = registry.fill(self.registry_address, self.ca, images.build())
             if sent:
                 say(f"filled the registry with {', '.join(sent)}")
@@ -205,6 +216,35 @@ class HostSet:
     def _variables(self, number: int) -> dict[str, object]:
         return {"ansible_host": self.address(number), "swarm_node_labels": {"zone": f"zone-{number}"}}
 
+    def _await(self, number: int) -> None:
+        """Until a host answers at its SSH port. One that does not is described: its state, its console, this machine's limits."""
+        name = self.name(number)
+
+        def up() -> bool:
+            if _open(self.address(number), 22):
+                return True
+            state = self.engine.docker("inspect", "--format", "{{.State.Status}}", name, check=False)
+            if state != "running":
+                raise Failure(f"{name} does not run any more")
+            return False
+
+        self._described(name, lambda: wait_for(f"ssh at {name}", up, timeout=90, every=0.3))
+
+    def _described(self, name: str, wait: Callable[[], None]) -> None:
+        try:
+            wait()
+        except Failure as failure:
+            raise Failure(f"{failure}. {self._trouble(name)}") from failure
+
+    def _trouble(self, name: str) -> str:
+        """What can be said about a host that does not come up."""
+        template = "{{.State.Status}}, exit code {{.State.ExitCode}}{{if .State.OOMKilled}}, out of memory{{end}} {{.State.Error}}"
+        state = self.engine.docker("inspect", "--format", template, name, check=False) or "it does not exist"
+        console = self.engine.console(name, lines=12) or "(nothing)"
+        root = Path(self.engine.docker("info", "--format", "{{.DockerRootDir}}", check=False) or "/var/lib")
+        spent = limits.used_up(limits.measure(root)) or "None of this machine's limits is used up."
+        return f"Its container: {state.strip()}. {spent} The last lines of its console:\n{console}"
+
     # -- looking
 
     def running(self) -> list[str]:
@@ -270,7 +310,7 @@ class HostSet:
 
     def start(self, number: int) -> None:
         self.engine.docker("start", self.name(number))
-        wait_for(f"ssh at {self.name(number)}", partial(_open, self.address(number), 22), timeout=90)
+        self._await(number)
 
     def down(self) -> list[str]:
         """Remove all of it; what was removed."""

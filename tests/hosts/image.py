@@ -1,7 +1,8 @@
 """The image that demo hosts boot from: built once from the machine's own package sources, then kept.
 
 A host differs from a rented server in nothing that the roles can see: Debian with systemd, sshd and Python. Docker and
-what else the roles install are in the image too, because installing them on each host would cost minutes.
+what else the roles install are in the image too, because installing them on each host would cost minutes; a bare kind
+of host is for seeing that the roles do install them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.hosts.engine import Engine
@@ -22,7 +24,9 @@ _BASE = (
     "systemd,systemd-sysv,dbus,libpam-runtime,openssh-server,python3,python3-apt,sudo,ca-certificates,iproute2,iptables,"
     "nftables,procps,iputils-ping,curl,kmod,e2fsprogs"
 )
-_WARM = "docker.io,conntrack,tcpdump,docker-registry"
+_ENGINE = "docker.io,conntrack,tcpdump,docker-registry"
+# Debian 13 has the docker command in a package of its own, which docker.io only recommends.
+_COMMAND = {"bookworm": "", "trixie": ",docker-cli"}
 # Units that do nothing in a container but cost a second at each boot.
 _MASKED = (
     "systemd-udevd.service systemd-udevd-kernel.socket systemd-udevd-control.socket getty.target console-getty.service "
@@ -32,8 +36,33 @@ _MASKED = (
 )
 
 
-def _packages(*, warm: bool) -> str:
-    return f"{_BASE},{_WARM}" if warm else _BASE
+@dataclass(frozen=True)
+class Kind:
+    """A kind of host: a release of Debian, with a Docker Engine in it or bare."""
+
+    suite: str = "bookworm"
+    bare: bool = False
+
+    @classmethod
+    def parse(cls, words: str) -> Kind:
+        """``trixie`` or ``trixie-bare``."""
+        suite, _dash, rest = words.partition("-")
+        if suite not in _COMMAND or rest not in ("", "bare"):
+            raise Failure(
+                f"there is no kind of host {words!r}: say one of {', '.join(_COMMAND)}, or SUITE-bare"
+            )
+        return cls(suite, rest == "bare")
+
+    @property
+    def packages(self) -> str:
+        return _BASE if self.bare else f"{_BASE},{_ENGINE}{_COMMAND[self.suite]}"
+
+    @property
+    def tag(self) -> str:
+        return f"swarm-demo-host:{_definition(self.suite, self.packages)}"
+
+
+USUAL = Kind()
 
 
 def _options(packages: str) -> list[str]:
@@ -81,31 +110,28 @@ def _sources(suite: str) -> list[str]:
     return lines + ([f"deb {security} {suite}-security main"] if security else [])
 
 
-def tag(suite: str = "bookworm", *, warm: bool = True) -> str:
-    return f"swarm-demo-host:{_definition(suite, _packages(warm=warm))}"
-
-
-def tarball(suite: str = "bookworm", *, warm: bool = True) -> Path:
+def tarball(kind: Kind) -> Path:
     """The host's file tree, built if this definition was not built before."""
-    packages = _packages(warm=warm)
-    path = CACHE / "hosts" / f"{suite}-{_definition(suite, packages)}.tar"
+    path = CACHE / "hosts" / f"{kind.suite}-{_definition(kind.suite, kind.packages)}.tar"
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    say(f"building the host image from Debian {suite} packages, once")
+    say(f"building the {'bare ' if kind.bare else ''}host image from Debian {kind.suite} packages, once")
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         out = Path(scratch) / "host.tar"
         tree = f"--customize-hook=sync-in {ROOTFS} /"
-        run(["mmdebstrap", *_options(packages), tree, suite, str(out), *_sources(suite)], timeout=1200)
+        run(
+            ["mmdebstrap", *_options(kind.packages), tree, kind.suite, str(out), *_sources(kind.suite)],
+            timeout=1200,
+        )
         out.rename(path)
     return path
 
 
-def ensure(engine: Engine, suite: str = "bookworm", *, warm: bool = True) -> str:
+def ensure(engine: Engine, kind: Kind = USUAL) -> str:
     """The tag of the host image in this engine."""
-    name = tag(suite, warm=warm)
-    if not engine.docker("images", "--quiet", name):
-        path = tarball(suite, warm=warm)
+    if not engine.docker("images", "--quiet", kind.tag):
+        path = tarball(kind)
         say("importing the host image")
         engine.docker(
             "import",
@@ -113,7 +139,7 @@ def ensure(engine: Engine, suite: str = "bookworm", *, warm: bool = True) -> str
             '--change=CMD ["/usr/local/sbin/host-init"]',
             "--change=LABEL org.swarm-agent.host-image=1",
             str(path),
-            name,
+            kind.tag,
             timeout=600,
         )
-    return name
+    return kind.tag

@@ -6,7 +6,9 @@ import http.client
 import json
 import os
 import re
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -40,16 +42,10 @@ def play(
     timeout: float = 600,
 ) -> Play:
     """Run a playbook of this project, or, with ``collections``, one of a collection that is installed there."""
-    configured = (
-        {"ANSIBLE_COLLECTIONS_PATH": str(collections)}
-        if collections
-        else {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
-    )
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
     done = subprocess.run(
         ["ansible-playbook", playbook, "--inventory", str(inventory), *words],
         cwd=cwd,
-        env={**kept, **configured, "ANSIBLE_NOCOLOR": "1"},
+        env=_environment(collections),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -58,6 +54,81 @@ def play(
         check=False,
     )
     return Play(done.returncode, done.stdout, frozenset(_changes(done.stdout.splitlines())))
+
+
+def cut(inventory: Path, *words: str, at: str) -> Play:
+    """Run site.yml and interrupt it, as with Ctrl-C, when the task ``at`` begins.
+
+    Now and then Ansible waits for ever for a worker that the signal has ended; a person would press Ctrl-C again.
+    """
+
+    def interrupt(group: int) -> None:
+        os.killpg(group, signal.SIGINT)
+
+    return play_until(inventory, *words, at=at, then=interrupt, patience=15)
+
+
+def play_with(inventory: Path, *words: str, at: str, meanwhile: Callable[[], object]) -> Play:
+    """Run site.yml; when the task ``at`` begins the run stands still until ``meanwhile`` is done."""
+
+    def then(group: int) -> None:
+        os.killpg(group, signal.SIGSTOP)
+        try:
+            meanwhile()
+        finally:
+            os.killpg(group, signal.SIGCONT)
+
+    return play_until(inventory, *words, at=at, then=then)
+
+
+def play_until(
+    inventory: Path, *words: str, at: str, then: Callable[[int], object], patience: float = 300
+) -> Play:
+    """Run site.yml and call ``then`` with its process group when the task ``at`` begins; it is killed ``patience`` seconds later."""
+    process = subprocess.Popen(
+        ["ansible-playbook", "site.yml", "--inventory", str(inventory), *words],
+        cwd=ROOT,
+        # A task is named when it begins, not when its first result shows that it is not skipped.
+        env={**_environment(None), "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "true"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    # A run that says nothing more is ended, not waited for.
+    alarm = threading.Timer(300, os.killpg, (process.pid, signal.SIGKILL))
+    alarm.start()
+    said = []
+    assert process.stdout is not None
+    with process.stdout:
+        for line in process.stdout:
+            said.append(line)
+            if (found := _TASK.match(line.rstrip())) and found[1] == at:
+                then(process.pid)
+                alarm.cancel()
+                alarm = threading.Timer(patience, os.killpg, (process.pid, signal.SIGKILL))
+                alarm.start()
+                break
+        said += process.stdout.readlines()
+    code = process.wait()
+    alarm.cancel()
+    return Play(code, "".join(said), frozenset(_changes(line.rstrip() for line in said)))
+
+
+def tasks(said: str) -> list[str]:
+    """The names of the tasks that a run began, each once, in their order."""
+    return list(dict.fromkeys(found[1] for line in said.splitlines() if (found := _TASK.match(line))))
+
+
+def _environment(collections: Path | None) -> dict[str, str]:
+    configured = (
+        {"ANSIBLE_COLLECTIONS_PATH": str(collections)}
+        if collections
+        else {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+    )
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
+    return {**kept, **configured, "ANSIBLE_NOCOLOR": "1"}
 
 
 def _changes(lines: Iterable[str]) -> Iterable[tuple[str, str]]:

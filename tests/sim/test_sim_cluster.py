@@ -391,7 +391,7 @@ def test_a_manager_whose_disk_is_full_says_so_until_it_serves_again() -> None:
                 await c.any_leader(besides=host.name)
             await c.create(name, 3)
             await c.until_running(name, 3)
-            assert "no space left on device" in host.daemon.error
+            assert "no space left on device" in host.daemon.error.lower()
             await asyncio.sleep(30.0)
             assert set(running) <= set(containers(c, host.name)), "its tasks run on"
             assert host.daemon.error, "it started anew meanwhile, which proves nothing"

@@ -54,14 +54,16 @@ PLAIN = (("MOLECULE_COMMAND_BORDERS", "false"), ("NO_COLOR", "1"))
 MOLECULE = Part(
     "molecule default", 9, ("molecule", "test", "--scenario-name", "default"), "molecule/default", PLAIN
 )
+BARE = Part("molecule bare", 8, ("molecule", "test", "--scenario-name", "bare"), "molecule/bare", PLAIN)
+BARE_LONG = dataclasses.replace(BARE, minutes=60, environment=(*PLAIN, ("SWARM_CUT_ALL", "1")))
 RESET = Part("molecule reset", 4, ("molecule", "test", "--scenario-name", "reset"), "molecule/reset", PLAIN)
 EDGES = Part("molecule edges", 8, ("molecule", "test", "--scenario-name", "edges"), "molecule/edges", PLAIN)
 SANITY = Part("ansible-test sanity", 3, (sys.executable, "tests/tools/sanity.py"), "tests/tools/sanity.py")
 
 WORDS = {
     "check": (UNIT, SIM_SHORT),
-    "test": (UNIT, SIM, CLUSTER, MOLECULE, RESET, SANITY),
-    "test-all": (UNIT, SIM_LONG, CLUSTER_LONG, MOLECULE, RESET, EDGES, SANITY),
+    "test": (UNIT, SIM, CLUSTER, MOLECULE, BARE, RESET, SANITY),
+    "test-all": (UNIT, SIM_LONG, CLUSTER_LONG, MOLECULE, BARE_LONG, RESET, EDGES, SANITY),
 }
 _COUNTS = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
 

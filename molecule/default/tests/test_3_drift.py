@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.hosts.shell import wait_for
-from tests.hosts.swarm import Swarm, play
+from tests.hosts.swarm import Swarm, play, play_with
 
 NODE = "Have the node's role, availability and labels"
 # The worker's drain and the label are of the swarm, the rest of single hosts.
 EXPECTED = {
     (NODE, 1),
-    ("Start it, or start it anew", 2),
+    ("Have the network plugin and the agent run", 2),
     ("Have the engine's settings and the registries' certificates", 3),
     ("Reload the engine", 3),
     (NODE, 4),
@@ -50,3 +52,30 @@ def test_drift_by_hand(swarm: Swarm, inventory: Path) -> None:
     again = play(inventory)
     assert (again.code, again.changed) == (0, set()), again.said
     wait_for("all tasks", lambda: sum(map(len, swarm.running(1, "echo").values())) == 8, timeout=60)
+
+
+@pytest.mark.parametrize("stopped", [(1,), (1, 2, 3)])
+def test_managers_that_stop_between_two_tasks(
+    swarm: Swarm, inventory: Path, stopped: tuple[int, ...]
+) -> None:
+    """Another one is asked; without any that is said. A healthy member is never told to leave."""
+    worker = swarm.hosts.name(4)
+
+    def stop() -> None:
+        for number in stopped:
+            swarm.hosts.ssh(number, "systemctl stop swarm-agent")
+
+    asking = "Ask for nodes and join tokens, one manager after the other until one answers"
+    ended = play_with(inventory, "--limit", worker, at=asking, meanwhile=stop)
+    for number in stopped:
+        swarm.hosts.ssh(number, "systemctl start swarm-agent")
+    words = " ".join(ended.said.split())
+    assert "reset.yml" not in words
+    if len(stopped) == 1:
+        assert (ended.code, ended.changed) == (0, set()), ended.said
+    else:
+        assert ended.code == 2, ended.said
+        assert f"no manager answers any more, so {worker} is left as it is" in words
+        for number in stopped:
+            assert f"{swarm.hosts.name(number)}: " in words
+    wait_for("a leader", lambda: "Leader" in swarm.docker(1, "node", "ls", check=False), timeout=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tests.hosts.hosts import REGISTRY_NAME
@@ -10,12 +11,12 @@ from tests.hosts.shell import wait_for
 from tests.hosts.swarm import Swarm, play
 
 MANAGER, WORKER = 1, 2
-# Whoever looks leaves traces of his own; the engine's settings, certificates, images and volumes stay by intention.
+# Images and volumes stay by intention.
 _FILES = r"""
 find /etc /opt /usr /root /run /srv /var/lib /var/cache /var/spool -xdev \
-    \( -path /run/systemd -o -path /run/user -o -path /run/log -o -path /root/.ansible -o -path /var/lib/docker \
+    \( -path /run/systemd -o -path /run/user -o -path /run/log -o -path /var/lib/docker \
        -o -path /var/lib/containerd -o -path /run/containerd -o -path /run/docker/runtime-runc -o -path /run/docker/netns -o -path /run/netns \
-       -o -path /run/docker/containerd -o -path /etc/docker -o -name __pycache__ \) -prune -o -print
+       -o -path /run/docker/containerd -o -name __pycache__ \) -prune -o -print
 """
 _NETWORK = """
 ip -brief link show | awk '{print $1}' | sed 's/@.*//'; ip netns list; ip rule; ip -4 route | grep -v ' docker0 '
@@ -25,7 +26,7 @@ _ENGINE = """
 docker --context default network ls --format '{{.Name}} {{.Driver}}'; docker --context default ps --all --quiet
 docker --context default plugin ls --quiet; docker context ls --format '{{.Name}}'
 """
-_SYSTEM = "cat /etc/environment; systemctl list-unit-files --no-legend | awk '{print $1, $2}'; ls -l /etc/environment | cut -c1-10"
+_SYSTEM = "cat /etc/environment /etc/docker/daemon.json; systemctl list-unit-files --no-legend | awk '{print $1, $2}'; ls -l /etc/environment | cut -c1-10"
 
 
 def traces(swarm: Swarm, number: int) -> dict[str, set[str]]:
@@ -50,7 +51,9 @@ def test_reset_leaves_nothing(swarm: Swarm, inventory: Path) -> None:
     hosts = {number: swarm.hosts.name(number) for number in (MANAGER, WORKER)}
     before = {number: traces(swarm, number) for number in hosts}
 
-    made = play(inventory)
+    # One setting that the engine takes up at a reload, one that needs a restart.
+    settings = {"swarm_engine_settings": {"log-driver": "local", "max-concurrent-downloads": 5}}
+    made = play(inventory, "--extra-vars", json.dumps(settings))
     assert made.code == 0, made.said
     swarm.docker(MANAGER, "network", "create", "--driver", "overlay", "back")
     swarm.docker(

@@ -15,7 +15,7 @@ from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import NodeState
 from swarm_agent.objects.errors import InvalidSpec
 from swarm_agent.objects.options import Options, options
-from swarm_agent.objects.records import Generic, Node, Revision, Service
+from swarm_agent.objects.records import Generic, HeldPort, Node, Revision, Service
 from swarm_agent.store import View
 
 if TYPE_CHECKING:
@@ -223,7 +223,14 @@ def static_refusal(demand: Demand, node: Node) -> str:
         return "constraints"
     if demand.platforms and not _platform(demand, node):
         return "platform"
+    if demand.ports and held_ports(demand, node):
+        return "held-ports"
     return ""
+
+
+def held_ports(demand: Demand, node: Node) -> list[HeldPort]:
+    """Those of the host-mode ports that programs of the node's host hold."""
+    return [held for held in node.description.held_ports if (held.protocol, held.number) in demand.ports]
 
 
 def _fits(demand: Demand, node: Node, use: NodeUse) -> bool:
@@ -325,6 +332,7 @@ TEXTS: Mapping[str, Callable[[int], str]] = {
     "plugins": _on_nodes("missing plugin"),
     "constraints": _on_nodes("scheduling constraints not satisfied"),
     "platform": _on_nodes("unsupported platform"),
+    "held-ports": _on_nodes("host-mode port held by a program of the host"),
     "ports": _on_nodes("host-mode port already in use"),
     "addresses": _on_nodes("no free address on the node network"),
     "max-replicas": lambda n: "max replicas per node limit exceed",  # noqa: ARG005 - Docker's text has no count
@@ -339,4 +347,6 @@ def state_of(node: Node) -> str:
     """Why a node takes no tasks, "" when it does."""
     if node.status.state != NodeState.READY:
         return node.status.state.word
-    return {"drain": "drained", "pause": "paused"}.get(node.spec.availability, "")
+    if node.spec.availability != "active":
+        return {"drain": "drained", "pause": "paused"}.get(node.spec.availability, "")
+    return f"unable to take tasks ({node.description.trouble})" if node.description.trouble else ""

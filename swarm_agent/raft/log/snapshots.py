@@ -86,9 +86,10 @@ def load_newest(disk: Disk, owner: Owner, codec: Codec) -> tuple[SnapshotMeta, t
     return _load(disk, names[-1], owner, codec) if names else None
 
 
-def remove_older(disk: Disk, index: int) -> None:
-    """For good: what an old data key opens, or is not encrypted, must not come back after a crash."""
+def remove_older(disk: Disk, index: int, keep: int = 0) -> None:
+    """All but the newest ``keep`` of them. For good: what an old data key opens, or is not encrypted, must not come back after a crash."""
     old = [n for n in disk.names() if n.endswith(SUFFIX) and int(n.split("-")[0]) < index]
+    old = sorted(old)[: max(0, len(old) - keep)]
     for name in old:
         disk.remove(name)
     if old:

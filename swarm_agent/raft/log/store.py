@@ -136,9 +136,9 @@ class Log:
         return max((s.highest for s in self._segments if s.number < number), default=None)
 
     def snapshot_steps(
-        self, meta: SnapshotMeta, view: Iterable[bytes], *, keep_from: int
+        self, meta: SnapshotMeta, view: Iterable[bytes], *, keep_from: int, keep_old: int = 0
     ) -> Iterator[Callable[[], bool]]:
-        """Save a snapshot of our own state; then entries before ``keep_from`` may go, a whole segment at a time.
+        """Save a snapshot of our own state; then entries before ``keep_from`` may go, a whole segment at a time, and older snapshots but ``keep_old``.
 
         Each step is run until it returns False; between two runs the worker is free for log batches.
         """
@@ -146,7 +146,7 @@ class Log:
         def tidy() -> bool:
             self._rotate(fresh=False)
             self._drop(keep_from)
-            remove_older(self._disk, meta.index)
+            remove_older(self._disk, meta.index, keep_old)
             return False
 
         return self._guarded(write_steps(self._disk, self._owner, self._codec, meta, view), tidy)

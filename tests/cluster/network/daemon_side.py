@@ -79,7 +79,7 @@ def die_before(act: int) -> None:
 
 async def main(engine: str, state: str, library: str, cut: str) -> None:
     loaders = Loaders(library=library == "library")
-    network = HostNetwork(UnixEngine(engine), Journal(Path(state)), loaders, CONTROL_PORTS)
+    network = HostNetwork(UnixEngine(engine), Journal(Path(state)), loaders, control_ports=CONTROL_PORTS)
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         call, argument = json.loads(line)

@@ -48,6 +48,7 @@ class BackendDouble:
         self.events = ClusterEvents(self.store, self.now)
         self.before_write: Callable[[], None] | None = None
         self.quorum = True
+        self.own_ports: dict[tuple[str, int], str] = {("tcp", 7946): "Raft between managers"}
         self.pieces: list[LogPiece] = []
         self.asked_logs: dict[str, str] = {}
         self.called: list[Any] = []

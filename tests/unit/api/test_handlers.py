@@ -19,6 +19,7 @@ from swarm_agent.objects.records import (
     ContainerStatus,
     Network,
     NetworkAddress,
+    NodeDescription,
     Revision,
     Service,
     ServiceEndpoint,
@@ -297,6 +298,13 @@ def test_the_shape_of_a_node(tmp_path: Path) -> None:
             "Reachability": "unreachable",
             "Addr": "10.0.0.3:2377",
         }
+        sick = NodeDescription(hostname="s", manager_trouble="damaged log: segment 1, byte 7")
+        home.backend.put(
+            a_node("d" * 25, "s", role="manager", manager_addr="10.0.0.4:2377", description=sick)
+        )
+        shown = await home.get("/nodes/s")
+        assert shown["ManagerStatus"]["Reachability"] == "unreachable (damaged log)"
+        assert shown["Status"]["Message"] == "damaged log: segment 1, byte 7"
 
     play(tmp_path, story)  # fmt: skip
 
@@ -449,7 +457,7 @@ def test_the_shape_of_the_swarm(tmp_path: Path) -> None:
             "NodeAddr": "10.0.0.1",
             "LocalNodeState": "active",
             "ControlAvailable": True,
-            "FeatureLevel": 3,
+            "FeatureLevel": 4,
             "Error": "",
             "RemoteManagers": [{"NodeID": NODE_ID, "Addr": "10.0.0.1:2377"}],
             "Nodes": 1,
@@ -846,7 +854,9 @@ def test_logs_are_framed_line_by_line(tmp_path: Path) -> None:
             500,
             "Bad parameters: you must choose at least one stream",
         )
-        assert (await home.refusal("GET", "/services/web/logs?stdout=1&tail=-1"))[0] == 500
+        for query in ("tail=-1", "tail=" + "9" * 5000, "tail=²", "since=yesterday"):
+            status, said = await home.refusal("GET", f"/services/web/logs?stdout=1&{quote(query, safe='=')}")
+            assert (status, query.partition("=")[0] in said) == (400, True), said
         assert await home.refusal("GET", "/services/no/logs?stdout=1") == (404, "service no not found")
 
     play(tmp_path, story)  # fmt: skip

@@ -112,6 +112,30 @@ def test_a_paused_node_keeps_its_task_and_gets_no_new_one(cluster: PaperCluster)
     assert {t.revision_id for t in cluster.running(sid)} == {cluster.service(sid).revision_id}
 
 
+def test_a_node_in_trouble_keeps_its_tasks_gets_no_new_ones_and_says_why(cluster: PaperCluster) -> None:
+    sid = cluster.create(spec(GLOBAL))
+    cluster.settle()
+
+    def trouble(text: str) -> None:
+        node = cluster.node("n1")
+        told = msgspec.structs.replace(node.description, trouble=text)
+        cluster.write(msgspec.structs.replace(node, description=told))
+
+    trouble("No space left on device: /state")
+    cluster.settle()
+    assert where(cluster.running(sid)) == ["n1", "n2", "n3"]
+    (lost,) = [t for t in cluster.running(sid) if t.node_id == cluster.node("n1").id]
+    cluster.fail(lost)
+    cluster.advance(60)
+    assert where(cluster.running(sid)) == ["n2", "n3"]
+    (waiting,) = [t for t in cluster.tasks(sid) if t.status.state == TaskState.PENDING]
+    assert len(cluster.tasks(sid, live=False)) == 4  # no loop of tasks that end as soon as they begin
+    assert waiting.reasons[0].best == "n1 is unable to take tasks (No space left on device: /state)"
+    trouble("")
+    cluster.settle()
+    assert where(cluster.running(sid)) == ["n1", "n2", "n3"]
+
+
 def test_a_removed_nodes_tasks_are_forgotten(cluster: PaperCluster) -> None:
     sid = cluster.create(spec(GLOBAL))
     cluster.settle()

@@ -533,3 +533,18 @@ def test_below_the_level_nothing_is_written_that_older_managers_do_not_know() ->
     c.advance(30)
     assert {t.node_id for t in c.running(sid)} == {"n3"}
     assert len(c.running(sid)) == 6
+
+
+def test_a_task_that_never_found_a_place_ends_when_an_update_replaces_it(cluster: PaperCluster) -> None:
+    nowhere = Placement(constraints=("node.labels.disk == none",))
+    sid = cluster.create(spec("web:1", 2, placement=nowhere))
+    cluster.advance(2)
+    waiting = [t.id for t in cluster.tasks(sid) if t.status.state == TaskState.PENDING]
+    assert len(waiting) == 2
+    cluster.update(sid, spec("web:1", 2))
+    cluster.advance(30)
+    assert images(cluster, sid) == {"web:1": 2}
+    kept = [t for t in map(cluster.store.tasks.get, waiting) if t is not None]
+    assert kept, "they are history"
+    assert {t.status.state for t in kept} == {TaskState.SHUTDOWN}
+    assert not cluster.store.tasks.tallies["state"].get(TaskState.PENDING)

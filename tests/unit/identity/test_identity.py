@@ -130,11 +130,7 @@ def test_a_request_whose_key_is_not_its_own(root: RootCA) -> None:
         ca.sign(root, forged, NODE, HOUR)
 
 
-def test_a_subject_as_grpc_gives_it() -> None:
-    assert ca.subject_from_text("CN=n,OU=swarm-worker,O=c") == Subject("n", "worker", "c")
-    for text in ("", "CN=n,OU=swarm-worker", "CN=n,OU=boss,O=c", "OU=swarm-manager,O=c"):
-        with pytest.raises(ValueError, match="not a node certificate"):
-            ca.subject_from_text(text)
+def test_a_certificate_of_no_node() -> None:
     with pytest.raises(ValueError, match="not a node certificate"):
         ca.subject_of(ca.make_root().cert)
 

@@ -17,6 +17,7 @@ from swarm_agent.manager.manager import Manager, ManagerSettings
 
 def test_ways_to_the_leader_show_the_new_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
+    renewals: list[str] = []
 
     def client(addr: str, identity: str) -> object:
         shown.append(identity)
@@ -24,7 +25,8 @@ def test_ways_to_the_leader_show_the_new_certificate(tmp_path: Path, monkeypatch
 
     async def main() -> None:
         own = ["old"]
-        rpc = SimpleNamespace(server=lambda *_: None, client=client)
+        server = SimpleNamespace(renewed=lambda: renewals.append(own[0]))
+        rpc = SimpleNamespace(server=lambda *_: server, client=client)
         seams: Any = SimpleNamespace(rpc=rpc, certificates=SYSTEM, doors=None, links=None)
         settings = ManagerSettings("n1", "c", 1, "0.0.0.0", 2377, 2378, 7946, "192.0.2.1", tmp_path)
         identity: Any = lambda: own[0]  # noqa: E731
@@ -41,6 +43,7 @@ def test_ways_to_the_leader_show_the_new_certificate(tmp_path: Path, monkeypatch
         own[0] = "new"
         await manager.certificate_renewed()
         assert await manager._leader_client() is not first
+        assert renewals == ["new"]
 
     asyncio.run(main())
     assert shown == ["old", "new"]

@@ -16,12 +16,14 @@ from swarm_agent.member import managing
 from swarm_agent.member.managing import ManagerSide
 from swarm_agent.objects.records import Node
 from swarm_agent.objects.specs import NodeSpec
+from swarm_agent.raft.errors import LogCorrupt
 
 
 class Manager:
     """One that works until it is told that it does not."""
 
-    broken = False  # none can be started
+    broken = ""  # why none can be started
+    started = 0
 
     def __init__(self, settings: Any, *rest: object) -> None:
         self.settings = settings
@@ -33,8 +35,9 @@ class Manager:
         self.stopped = False
 
     async def start(self, *args: object, **kw: object) -> None:
+        Manager.started += 1
         if self.broken:
-            raise OSError("no space left on device")
+            raise OSError(self.broken)
 
     async def stop(self) -> None:
         self.stopped = True
@@ -43,6 +46,15 @@ class Manager:
         await self.failed.wait()
 
     async def tell_addresses(self) -> None: ...
+
+
+class Disk:
+    """What there is of room."""
+
+    trouble = ""
+
+    def look(self) -> str:
+        return self.trouble
 
 
 class Papers:
@@ -80,6 +92,7 @@ class Host:
     def __init__(self) -> None:
         self.papers: Any = Papers()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.room: Any = Disk()
         anything: Any = SimpleNamespace(
             rpc_port=0, raft_port=0, timing=None, certificates=SimpleNamespace(entropy=None)
         )
@@ -93,6 +106,7 @@ class Host:
             3,
             anything,
             self.spawn,
+            self.room,
         )
         self.node = Node(id="n1", role="manager", spec=NodeSpec(role="manager"))
         certificate: Any = SimpleNamespace(renew=self.renew)
@@ -124,9 +138,12 @@ class Host:
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(managing, "Manager", Manager)
-    monkeypatch.setattr(Manager, "broken", False)
+    monkeypatch.setattr(Manager, "broken", "")
     monkeypatch.setattr(managing, "RETRY_S", 0.001)
+    monkeypatch.setattr(managing, "ROOM_S", 0.001)
     monkeypatch.setattr(managing, "FAILED_RETRY_S", 0.001)
+    monkeypatch.setattr(managing, "LONGEST_RETRY_S", 0.01)
+    monkeypatch.setattr(managing, "STEADY_S", 0.001)
 
 
 def story(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -149,11 +166,11 @@ async def started() -> tuple[Host, Any]:
 @story
 async def test_a_manager_whose_disk_fails_comes_back_once_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
     host, manager = await started()
-    monkeypatch.setattr(Manager, "broken", True)
+    monkeypatch.setattr(Manager, "broken", "no space left on device")
     manager.failed.set()
     await host.until(lambda: "cannot start: no space left" in host.side.trouble)
     assert manager.stopped
-    monkeypatch.setattr(Manager, "broken", False)
+    monkeypatch.setattr(Manager, "broken", "")
     await host.until(lambda: host.side.manager is not None and not host.side.trouble)
     await host.end()
 
@@ -161,7 +178,7 @@ async def test_a_manager_whose_disk_fails_comes_back_once_it_works(monkeypatch: 
 @story
 async def test_a_manager_whose_disk_has_failed_can_be_made_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     host, manager = await started()
-    monkeypatch.setattr(Manager, "broken", True)
+    monkeypatch.setattr(Manager, "broken", "no space left on device")
     manager.failed.set()
     await host.until(lambda: "cannot start" in host.side.trouble)
     host.told("worker")
@@ -195,4 +212,64 @@ async def test_one_that_raft_has_let_go_first_remembers_that_it_is_a_worker() ->
         lambda: host.papers.identity.subject.role == "worker" and not host.side._changing.locked()
     )
     assert host.papers.membership.role == "worker"
+    await host.end()
+
+
+@story
+async def test_one_that_cannot_start_again_leaves_the_rest_of_the_host_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Manager, "broken", "the port is taken")
+    host = Host()
+    with pytest.raises(OSError, match="taken"):
+        await host.side.start(None, None)  # one that joins must be told
+    await host.side.start(None, None, again=True)
+    assert host.side.manager is None
+    assert "the port is taken" in host.side.trouble
+    monkeypatch.setattr(Manager, "broken", "")
+    await host.until(lambda: host.side.manager is not None and not host.side.trouble)
+    await host.end()
+
+
+@story
+async def test_a_damaged_log_is_named_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start(self: Manager, *args: object, **kw: object) -> None:
+        raise LogCorrupt("log segment 1 is damaged at byte 7")
+
+    monkeypatch.setattr(Manager, "start", start)
+    host = Host()
+    await host.side.start(None, None, again=True)
+    assert host.side.trouble.startswith("damaged log: log segment 1 is damaged at byte 7")
+    assert "promote" in host.side.trouble
+    host.told("worker")  # what the way out begins with
+    await host.until(lambda: host.papers.identity.subject.role == "worker")
+    assert (host.papers.logs_dropped, host.side.trouble) == (1, "")
+    await host.end()
+
+
+@story
+async def test_one_without_room_hands_over_and_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    host, manager = await started()
+    host.room.trouble = "No space left on device: /state"
+    await host.until(lambda: host.side.manager is None)
+    assert manager.stopped
+    assert host.side.trouble == "cannot write: No space left on device: /state"
+    before = Manager.started
+    await asyncio.sleep(0.05)
+    assert Manager.started == before  # it does not even stand for election
+    host.room.trouble = ""
+    await host.until(lambda: host.side.manager is not None and not host.side.trouble)
+    await host.end()
+
+
+@story
+async def test_one_that_starts_again_without_room_waits_for_it() -> None:
+    host = Host()
+    host.room.trouble = "No space left on device: /state"
+    before = Manager.started
+    await host.side.start(None, None, again=True)
+    assert (host.side.manager, Manager.started) == (None, before)
+    assert "No space left" in host.side.trouble
+    host.room.trouble = ""
+    await host.until(lambda: host.side.manager is not None)
     await host.end()

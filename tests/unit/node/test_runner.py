@@ -103,6 +103,42 @@ async def walk(script: Script, *aims: S, desired: S = S.RUNNING) -> tuple[Runner
 OK = "ok"
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            OSError(28, "No space left on device"),
+            "this node cannot write what the task needs: No space left on device",
+        ),
+        (OSError(5, "odd"), "this node's system refused what the task needs, see its log: [Errno 5] odd"),
+    ],
+)
+def test_a_write_that_fails(error: OSError, says: str) -> None:
+    script = Script(prepare=[error])
+    told: list[OSError] = []
+    seen: list[tuple[str, str]] = []
+
+    def cannot_write(err: OSError) -> bool:
+        assert not [
+            state for state, _ in seen if state == "rejected"
+        ]  # managers hear of the node's trouble first
+        told.append(err)
+        return err.errno == 28
+
+    async def story() -> None:
+        Runner(
+            script,  # type: ignore[arg-type]
+            lambda _, status: seen.append((status.state.word, status.err)),
+            lambda: 7,
+            cannot_write,
+        )
+        await asyncio.sleep(60)
+        assert told == [error]
+        assert seen[-1] == ("rejected", says)
+
+    run(story())
+
+
 def test_a_task_that_runs_and_is_stopped() -> None:
     script = Script(prepare=[OK], start=[OK], shutdown=[OK], remove=[OK])
 

@@ -20,6 +20,7 @@ from swarm_agent.raft import (
     RaftConfig,
     RaftNode,
     RaftStatus,
+    Retention,
     Stopped,
     TransferFailed,
     wire,
@@ -504,6 +505,37 @@ def test_a_snapshot_whose_receiver_vanishes_is_reported_and_sent_again() -> None
         await cluster.converged()
         assert cluster.hosts[2].fsm.restored == 1
         assert cluster.hosts[2].fsm.values() == cluster.hosts[0].fsm.values()
+
+    run(main())
+
+
+def test_what_is_kept_may_be_changed_while_it_runs() -> None:
+    async def main() -> None:
+        cluster = RaftCluster(21, 1, snapshot_interval=1000)
+        node = await cluster.start()
+        host = cluster.hosts[0]
+
+        def snapshots() -> list[str]:
+            return [name for name in host.disk.contents() if name.endswith(".snap")]
+
+        async def write(count: int) -> None:
+            for i in range(count):
+                await node.propose(b"%05d" % i)
+
+        await write(60)
+        assert snapshots() == []
+        node.retain(Retention(snapshot_interval=20, keep_entries=5, old_snapshots=2))
+        for _ in range(5):
+            await write(25)
+            await asyncio.sleep(1)
+        assert len(snapshots()) == 3, "the newest and two old ones"
+        await node.rotate_log()
+        await until(lambda: len(snapshots()) == 1)
+        await host.stop()
+        again = await host.start(bootstrap=True)
+        assert again is not None
+        await cluster.leader(0.1)
+        assert len(host.fsm.values()) == 60 + 5 * 25
 
     run(main())
 

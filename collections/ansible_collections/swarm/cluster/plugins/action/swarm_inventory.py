@@ -54,6 +54,18 @@ def variable_problems(host_variables, known):
     return found
 
 
+def key_problems(keys, hint):
+    """``keys`` maps a host to the private key that it is reached with; one that is not there reaches nobody."""
+    lost = {}
+    for host, path in sorted(keys.items()):
+        if path and not Path(path).expanduser().is_file():
+            lost.setdefault(path, []).append(host)
+    return [
+        "the SSH key %s (of %s) does not exist on this controller%s" % (path, ", ".join(hosts), ": " + hint if hint else "")
+        for path, hosts in sorted(lost.items())
+    ]
+
+
 def strangers(nodes, known_ids, hosts):
     """Nodes of the swarm that the inventory does not name; ``hosts`` maps each host to its address."""
     names = {name for host in hosts for name in (host, host.partition(".")[0])}
@@ -72,6 +84,12 @@ def even_managers(count):
             "%d managers bear the loss of no more managers than %d do: an odd number is better" % (count, count - 1)
         )
     return None
+
+
+def _seen(variables):
+    """What a host said about its membership, if this run has looked at it."""
+    facts = variables.get("ansible_facts") or {}
+    return (facts.get("cluster_host") or {}).get("swarm") or {}
 
 
 class ActionModule(ActionBase):
@@ -96,7 +114,7 @@ class ActionModule(ActionBase):
         addresses = {host: self._address(hostvars[host], host) for host in hosts}
         if arguments["nodes"]:
             # At the end of a run, whose own variables are no longer the user's alone.
-            known = {(hostvars[host].get("cluster_host") or {"swarm": {"node_id": ""}})["swarm"]["node_id"] for host in hosts}
+            known = {_seen(hostvars[host]).get("node_id") or "" for host in hosts}
             plain = {host: str(hostvars[host].get("ansible_host") or host) for host in hosts}
             unnamed = strangers(arguments["nodes"], known, plain)
             result.update(changed=False, problems=[], strangers=unnamed)
@@ -108,6 +126,8 @@ class ActionModule(ActionBase):
             return result
         found = group_problems(groups, managers, workers, addresses)
         found += variable_problems({host: list(hostvars[host]) for host in hosts}, known_variables())
+        keys = {host: self._own(hostvars[host], "ansible_ssh_private_key_file") for host in hosts}
+        found += key_problems(keys, next((hint for hint in (self._own(hostvars[host], "inventory_hint") for host in hosts) if hint), ""))
         warning = even_managers(len(groups.get(managers, ())))
         if warning:
             result["warnings"] = [warning]
@@ -115,6 +135,10 @@ class ActionModule(ActionBase):
         if found:
             result.update(failed=True, msg="the inventory needs a correction: " + "; ".join(found))
         return result
+
+    def _own(self, variables, name):
+        """A host's variable, with what stands in it filled in."""
+        return str(self._templar.copy_with_new_env(available_variables=dict(variables)).template(variables.get(name)) or "")
 
     def _address(self, variables, host):
         address = variables.get("ansible_host") or host

@@ -19,6 +19,11 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "swarm-agent" / "wheels"
+# How long a package index may be silent, and how long all of pip's work may take.
+SILENCE_S = 15
+GATHER_TIMEOUT_S = 600
+# What pip says beside its "No matching distribution": it takes an index that is dead for one that has nothing.
+_NO_INDEX = ("connection broken by", "Could not fetch URL", "Max retries exceeded", "did not end within")
 _VERSION = re.compile(r'^version\s*=\s*"([^"]+)"', re.MULTILINE)
 _WHEEL = re.compile(r"swarm_agent-([^-]+)-")
 
@@ -59,16 +64,39 @@ def platforms(machine, libc):
     return found + ["manylinux2014_" + machine, "manylinux2010_" + machine, "manylinux1_" + machine, "linux_" + machine]
 
 
-def _pip(*words):
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", *words],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def _pip(*words, given=None):
+    """Run pip, with an end to every wait for an index."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--timeout=%d" % SILENCE_S, "--retries=1", *words]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=GATHER_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise AnsibleActionFail(pip_problem(words[0], "it did not end within %d s" % GATHER_TIMEOUT_S, given)) from None
     if done.returncode != 0:
-        raise AnsibleActionFail("on the controller, pip %s failed: %s" % (words[0], done.stderr.strip()[-1500:]))
+        raise AnsibleActionFail(pip_problem(words[0], done.stderr, given))
+
+
+def pip_problem(word, said, given):
+    """What pip's failure means, and what to do about it; ``given`` is the folder that was named instead of an index."""
+    lines = [line.strip() for line in said.splitlines() if line.startswith("ERROR")] or [said.strip()[-500:]]
+    words = " ".join(lines)[:600]
+    if given:
+        return (
+            "the folder %s, named in swarm_agent_wheels, lacks something that swarm-agent needs for these hosts: %s. Fill it on a machine that "
+            "reaches a package index: pip download --no-deps --require-hashes -r requirements.lock --dest FOLDER, with --python-version and "
+            "--platform of the hosts" % (given, words)
+        )
+    if any(sign in said for sign in _NO_INDEX):
+        return (
+            "the controller reaches no Python package index, which swarm-agent's packages come from: %s. See that it does (pip config list shows "
+            "which one is asked), or gather the packages on a machine that does and name their folder in swarm_agent_wheels: "
+            "pip download --no-deps --require-hashes -r requirements.lock --dest FOLDER" % words
+        )
+    return (
+        "on the controller, pip %s failed: %s. If no index can be asked for it, gather the packages elsewhere and name their folder in "
+        "swarm_agent_wheels" % (word, words)
+    )
 
 
 def gather(source, python, machine, libc, given):
@@ -85,7 +113,8 @@ def gather(source, python, machine, libc, given):
         choice += ["--python-version=" + python[2:3] + "." + python[3:]]
         choice += ["--platform=" + name for name in platforms(machine, libc)]
         index = ["--no-index", "--find-links=" + given] if given else []
-        _pip("download", "--quiet", "--no-deps", "--require-hashes", "--dest", str(wheels), *choice, *index, "-r", str(source.lock))
+        download = ["download", "--quiet", "--no-deps", "--require-hashes", "--dest", str(wheels), *choice, *index]
+        _pip(*download, "-r", str(source.lock), given=given)
         if source.wheel:
             (wheels / source.wheel.name).write_bytes(source.wheel.read_bytes())
         else:
@@ -94,7 +123,7 @@ def gather(source, python, machine, libc, given):
             with tempfile.TemporaryDirectory() as scratch:
                 copy = Path(scratch) / "source"
                 _copy_source(source.path, copy)
-                _pip("wheel", "--quiet", "--no-deps", *isolation, "--wheel-dir", str(wheels), str(copy))
+                _pip("wheel", "--quiet", "--no-deps", *isolation, "--wheel-dir", str(wheels), str(copy), given=given)
         partial = archive.with_suffix(".partial")
         with tarfile.open(partial, "w") as tar:
             for wheel in sorted(wheels.glob("*.whl")):

@@ -10,8 +10,17 @@ RUNNING_OR_BEFORE = frozenset(("ready", "running", "complete", ""))
 OVER = frozenset(("complete", "shutdown", "failed", "rejected", "remove", "orphaned"))
 
 
+# A task that was refused so often with the same words will be so the next time.
+REFUSED_TIMES = 3
+# Longer than a manager takes to follow an ended task with the next one.
+FOLLOWED_WITHIN_S = 3.0
+
+
 class Verdict:
-    """``state`` is done, waiting or failed; ``text`` says why in one sentence."""
+    """``state`` is done, waiting, over or failed; ``text`` says why in one sentence.
+
+    "Over" is "failed" unless another task comes.
+    """
 
     def __init__(self, state, text):
         self.state = state
@@ -19,6 +28,31 @@ class Verdict:
 
     def __repr__(self):
         return "Verdict(%s: %s)" % (self.state, self.text)
+
+
+class Place:
+    """A slot, or a global service's node, with its up-to-date tasks, the newest first."""
+
+    def __init__(self, tasks):
+        self.tasks = sorted(tasks, key=lambda t: (t.get("CreatedAt") or "", t["Status"].get("Timestamp") or ""), reverse=True)
+        live = [t for t in self.tasks if t.get("DesiredState", "") not in OVER and t["Status"]["State"] not in OVER]
+        self.live = bool(live)
+        self.running = any(t["Status"]["State"] == "running" for t in live)
+        newest = self.tasks[0]["Status"]["State"]
+        self.complete = not self.live and newest == "complete"
+        self.ended = not self.live and newest in ("failed", "rejected")
+        refused = [t["Status"].get("Err") for t in self.tasks if t["Status"]["State"] == "rejected"]
+        self.refused = not self.running and len(refused) >= REFUSED_TIMES and len(set(refused)) == 1
+
+
+def places(service, tasks, down):
+    """By slot, or by node for a global service; tasks on nodes that are down, and those to be removed, do not count."""
+    found = {}
+    everywhere = (service["Spec"].get("Mode") or {}).get("Global") is not None
+    for task in tasks:
+        if task.get("NodeID") not in down and task.get("DesiredState") != "remove":
+            found.setdefault(task.get("NodeID") if everywhere else task.get("Slot"), []).append(task)
+    return [Place(of) for of in found.values()]
 
 
 def judge(service, tasks, nodes, stale=None):
@@ -33,52 +67,54 @@ def judge(service, tasks, nodes, stale=None):
     problems = describe(service, tasks, names)
     if state in ("paused", "rollback_paused"):
         return Verdict("failed", "%s: %s%s" % (state.replace("_", " "), status.get("Message"), problems))
-    live = [t for t in tasks if t.get("DesiredState", "") not in OVER and t.get("NodeID") not in down]
-    running = [t for t in live if t["Status"]["State"] == "running"]
+    found = places(service, tasks, down)
+    running, complete = sum(p.running for p in found), sum(p.complete for p in found)
     mode = spec.get("Mode") or {}
     if mode.get("Global") is not None:
-        wanted = len(live)
-        slots = len({t.get("NodeID") for t in running})
-        if not live:
+        wanted = sum(p.live or p.complete or p.ended for p in found)
+        if not wanted:
             return Verdict("waiting", "no node has a task yet")
     else:
         wanted = (mode.get("Replicated") or {}).get("Replicas", 1)
-        slots = len({t.get("Slot") for t in running})
-    if slots < wanted:
-        return Verdict("waiting", "%d of %d tasks run%s" % (slots, wanted, problems))
-    if slots > wanted:
-        return Verdict("waiting", "%d tasks run, %d are wanted" % (slots, wanted))
+    count = "%d of %d tasks run" % (running, wanted) + (", %d are complete" % complete if complete else "")
+    moving = state in ("updating", "rollback_started")
+    if running + complete < wanted:
+        # While an update goes on, its own rule says what a failure means.
+        if not moving and any(p.refused for p in found):
+            return Verdict("failed", "%s, and the same would be refused again%s" % (count, problems))
+        if not moving and any(p.ended for p in found):
+            return Verdict("over", "%s, and by its restart policy no other follows%s" % (count, problems))
+        return Verdict("waiting", count + problems)
+    if running > wanted:
+        return Verdict("waiting", "%d tasks run, %d are wanted" % (running, wanted))
     if state == "rollback_completed" and stale is not None:
         return Verdict("failed", "rolled back: %s%s" % (status.get("Message"), problems))
-    if state in ("updating", "rollback_started"):
-        return Verdict("waiting", "%d of %d tasks run, the update is still watched: %s" % (slots, wanted, status.get("Message")))
-    return Verdict("done", "%d of %d tasks run" % (slots, wanted))
+    if moving:
+        return Verdict("waiting", "%s, the update is still watched: %s" % (count, status.get("Message")))
+    return Verdict("done", count)
 
 
 def describe(service, tasks, names, most=3):
-    """The newest troubles, each with its task, node and error; empty if there are none."""
+    """The newest troubles, each with its task, node and error; tasks with the same trouble are told as one. Empty if there are none."""
     name = service["Spec"]["Name"]
-    found = []
+    alike = {}
     for task in sorted(tasks, key=lambda t: t["Status"].get("Timestamp") or "", reverse=True):
         status = task["Status"]
         if not status.get("Err"):
             continue
-        where = names.get(task.get("NodeID"))
         code = (status.get("ContainerStatus") or {}).get("ExitCode")
-        found.append(
-            "%s.%s%s is %s: %s%s"
-            % (
-                name,
-                task.get("Slot") or where or "?",
-                " on %s" % where if where else "",
-                status["State"],
-                status["Err"],
-                " (exit code %d)" % code if code and str(code) not in status["Err"] else "",
-            )
-        )
-    if not found:
+        trouble = "%s: %s" % (status["State"], status["Err"])
+        if code and str(code) not in status["Err"]:
+            trouble += " (exit code %d)" % code
+        where = names.get(task.get("NodeID"))
+        who = "%s.%s%s" % (name, task.get("Slot") or where or "?", " on %s" % where if where else "")
+        alike.setdefault(trouble, []).append(who)
+    if not alike:
         return ""
-    more = "" if len(found) <= most else "; and %d more" % (len(found) - most)
+    found = []
+    for trouble, who in alike.items():
+        found.append("%s is %s%s" % (who[0], trouble, " (and so are %d more)" % (len(who) - 1) if len(who) > 1 else ""))
+    more = "" if len(found) <= most else "; and %d other troubles" % (len(found) - most)
     return "; " + "; ".join(found[:most]) + more
 
 
@@ -109,6 +145,7 @@ def wait(client, service_id, timeout, stale=None, hold=0.0, clock=time.monotonic
     """
     deadline = clock() + timeout
     since, seen = 0.0, None
+    ended_since, ended = 0.0, None
     while True:
         service = client.get("/services/%s" % service_id)
         # The second filter is the one the docker command itself uses: only tasks of the present specification.
@@ -118,6 +155,12 @@ def wait(client, service_id, timeout, stale=None, hold=0.0, clock=time.monotonic
         verdict = judge(service, tasks, nodes, stale)
         now = clock()
         names = {n["ID"]: (n.get("Description") or {}).get("Hostname") or n["ID"] for n in nodes}
+        if verdict.state == "over":
+            newest = sorted(t["ID"] for t in tasks)
+            if newest != ended:
+                ended_since, ended = now, newest
+            elif now - ended_since >= FOLLOWED_WITHIN_S:
+                verdict.state = "failed"
         if verdict.state == "failed":
             if not describe(service, tasks, names):
                 # After a rollback the tasks that failed are not those of the present specification.
@@ -138,6 +181,8 @@ def wait(client, service_id, timeout, stale=None, hold=0.0, clock=time.monotonic
             if verdict.state == "done":
                 troubles = describe(service, tasks, names)
                 verdict = Verdict("waiting", "%s, but not for %.0f s without a fall%s" % (verdict.text, hold, troubles))
+            elif verdict.state == "over":
+                verdict.state = "waiting"
             return verdict, service
         sleep(min(0.3, max(0.0, deadline - now)))
 

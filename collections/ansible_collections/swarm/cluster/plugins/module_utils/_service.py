@@ -316,18 +316,19 @@ def _mount(mount, path):
 
 
 def _resources(params, put):
+    """Zero takes a limit or a reservation away."""
     for option, kind in (("limits", "Limits"), ("reservations", "Reservations")):
         wanted = params.get(option) or {}
         base = _TEMPLATE + ("Resources", kind)
         if wanted.get("cpus") is not None:
-            put(base + ("NanoCPUs",), nano_cpus(wanted["cpus"], option + ".cpus"))
+            put(base + ("NanoCPUs",), nano_cpus(wanted["cpus"], option + ".cpus") if wanted["cpus"] else None)
         if wanted.get("memory") is not None:
             memory = size(wanted["memory"], option + ".memory")
-            if memory < 4 * 2**20:
+            if 0 < memory < 4 * 2**20:
                 raise Invalid(option + ".memory", "%s is less than 4M, the least a container can have" % wanted["memory"])
-            put(base + ("MemoryBytes",), memory)
+            put(base + ("MemoryBytes",), memory or None)
         if wanted.get("pids") is not None:
-            put(base + ("Pids",), _natural(wanted, "pids", option + ".pids"))
+            put(base + ("Pids",), _natural(wanted, "pids", option + ".pids") or None)
 
 
 _DEFAULT_POLICY = {

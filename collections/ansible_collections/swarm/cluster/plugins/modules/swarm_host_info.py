@@ -28,11 +28,12 @@ options:
     description:
       - The Docker Engine's own socket. Found by itself, if left out.
     type: path
-  packages:
+  commands:
     description:
-      - Commands that are needed, each with the Debian package that has it.
-    type: dict
-    default: {}
+      - Commands that are needed.
+    type: list
+    elements: str
+    default: []
   tcp_ports:
     description:
       - TCP ports that C(swarm-agent) listens at.
@@ -78,7 +79,6 @@ ansible_facts:
 """
 
 import glob
-import json
 import os
 import platform
 import shutil
@@ -88,7 +88,7 @@ import sys
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.swarm.cluster.plugins.module_utils import _client
+from ansible_collections.swarm.cluster.plugins.module_utils import _client, _process
 from ansible_collections.swarm.cluster.plugins.module_utils._client import ApiError
 
 # Each line is tried in a network namespace of its own, which vanishes with it.
@@ -104,7 +104,10 @@ KERNEL_PARTS = {
 
 USUAL_SOCKET = "/var/run/docker.sock"
 MOVED_SOCKET = "/run/docker-engine.sock"
+# Which settings the engine's process has taken up.
+RECORD = "/run/swarm-agent/engine.json"
 UNITS = ("swarm-agent.service", "swarm-agent-net.service")
+ENGINE_UNIT = "docker.service"
 
 
 def kernel():
@@ -156,7 +159,7 @@ def engine(path):
         found = ask_engine(path)
         if found["answers"] or (path == MOVED_SOCKET and os.path.islink(USUAL_SOCKET)):
             break
-    found.update(socket=path, socket_unit=os.path.exists("/lib/systemd/system/docker.socket"))
+    found.update(socket=path, socket_unit=os.path.exists("/lib/systemd/system/docker.socket"), aside=os.path.lexists(MOVED_SOCKET))
     return found
 
 
@@ -176,19 +179,11 @@ def ask_engine(path):
     }
 
 
-def daemon_json(path="/etc/docker/daemon.json"):
-    try:
-        with open(path) as file:
-            text = file.read()
-    except OSError:
-        return {"settings": {}, "error": None}
-    try:
-        settings = json.loads(text) if text.strip() else {}
-    except ValueError as error:
-        return {"settings": {}, "error": "%s is not JSON: %s" % (path, error)}
-    if not isinstance(settings, dict):
-        return {"settings": {}, "error": "%s holds no JSON object" % path}
-    return {"settings": settings, "error": None}
+def taken_up(seen, settings):
+    """What the engine's process has read; null if none runs."""
+    if seen is None:
+        return None
+    return _process.taken_up(seen, settings, _process.read_record(RECORD), _process.age(seen))
 
 
 def free_mb(path):
@@ -230,7 +225,8 @@ def membership(client, patience=0.0):
             break
         except ApiError as error:
             if time.monotonic() >= deadline:
-                reason = str(error) + (last_words() if patience else "")
+                said = _process.last_words(UNITS[0]) if patience else ""
+                reason = str(error) + ("; its last words: " + said if said else "")
                 return {"state": "absent", "reason": reason, "manager": False, "node_id": "", "managers": []}
         time.sleep(0.3)
     return {
@@ -243,15 +239,6 @@ def membership(client, patience=0.0):
     }
 
 
-def last_words(lines=5):
-    command = ["journalctl", "--unit", UNITS[0], "--lines", str(lines), "--no-pager", "--output", "cat"]
-    try:
-        said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return "; its last words: " + said.stdout.strip() if said.stdout.strip() else ""
-
-
 def python():
     version = list(sys.version_info[:3])
     return {"version": version, "tag": "cp%d%d" % tuple(version[:2]), "path": sys.executable}
@@ -262,7 +249,7 @@ def main():
         _client.ARGUMENTS,
         checks={"type": "list", "elements": "str", "choices": ["engine", "agent", "member"], "default": []},
         engine_socket={"type": "path"},
-        packages={"type": "dict", "default": {}},
+        commands={"type": "list", "elements": "str", "default": []},
         tcp_ports={"type": "list", "elements": "int", "default": [2377, 2378, 7946]},
         udp_ports={"type": "list", "elements": "int", "default": [4789]},
         max_clock_skew={"type": "int", "default": 60},
@@ -272,6 +259,9 @@ def main():
     params = module.params
     # Where administration commands live, whatever this user's search path says.
     os.environ["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    # The engine's socket may start it, so that one is asked first.
+    answering = engine(params["engine_socket"])
+    units, settings = _process.units(UNITS + (ENGINE_UNIT,)), _process.settings_file()
     facts = {
         "hostname": socket.gethostname(),
         "address": default_address(),
@@ -282,13 +272,13 @@ def main():
         "root": os.geteuid() == 0,
         "systemd": os.path.isdir("/run/systemd/system"),
         "free_mb": {path: free_mb(path) for path in ("/var/lib/swarm-agent", "/opt/swarm-agent", "/var/lib/docker")},
-        "apt": {"present": shutil.which("apt-get") is not None, "lists": bool(glob.glob("/var/lib/apt/lists/*_Packages*"))},
-        "missing": sorted({package for command, package in params["packages"].items() if shutil.which(command) is None}),
+        "apt": shutil.which("apt-get") is not None,
+        "missing": sorted(command for command in params["commands"] if shutil.which(command) is None),
         "kernel": kernel() if "agent" in params["checks"] else {},
-        "units": [u for u in UNITS if os.path.exists("/etc/systemd/system/" + u)],
+        "units": {name: units[name] for name in UNITS},
         "ports": listeners(params["tcp_ports"], params["udp_ports"]),
-        "engine": engine(params["engine_socket"]),
-        "daemon_json": daemon_json(),
+        "engine": dict(answering, unit=units[ENGINE_UNIT], taken_up=taken_up(units[ENGINE_UNIT]["process"], settings)),
+        "daemon_json": settings,
         "swarm": membership(_client.Client.of(module), 0.0 if module.check_mode or "member" not in params["checks"] else 20.0),
         "time": time.time(),
     }

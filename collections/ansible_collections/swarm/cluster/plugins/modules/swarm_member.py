@@ -131,11 +131,12 @@ class MemberModule:
         self.client = _client.Client.of(module)
 
     def look(self):
-        """The Swarm part of /info; in check mode a stopped agent is not an error."""
+        """The Swarm part of /info; in check mode an agent or an engine that is stopped is not an error: the run would start it."""
         try:
             return self.client.get("/info")["Swarm"]
-        except Unreachable:
-            if not self.module.check_mode:
+        except ApiError as error:
+            stopped = isinstance(error, Unreachable) or error.status == 503
+            if not self.module.check_mode or not stopped:
                 raise
             member = os.path.exists(os.path.join(self.params["state_dir"], TRACE))
             return {"LocalNodeState": "active" if member else "inactive"}

@@ -68,6 +68,11 @@ version:
   returned: success
   type: str
   sample: 0.1.0+3f2a91c07be4
+wanted:
+  description: The version that it points to, or would point to.
+  returned: success
+  type: str
+  sample: 0.1.0+3f2a91c07be4
 """
 
 import configparser
@@ -201,6 +206,7 @@ def main():
     result = {
         "changed": bool(wanted) and before != wanted,
         "version": before,
+        "wanted": wanted or before,
         "python": "cp%d%d" % sys.version_info[:2],
         "machine": platform.machine(),
         "libc": platform.libc_ver()[1],

@@ -172,10 +172,10 @@ options:
     type: dict
     suboptions:
       cpus:
-        description: Number of CPUs.
+        description: Number of CPUs; 0 takes it away.
         type: float
       memory:
-        description: Memory, such as V(512M).
+        description: Memory, such as V(512M); 0 takes it away.
         type: str
       pids:
         description: Number of processes; 0 is no bound.
@@ -185,10 +185,10 @@ options:
     type: dict
     suboptions:
       cpus:
-        description: Number of CPUs.
+        description: Number of CPUs; 0 takes it away.
         type: float
       memory:
-        description: Memory, such as V(256M).
+        description: Memory, such as V(256M); 0 takes it away.
         type: str
   restart_policy:
     description: When a task that ended is replaced.
@@ -340,7 +340,8 @@ options:
   wait:
     description:
       - Wait until the service runs as asked, or is gone.
-      - A rollout that pauses or rolls back is a failure, and the message names task, node and error.
+      - A rollout that pauses or rolls back is a failure, and the message names task, node and error. So is a task that no other
+        follows by its restart policy, unless it is complete, and one that was refused three times with the same words.
     type: bool
     default: true
   wait_timeout:

@@ -239,7 +239,11 @@ class Member:
 
     async def _describe(self) -> None:
         self._description = await describe(
-            self._engine, ca.issuer_of(self.identity.root), self._config.generic, self._held_ports.ports
+            self._engine,
+            ca.issuer_of(self.identity.root),
+            self._config.generic,
+            self._held_ports.ports,
+            await self._network.host_net(),
         )
 
     async def _watch_volumes(self) -> None:

@@ -20,11 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-from swarm_agent.network import firewall, links, model, namespaces, ports, resolvconf, rules
+from swarm_agent.network import firewall, hostnet, links, model, namespaces, ports, resolvconf, rules
 from swarm_agent.network import guards as guarding
 from swarm_agent.network.engine import USUAL_BRIDGES, Engine, EngineNetworks, container_network
 from swarm_agent.network.firewall import MissingPart
 from swarm_agent.network.journal import (
+    EndpointEntry,
     Journal,
     NamesEntry,
     NetworkEntry,
@@ -49,6 +50,7 @@ from swarm_agent.network.model import (
 from swarm_agent.network.nft import Loaders, NftError
 from swarm_agent.network.sockets import HostSockets, Yielded
 from swarm_agent.objects.errors import FailedPrecondition, SwarmError, Unavailable
+from swarm_agent.objects.records import HostSubnet
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +95,7 @@ class HostNetwork:
         self._attached: set[str] = set()
         self._engine_strays: set[str] | None = None  # None: not asked yet
         self._failures: list[str] = []  # of the last apply
-        self._ports: dict[str, frozenset[str]] = {}  # containers' links, by namespace, as last seen
+        self._gone: frozenset[str] = frozenset()  # containers' links that are known to have gone
         self._mender = Mender(self._lock, lambda: self._run(self._look))
         self._sockets = sockets or HostSockets()
         self._yielded = Yielded()
@@ -187,6 +189,9 @@ class HostNetwork:
 
     async def port_holders(self) -> dict[PortKey, str]:
         return await self._run(self._holders)
+
+    async def host_net(self) -> tuple[tuple[HostSubnet, ...], tuple[str, ...]]:
+        return await asyncio.to_thread(hostnet.read)
 
     # --- beyond the contract
 
@@ -322,7 +327,7 @@ class HostNetwork:
         self._s.read_news()
         current = self._current
         troubles: dict[str, str] = {}
-        gone: set[str] = set()
+        gone = self._joined()
         parts: dict[str, tuple[str, Callable[..., None]]] = {}
         if current.node is not None:
             parts[NODE_NETWORK_ID] = NODE_NETNS, partial(self._look_at_node, current.node, current)
@@ -331,11 +336,11 @@ class HostNetwork:
         for network_id, (netns, look) in parts.items():
             try:
                 look(sure=network_id in self._mender.troubles)
-                gone |= self._look_at_ports(network_id, netns)
+                gone -= self._look_at_ports(network_id, netns)
             except _FAILURES as error:
                 troubles[network_id] = f"network {network_id} of this node is broken: {error}"
-        self._ports = {netns: ports for netns, ports in self._ports.items() if self._s.knows(netns)}
-        return Found(troubles, frozenset(gone))
+        news, self._gone = frozenset(gone) - self._gone, frozenset(gone)
+        return Found(troubles, news)
 
     def _look_at_overlay(self, overlay: OverlayPlan, *, sure: bool) -> None:
         space = self._s.get(overlay.netns)
@@ -363,15 +368,16 @@ class HostNetwork:
             host.watch.firewall = False
             firewall.open_forwarding()
 
+    def _joined(self) -> set[str]:
+        """The links that containers should have, by what the engine asked netd for and has not given back."""
+        return {ports.port_name(key) for key in self._journal.keys(EndpointEntry)}
+
     def _look_at_ports(self, network_id: str, netns: str) -> frozenset[str]:
-        """Containers' links that have gone since last time."""
+        """Containers' links that are there."""
         entry = self._journal.get(NetworkEntry, network_id)
         if entry is None:
             return frozenset()
-        now = links.make_ports(self._s, netns, hairpin=entry.hairpin, isolated=entry.isolated)
-        gone = self._ports.get(netns, frozenset()) - now
-        self._ports[netns] = now
-        return gone
+        return links.make_ports(self._s, netns, hairpin=entry.hairpin, isolated=entry.isolated)
 
     def _missing(self, endpoints: Mapping[str, str]) -> tuple[str, ...]:
         found = []

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Struct
 
+from swarm_agent.objects.records import HostSubnet
+
 NODE_POOL = ipaddress.IPv4Network("10.240.0.0/12")
 NODE_NETWORK_ID = "node"
 NODE_NETNS = "ov-node"
@@ -151,6 +153,10 @@ class NodeNetwork(Protocol):
 
     async def port_holders(self) -> dict[PortKey, str]:
         """By port the program of this host that holds it, for people: what the swarm cannot have here."""
+        ...
+
+    async def host_net(self) -> tuple[tuple[HostSubnet, ...], tuple[str, ...]]:
+        """What the host uses of IPv4's space itself, and the addresses others reach it by. Also before ``start``."""
         ...
 
     async def recheck(self) -> None:

@@ -13,6 +13,7 @@ from swarm_agent.network.engine import container_network
 from swarm_agent.network.host import NetworkError
 from swarm_agent.network.model import AttachRequest, Change, ContainerNetwork, NetworkView, Plan, PortKey
 from swarm_agent.objects.errors import FailedPrecondition
+from swarm_agent.objects.records import HostSubnet
 
 
 class FakeNodeNetwork:
@@ -25,6 +26,7 @@ class FakeNodeNetwork:
         self.view: NetworkView | None = None
         self.plan = Plan()
         self.started = False
+        self.own_net: tuple[tuple[HostSubnet, ...], tuple[str, ...]] = ((), ())
         self.lost: set[str] = set()  # networks that ``missing`` finds lost
         self.troubles: dict[str, str] = {}
         self.told: Callable[[frozenset[str], frozenset[str]], None] = lambda _gone, _networks: None
@@ -81,6 +83,9 @@ class FakeNodeNetwork:
         self._called("detach", task_id)
         self._must_run()
         self.attached.pop(task_id, None)
+
+    async def host_net(self) -> tuple[tuple[HostSubnet, ...], tuple[str, ...]]:
+        return self.own_net
 
     async def missing(self, endpoints: Mapping[str, str]) -> tuple[str, ...]:
         return tuple(network for network in endpoints if network in self.lost)

@@ -86,6 +86,7 @@ class Member:
         self.session = SessionAgent(
             self, lambda: self.identity, self._known_managers, self._hello, rng, seams.rpc
         )
+        self._views = NetworkViews(network, seams.echoes)
         self.worker = Worker(
             membership.node_id,
             engine,
@@ -97,8 +98,8 @@ class Member:
             seams.port_is_free,
             self._cannot_write,
             membership.cluster_id,
+            self._views.engine_changed,
         )
-        self._views = NetworkViews(network, seams.echoes)
         self._managing = ManagerSide(
             self._papers,
             config,
@@ -129,6 +130,11 @@ class Member:
     def trouble(self) -> str:
         """What is wrong with this host, or why this manager cannot serve; "" when nothing is."""
         return self._managing.trouble or self._room.trouble
+
+    @property
+    def network_trouble(self) -> str:
+        """What is wrong with this node's network, "" when nothing is."""
+        return self._network.trouble()
 
     # --- life ----------------------------------------------------------------------------------------------------
     async def start(
@@ -237,7 +243,11 @@ class Member:
 
     async def _describe(self) -> None:
         self._description = await describe(
-            self._engine, ca.issuer_of(self.identity.root), self._config.generic, self._held_ports.ports
+            self._engine,
+            ca.issuer_of(self.identity.root),
+            self._config.generic,
+            self._held_ports.ports,
+            await self._network.host_net(),
         )
 
     async def _watch_volumes(self) -> None:

@@ -228,9 +228,9 @@ class Runner:
         log.info("%s: %s", self.task.name, err, extra={"task": self.task.id})
         self._move(after_error(self.status.state), self.status.message, err)
 
-    def _well(self) -> None:
-        """The engine answers again, and says that it runs."""
-        self._note("")
+    def _well(self, trouble: str) -> None:
+        """The engine answers again, and says that it runs; ``trouble``: what is wrong around it."""
+        self._note(trouble)
 
     def _note(self, err: str) -> None:
         """Trouble that may pass: shown, but the state stays."""

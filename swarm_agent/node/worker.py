@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from swarm_agent.network.model import NodeNetwork
+from swarm_agent.network.ports import port_name
 from swarm_agent.node.contents import Contents, Piece
 from swarm_agent.node.engine import Engine
-from swarm_agent.node.executor import MAX_PARALLEL, Executor, Shared, container_events
+from swarm_agent.node.executor import MAX_PARALLEL, Executor, Shared, container_events, network_events
 from swarm_agent.node.files import Files
 from swarm_agent.node.images import Images
 from swarm_agent.node.lease import Lease
@@ -54,7 +55,9 @@ class Worker:
         port_is_free: IsFree = nobody_listens,
         cannot_write: CannotWrite = lambda err: False,  # noqa: ARG005
         cluster_id: str = "",
+        engine_networks_changed: Callable[[], None] = lambda: None,
     ) -> None:
+        self._engine_networks_changed = engine_networks_changed
         self.node_id = node_id
         self._engine = engine
         self._report = report
@@ -81,16 +84,19 @@ class Worker:
         self._leaving = False  # no more assignments are taken
         self._sweeping: asyncio.Task[None] | None = None
         self._events: asyncio.Task[None] | None = None
+        self._cut_off: asyncio.Task[None] | None = None
         self._leasing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         self._events = asyncio.create_task(self._listen(), name="engine events")
+        self._cut_off = asyncio.create_task(self._listen_for_networks(), name="network events")
+        self._shared.network.tell(self._network_told)
         self._leasing = asyncio.create_task(self.lease.run(), name="lease")
         self._sweeping = asyncio.create_task(self._sweep(), name="strays")
 
     async def stop(self) -> None:
         """Let go of everything; the containers go on."""
-        for task in (self._events, self._leasing, self._sweeping):
+        for task in (self._events, self._cut_off, self._leasing, self._sweeping):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -252,6 +258,24 @@ class Worker:
                 self._look.set()
             runners = self.runners.values() if task_id is None else filter(None, (self.runners.get(task_id),))
             for runner in list(runners):
+                runner.poke()
+
+    async def _listen_for_networks(self) -> None:
+        async for container in network_events(self._engine):
+            if container is None:
+                self._engine_networks_changed()
+                continue
+            for runner in list(self.runners.values()):
+                if runner.executor.container.container_id == container:
+                    runner.poke()
+
+    def _network_told(self, gone: frozenset[str], networks: frozenset[str]) -> None:
+        """Links of containers have gone, or something about these networks is wrong or right again."""
+        for runner in list(self.runners.values()):
+            executor = runner.executor
+            if gone & {port_name(endpoint) for endpoint in executor.endpoints} or networks & set(
+                executor.networks()
+            ):
                 runner.poke()
 
     def running(self) -> int:

@@ -44,6 +44,11 @@ class NetworkViews:
             self._wanted = avoiding(self._told, self._gone)
             self._news.set()
 
+    def engine_changed(self) -> None:
+        """The engine's own networks are others now: what was applied depends on them, too."""
+        self._network.engine_changed()
+        self._news.set()
+
     async def ready(self) -> None:
         """Wait until the last view was applied, as far as it could be: tasks need the networks that came before them."""
         wanted = self._wanted

@@ -242,7 +242,7 @@ def _addresses(nodes: Iterable[Node]) -> tuple[tuple[str, ...], tuple[int, ...]]
     addresses: set[str] = set()
     ports: set[int] = set()
     for node in nodes:
-        addresses |= {node.data_addr, node.status.addr}
+        addresses |= {node.data_addr, node.status.addr, *node.description.addresses}
         for place in (node.manager_addr, node.rpc_addr):
             host, _, port = place.rpartition(":")
             addresses.add(host.strip("[]"))

@@ -502,7 +502,9 @@ class Dispatcher:
         """As much of it as the cluster's level lets us write."""
         level = self._store.feature_level
         if level < features.HOST_FACTS:
-            description = msgspec.structs.replace(description, held_ports=(), trouble="", manager_trouble="")
+            description = msgspec.structs.replace(
+                description, held_ports=(), trouble="", manager_trouble="", subnets=(), addresses=()
+            )
         if level < features.ORCHESTRATION:
             description = msgspec.structs.replace(description, generic=(), volumes=())
         return description

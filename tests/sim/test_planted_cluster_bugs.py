@@ -432,7 +432,10 @@ def a_new_leader_is_told_nothing(m: pytest.MonkeyPatch) -> None:
 
 
 def strays_stay(m: pytest.MonkeyPatch) -> None:
-    m.setattr(Worker, "_start_sweep", lambda self: None)
+    async def nothing(self: Worker) -> bool:
+        return True
+
+    m.setattr(Worker, "_remove_strays", nothing)
 
 
 def a_new_leader_waits_for_nobody(m: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ from swarm_agent.session.wire import (
     Managers,
     Networks,
     NodeChanged,
+    Pausing,
     Silent,
     Statuses,
     Up,
@@ -63,6 +64,7 @@ STATUS_COALESCE_S = 0.01
 MAX_CONTENTS = 4 << 20  # bytes of secrets and configs in one message, or one of them alone
 MAX_STATUSES = 1000  # in one entry
 CHECK_S = 0.25
+LONGEST_PAUSE_S = 10.0  # less than a lease lasts, so that a pause makes no strict singleton wait
 SILENT_S = 2.0  # without a beat, of which there is one each second by default: others are told
 LATE_S = 0.02  # more than a loop is late that has time to listen
 RETRY_S = 0.05
@@ -194,7 +196,7 @@ class Dispatcher:
         try:
             cluster = self._store.cluster
             root = cluster.root_ca.cert if cluster is not None else b""
-            yield Welcome(session.id, int(self._period_s() * 1e9), root, answers=True)
+            yield Welcome(session.id, int(self._period_s() * 1e9), root, answers=True, pauses=True)
             async for message in self._messages(session):
                 yield message
         finally:
@@ -234,6 +236,10 @@ class Dispatcher:
                 case Described(description):
                     session.description = description
                     await self._change_node(node_id, functools.partial(self._described, description))
+                case Pausing(seconds):
+                    until = asyncio.get_running_loop().time() + min(seconds, LONGEST_PAUSE_S)
+                    self._pulse.excuse(node_id, until)
+                    return  # which ends the session: so the node knows that we know
                 case Leaving():
                     session.leaving = True
                     self._pulse.forget(node_id)

@@ -326,7 +326,7 @@ class Process:
         self._context.run(self.daemon.resume)
 
     async def stop(self) -> None:
-        await self.run(self.daemon.stop())
+        await self.run(self.daemon.stop(pausing=True))
         await self.kill()
 
     async def kill(self) -> None:

@@ -25,6 +25,7 @@ from swarm_agent.objects.records import ContainerStatus, Revision, Task
 
 log = logging.getLogger(__name__)
 
+RESTARTED = "the container was restarted outside the swarm: the task is replaced"
 CUT_OFF_S = 1.0  # seconds to tell a container that was cut off from one that is ending
 MAX_PARALLEL = 8  # engine operations of one kind at once; more only makes each slower
 
@@ -52,6 +53,7 @@ class Shared(NamedTuple):
     contents: Contents
     lease: Lease
     ports: HostPorts
+    cluster_id: str = ""
 
 
 class Executor:
@@ -64,13 +66,14 @@ class Executor:
         self._slots = shared.slots
         self._contents = shared.contents
         self._ports = shared.ports
+        self._cluster_id = shared.cluster_id
         self._ports.remember(task.id, task.status.ports)
         self.ports = task.status.ports  # host-mode ports that were picked here
         self.task = task
         self.revision = revision
         self.registry_auth = registry_auth
         self._news = asyncio.Event()
-        self.container = ContainerStatus()
+        self.container = task.status.container or ContainerStatus()
         self.endpoints: frozenset[str] = frozenset()  # the engine's ids of its ends of networks, as last seen
         self._begun: asyncio.Task[None] | None = None
         self._lease = shared.lease if revision.singleton else None
@@ -83,8 +86,29 @@ class Executor:
     def _path(self) -> str:
         return f"/containers/{container_name(self.task)}"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """How the task's containers are called."""
+        own = container_name(self.task)
+        return (own,) if self._step is None else (own, self._step.name)
+
+    @property
+    def grace_s(self) -> float:
+        """What its program is given to end, seconds."""
+        return defaults.stop_grace(defaults.container(self.revision.template)) / defaults.SECOND
+
     def poke(self) -> None:
         self._news.set()
+
+    async def news(self) -> None:
+        """Until the engine has some of the task, from now on."""
+        self._news.clear()
+        await self._news.wait()
+
+    async def runs(self) -> bool:
+        """Whether a container of the task runs now."""
+        found = await self._inspect()
+        return found is not None and bool(found["State"].get("Running"))
 
     # --- operations ----------------------------------------------------------------------------------------------
     async def prepare(self) -> None:
@@ -124,7 +148,7 @@ class Executor:
             wiring = await self._wiring()
             revision = self._contents.expanded(self.task, self.revision)
             files = await self._contents.provide(self.task, revision)
-            await self._create(name, shape(create_body(self.task, revision, wiring, files)))
+            await self._create(name, shape(create_body(self.task, revision, wiring, files, self._cluster_id)))
             for network, endpoint in wiring.connect:
                 await self._engine.call(
                     "POST",
@@ -174,7 +198,7 @@ class Executor:
             await self._step.remove()  # only now: until here it says that it was done
         while True:
             self._news.clear()
-            state = await self._state()
+            state = (await self._same_run())["State"]
             health = (state.get("Health") or {}).get("Status", "none")
             if health in ("none", "healthy"):
                 return
@@ -218,7 +242,7 @@ class Executor:
         says that it runs, with what is wrong around it, "" when all is well."""
         while True:
             self._news.clear()
-            found = await self._there()
+            found = await self._same_run()
             state = found["State"]
             if not state.get("Running"):
                 await self.wipe()
@@ -299,6 +323,15 @@ class Executor:
         state: dict[str, Any] = (await self._there())["State"]
         return state
 
+    async def _same_run(self) -> dict[str, Any]:
+        """As :meth:`_there`. A program that was started again outside the swarm is stopped, and the task has failed."""
+        before = self.container
+        found = await self._there()
+        if found["State"].get("Running") and _is_another_run(before, self.container):
+            await self.shutdown()
+            raise TaskFailed(RESTARTED)
+        return found
+
     def networks(self) -> list[str]:
         """Ids of the networks it is to be on, the node network among them."""
         node = [NODE_NETWORK_ID] if self.task.node_address else []
@@ -369,6 +402,11 @@ def _seen(task: asyncio.Task[None]) -> None:
     """Whoever waited has the error; nobody may be left to wait."""
     if not task.cancelled():
         task.exception()
+
+
+def _is_another_run(before: ContainerStatus, now: ContainerStatus) -> bool:
+    """A task's program is started once. What was started again outside the swarm lacks its secrets, and the order of its updates."""
+    return before.container_id == now.container_id and bool(before.pid and now.pid) and before.pid != now.pid
 
 
 def _ended(state: dict[str, Any]) -> TaskFailed:

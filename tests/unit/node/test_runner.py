@@ -47,6 +47,8 @@ class Script:
         self.ports = ()
         self.cues = cues
         self.done: list[str] = []
+        self.running = False  # though nobody asked for it
+        self._news = asyncio.Event()
 
     async def _play(self, name: str) -> None:
         self.done.append(name)
@@ -70,6 +72,7 @@ class Script:
 
     async def shutdown(self) -> None:
         await self._play("shutdown")
+        self.running = False
 
     async def remove(self) -> None:
         await self._play("remove")
@@ -79,6 +82,14 @@ class Script:
 
     def poke(self) -> None:
         self.done.append("poke")
+        self._news.set()
+
+    async def news(self) -> None:
+        self._news.clear()
+        await self._news.wait()
+
+    async def runs(self) -> bool:
+        return self.running
 
     def let_go(self) -> None:
         self.done.append("let go")
@@ -183,6 +194,44 @@ def test_what_was_wrong_while_the_engine_was_away_is_forgotten_when_it_is_back()
         _, seen = await walk(script)
         assert [state for state, _, _ in seen[-3:]] == ["running"] * 3
         assert [err for _, _, err in seen[-3:]] == ["", "the engine is away", ""]
+
+    run(story())
+
+
+@pytest.mark.parametrize("poked", [True, False], ids=["told", "found at a start"])
+def test_what_runs_after_its_task_ended_is_stopped(*, poked: bool) -> None:
+    """``docker restart``: the task has failed and has a successor."""
+
+    async def story() -> None:
+        script = Script(prepare=[OK], start=[OK], wait=[TaskFailed("ended", 1)], shutdown=[OK, OK])
+        if not poked:
+            script.running = True
+        runner, seen = await walk(script)
+        assert seen[-1][0] == "failed"
+        told = len(seen)
+        if poked:
+            assert "shutdown" not in script.done
+            script.running = True
+            runner.poke()
+            await asyncio.sleep(1)
+        assert "shutdown" in script.done
+        assert len(seen) == told, "the task was over before"
+        await runner.detach()
+
+    run(story())
+
+
+def test_a_prepared_task_that_somebody_else_starts_is_stopped_and_replaced() -> None:
+    async def story() -> None:
+        script = Script(prepare=[OK], shutdown=[OK])
+        runner, seen = await walk(script, desired=S.READY)
+        assert seen[-1][0] == "ready"
+        script.running = True
+        runner.poke()
+        await asyncio.sleep(1)
+        assert script.done[-2:] == ["shutdown", "wipe"]
+        assert (seen[-1][0], "started outside the swarm" in seen[-1][2]) == ("rejected", True)
+        await runner.detach()
 
     run(story())
 

@@ -136,8 +136,9 @@ class HostNetwork:
             )
         missing = [network_id for network_id, _, _ in req.overlays if network_id not in current.overlays]
         if missing:
+            why = f" ({'; '.join(self._failures)})" if self._failures else ""
             raise FailedPrecondition(
-                f"network {', '.join(missing)} is not on this node yet; apply a view that has it first"
+                f"network {', '.join(missing)} is not on this node yet; apply a view that has it first{why}"
             )
         number = current.node.number
         networks = tuple(network_id for network_id, _, _ in req.overlays)
@@ -167,8 +168,7 @@ class HostNetwork:
         self._worker = None
 
     async def missing(self, endpoints: Mapping[str, str]) -> tuple[str, ...]:
-        async with self._lock:
-            return await self._run(lambda: self._missing(endpoints))
+        return await self._run(lambda: self._missing(endpoints))
 
     def trouble(self, networks: Iterable[str] | None = None) -> str:
         found = self._mender.trouble(networks)

@@ -52,7 +52,7 @@ CLUSTER_LONG = Part(
 )
 PLAIN = (("MOLECULE_COMMAND_BORDERS", "false"), ("NO_COLOR", "1"))
 MOLECULE = Part(
-    "molecule default", 9, ("molecule", "test", "--scenario-name", "default"), "molecule/default", PLAIN
+    "molecule default", 10, ("molecule", "test", "--scenario-name", "default"), "molecule/default", PLAIN
 )
 BARE = Part("molecule bare", 9, ("molecule", "test", "--scenario-name", "bare"), "molecule/bare", PLAIN)
 BARE_LONG = dataclasses.replace(BARE, minutes=60, environment=(*PLAIN, ("SWARM_CUT_ALL", "1")))

@@ -22,6 +22,7 @@ import logging
 import socket
 import ssl
 import struct
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -35,6 +36,7 @@ RETRY_S = 0.05
 OUT_OF_FILES_S = 0.1
 SLOW_S = 1.0  # longer than an honest handshake takes, also on a busy host
 REPORT_S = 60.0
+SOURCES = 1000  # that are counted apart
 _UCRED = struct.Struct("iII")
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: what is closed leaves nothing behind in the kernel
 _OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -119,6 +121,7 @@ class Gate:
         self._look_timer: asyncio.TimerHandle | None = None
         self._woken = False
         self._reported = float("-inf")
+        self._blamed: Counter[str] = Counter()  # refused by source since the last report
         self.refused = 0  # closed before anybody vouched for them: too many, too slow
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -191,7 +194,7 @@ class Gate:
         elif len(self._waiting) >= limits.waiting:
             room = self._make_room(self._heaviest())
         if not room:
-            self.refused += 1
+            self._blame(name)
             _reset(sock)
             return
         loop = asyncio.get_running_loop()
@@ -327,38 +330,41 @@ class Gate:
         self.forget(visitor)
 
     def _refuse(self, visitor: Visitor) -> None:
-        self.refused += 1
+        self._blame(visitor.source)
         self._close(visitor)
+
+    def _blame(self, source: str) -> None:
+        self.refused += 1
+        if source in self._blamed or len(self._blamed) < SOURCES:
+            self._blamed[source] += 1
 
     def _look(self) -> None:
         """Close those whose time is over."""
         loop = asyncio.get_running_loop()
         self._look_timer = None
         now = loop.time()
-        before = self.refused
         for visitor in list(self._waiting):
             if now - visitor.since < self.limits.seconds:
                 break
             self._refuse(visitor)
-        if self.refused > before or self.waiting >= self.limits.waiting:
-            self._report(now)
+        self._report(now)
         if self._waiting:
             self._look_timer = loop.call_later(LOOK_S, self._look)
 
     def _report(self, now: float) -> None:
         """Once a minute, or a storm would fill the log too."""
-        if now - self._reported < REPORT_S:
+        if now - self._reported < REPORT_S or not self._blamed:
             return
         self._reported = now
-        heaviest = max(self._sources.items(), key=lambda item: len(item[1]), default=("", ()))
+        (worst, count), *_ = self._blamed.most_common(1)
         log.warning(
-            "%s: %d connections were closed so far because they proved nothing in time or were too many; %d wait now, %d of them from %s",
+            "%s: %d connections were closed lately because they proved nothing in time or were too many, %d of them from %s",
             self._name,
-            self.refused,
-            self.waiting,
-            len(heaviest[1]),
-            heaviest[0] or "nowhere",
+            self._blamed.total(),
+            count,
+            worst,
         )
+        self._blamed.clear()
 
 
 def _source(sock: socket.socket, address: object) -> str:

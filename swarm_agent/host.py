@@ -444,7 +444,7 @@ class Host:
             if member.manager is not None and not force:
                 raise HttpError(503, self._leave_warning(member))
             self.member = None
-            await member.leave()
+            await member.leave(force=force)
 
     async def _leave_while_down(self, *, force: bool) -> None:
         """A member that cannot start may still leave."""

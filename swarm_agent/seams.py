@@ -14,6 +14,7 @@ from swarm_agent.addresses import own_address
 from swarm_agent.guard import boottime
 from swarm_agent.identity import ca
 from swarm_agent.identity.door import Doors, Https
+from swarm_agent.network.probe import Echoes, EchoSocket
 from swarm_agent.node.files import Files, TmpfsFiles
 from swarm_agent.node.lease import Guard, LeaseFolder
 from swarm_agent.node.ports import IsFree, nobody_listens
@@ -49,6 +50,9 @@ class Seams:
 
     files: Files = field(default_factory=TmpfsFiles)
     """Where secrets and configs of this host's tasks lie."""
+
+    echoes: Callable[[], Echoes] = EchoSocket
+    """How this host asks whether others are there."""
 
     room: Callable[[Path], Room] = Room
     """Whether this host can write, for its state directory."""

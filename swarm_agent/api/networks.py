@@ -14,7 +14,8 @@ from swarm_agent.api.filters import keep, label_matches, parse_filters
 from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
 from swarm_agent.api.writes import write, write_until
-from swarm_agent.control.allocate import NODE_NETWORK
+from swarm_agent.control import subnets
+from swarm_agent.control.subnets import NODE_NETWORK
 from swarm_agent.network.engine import DRIVER
 from swarm_agent.objects import validate
 from swarm_agent.objects.errors import AlreadyExists, FailedPrecondition, InvalidSpec
@@ -109,6 +110,11 @@ def _subnet_is_free(backend: Backend, spec: NetworkCreate) -> None:
         raise InvalidSpec(
             f"subnet {text} overlaps {NODE_NETWORK}, which the hosts' own network uses",
             "IPAM.Config[0].Subnet",
+        )
+    used = subnets.collision(wanted, backend.store.nodes.all())
+    if used is not None:
+        raise AlreadyExists(
+            f"subnet {text} overlaps what a host uses itself: {used}. Tasks on it could not answer clients there; choose another"
         )
     for other in backend.store.networks.all():
         taken = other.subnet or _wanted_subnet(other.spec)

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from swarm_agent.api.backend import ManagerHealth
-from swarm_agent.control.allocate import NODE_NETWORK
+from swarm_agent.control.subnets import NODE_NETWORK
 from swarm_agent.control.tasks import lost_node
 from swarm_agent.identity.ca import issuer_of
 from swarm_agent.objects import defaults

@@ -12,8 +12,10 @@ from collections.abc import Container, Iterator
 
 import msgspec
 
+from swarm_agent.control import subnets
 from swarm_agent.control.ledger import Ledger, bare
 from swarm_agent.control.passes import Pass
+from swarm_agent.control.subnets import NODE_NETWORK, Exhausted
 from swarm_agent.objects import defaults
 from swarm_agent.objects.records import (
     Network,
@@ -29,13 +31,8 @@ from swarm_agent.objects.specs import PortConfig
 
 FIRST_VNI, LAST_VNI = 4097, (1 << 24) - 1
 DYNAMIC_PORTS = (30000, 32767)
-NODE_NETWORK = ipaddress.IPv4Network("10.240.0.0/12")  # every host's /22, see docs/design/network.md
 NODE_PREFIX = 22
 MAX_NODES = (1 << (NODE_PREFIX - NODE_NETWORK.prefixlen)) - 1
-
-
-class Exhausted(Exception):
-    """Nothing left to give; the text is the reason a user sees."""
 
 
 # --- networks ------------------------------------------------------------------------------------------------------
@@ -51,26 +48,14 @@ def allocate_network(p: Pass, network: Network) -> None:
         subnet = ipaddress.IPv4Network(config.subnet)
     else:
         try:
-            subnet = free_subnet(p.ledger, cluster.default_addr_pool, cluster.subnet_size)
+            taken, pools = p.ledger.subnets.values(), cluster.default_addr_pool
+            subnet = subnets.free(taken, list(p.view.nodes.all()), pools, cluster.subnet_size)
         except Exhausted:
             return
     gateway = (config and config.gateway) or str(subnet[1])
     vni = next(n for n in _serial(p.ledger, "vni", FIRST_VNI, LAST_VNI) if n not in p.ledger.vnis)
     p.ledger.cursors["vni"] = vni
     p.put(msgspec.structs.replace(network, subnet=str(subnet), gateway=gateway, vni=vni))
-
-
-def free_subnet(ledger: Ledger, pools: tuple[str, ...], size: int) -> ipaddress.IPv4Network:
-    """The next block of the pools that overlaps nothing that is taken."""
-    taken = [NODE_NETWORK, *map(ipaddress.IPv4Network, ledger.subnets.values())]
-    for text in pools:
-        pool = ipaddress.IPv4Network(text)
-        if pool.prefixlen > size:
-            continue
-        for block in pool.subnets(new_prefix=size):
-            if not any(block.overlaps(t) for t in taken):
-                return block
-    raise Exhausted("no free subnet in the default address pools")
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 
 import msgspec
 
-from swarm_agent.control.allocate import Exhausted, allocate_task
+from swarm_agent.control.allocate import allocate_task
 from swarm_agent.control.names import names_itself
 from swarm_agent.control.passes import PLACING, Pass
 from swarm_agent.control.ranking.filters import Demand, Wish, options_of, pick_generic, wish_of
 from swarm_agent.control.reasons import ADDRESS, count_refusals, reasons, refusal_of, texts, where
+from swarm_agent.control.subnets import Exhausted
 from swarm_agent.control.tasks import moved_from
 from swarm_agent.objects import features
 from swarm_agent.objects.enums import TaskState

@@ -50,7 +50,8 @@ def standing(
     told = []
     seen: dict[tuple[str, str, str], Explanation] = {}
     for task in tasks:
-        if not live(task) or (task.status.state == TaskState.RUNNING and not task.reasons):
+        status = task.status
+        if not live(task) or (status.state == TaskState.RUNNING and not task.reasons and not status.err):
             continue
         if task.status.state == TaskState.COMPLETE:
             continue

@@ -24,10 +24,12 @@ class Duties:
         propose: Callable[[tuple[Group, ...]], Awaitable[ApplyResult]],
         new_id: Callable[[], str],
         now: Callable[[], int],
+        own: str,
     ) -> None:
+        """``own``: the node this manager runs on."""
         self._raft, self._term = raft, raft.status().term
         self.control = ControlLoop(store, propose, new_id, now)
-        self.dispatcher = Dispatcher(store, propose, new_id, self._confirm)
+        self.dispatcher = Dispatcher(store, propose, new_id, self._confirm, own)
         self.roles = RoleKeeper(store, raft, propose)
         self.levels = LevelKeeper(store, raft, propose, self.dispatcher.levels)
         self.dispatcher.on_level = self.levels.wake

@@ -372,7 +372,9 @@ class Manager:
                     continue
                 if self.status.role == "leader":
                     log.info("this manager leads now", extra={"node": self.settings.node_id})
-                    self.duties = Duties(self.raft, self.store, self.propose, self.new_id, self.now)
+                    self.duties = Duties(
+                        self.raft, self.store, self.propose, self.new_id, self.now, self.settings.node_id
+                    )
                     self.duties.task.add_done_callback(self._duties_ended)
             elif not leads and self.duties is not None:
                 log.info("this manager leads no more", extra={"node": self.settings.node_id})

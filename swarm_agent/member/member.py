@@ -47,6 +47,8 @@ LOOK_EVERY_S = 1.0
 LOOK_AT_PORTS_EVERY_S = 2.0
 REDIRECTS = 3
 LEAVE_TIMEOUT_S = 12.0
+FORCED_S = 2.0  # what tasks get of a node that leaves by force
+FORCED_TELL_S = 5.0  # and what managers get to let it go
 
 
 class Member:
@@ -84,6 +86,7 @@ class Member:
         self.session = SessionAgent(
             self, lambda: self.identity, self._known_managers, self._hello, rng, seams.rpc
         )
+        self._views = NetworkViews(network, seams.echoes)
         self.worker = Worker(
             membership.node_id,
             engine,
@@ -94,8 +97,9 @@ class Member:
             Lease(engine, seams.guard(config.engine_socket), seams.boottime),
             seams.port_is_free,
             self._cannot_write,
+            membership.cluster_id,
+            self._views.engine_changed,
         )
-        self._views = NetworkViews(network)
         self._managing = ManagerSide(
             self._papers,
             config,
@@ -127,6 +131,11 @@ class Member:
         """What is wrong with this host, or why this manager cannot serve; "" when nothing is."""
         return self._managing.trouble or self._room.trouble
 
+    @property
+    def network_trouble(self) -> str:
+        """What is wrong with this node's network, "" when nothing is."""
+        return self._network.trouble()
+
     # --- life ----------------------------------------------------------------------------------------------------
     async def start(
         self,
@@ -149,6 +158,7 @@ class Member:
         self._spawn(self.session.run(), "session")
         self._spawn(self._views.run(), "network")
         self._spawn(self._views.keep(), "network check")
+        self._spawn(self._views.prober.run(), "peer probe")
         self._spawn(self._keep_described(), "describe")
         self._spawn(self._watch_trouble(), "trouble")
         self._spawn(self._watch_volumes(), "volume events")
@@ -233,7 +243,11 @@ class Member:
 
     async def _describe(self) -> None:
         self._description = await describe(
-            self._engine, ca.issuer_of(self.identity.root), self._config.generic, self._held_ports.ports
+            self._engine,
+            ca.issuer_of(self.identity.root),
+            self._config.generic,
+            self._held_ports.ports,
+            await self._network.host_net(),
         )
 
     async def _watch_volumes(self) -> None:
@@ -311,6 +325,9 @@ class Member:
         if root and root != self.identity.root:
             raise SwarmError("the manager has another root certificate than the one this node joined with")
 
+    def silent(self, nodes: tuple[str, ...]) -> None:
+        self._views.prober.silent(nodes)
+
     def logs_wanted(self, wanted: LogsWanted) -> None:
         def connect() -> Client:
             return self._seams.rpc.client(self.session.leader, self.identity)
@@ -333,25 +350,29 @@ class Member:
         self._on_removed()
 
     # --- leaving -----------------------------------------------------------------------------------------------------
-    async def leave(self) -> None:
-        """Leave for good: tell the leader, stop our tasks, forget who we were. Nobody need answer for it to succeed."""
+    async def leave(self, *, force: bool) -> None:
+        """Leave for good: stop our tasks, tell the leader, forget who we were. Nobody need answer for it to succeed. ``force``: tasks
+        get two seconds, and managers five to answer."""
+        self.worker.leave()
+        removing = asyncio.create_task(self.worker.remove_all(FORCED_S if force else None))
         alone = self.manager is not None and len(self.manager.status.members) <= 1
         if not alone:
-            with contextlib.suppress(SwarmError):
-                if self.manager is not None:
-                    await self._ask_leader("Leave", Leave(), LEAVE_TIMEOUT_S)
-                await self.session.leave()
+            with contextlib.suppress(SwarmError, TimeoutError):
+                async with asyncio.timeout(FORCED_TELL_S if force else None):
+                    if self.manager is not None:
+                        await self._ask_leader("Leave", Leave(), LEAVE_TIMEOUT_S)
+                    await self.session.leave()
         for task in self._tasks:
             if task.get_name() != "session":
                 task.cancel()
-        await self.worker.remove_all()
+        await removing
         await self._leave_network()
         await self.stop()
         await self.forget()
 
     async def cast_out(self) -> None:
-        """The cluster let us go without asking: nobody to tell, everything else as for leaving."""
-        await self.worker.remove_all()
+        """The cluster let us go without asking: nobody to tell, everything else as for leaving by force: our tasks run elsewhere by now."""
+        await self.worker.remove_all(FORCED_S)
         await self._leave_network()
         await self.stop()
         await self.forget()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from swarm_agent.network.model import NetworkView, NodeNetwork
+from swarm_agent.network.probe import Echoes, Prober, avoiding
 from swarm_agent.objects.errors import SwarmError
 
 log = logging.getLogger(__name__)
@@ -17,15 +19,34 @@ RETRY_S = 0.5
 class NetworkViews:
     """The latest view counts; one that is overtaken is never applied."""
 
-    def __init__(self, network: NodeNetwork) -> None:
+    def __init__(self, network: NodeNetwork, echoes: Callable[[], Echoes]) -> None:
         self._network = network
+        self.prober = Prober(echoes, self._avoid)
+        self._told: NetworkView | None = None
+        self._gone: frozenset[str] = frozenset()
         self._wanted: NetworkView | None = None
         self._done: NetworkView | None = None
         self._news = asyncio.Event()
         self._applied = asyncio.Event()
 
     def take(self, view: NetworkView) -> None:
-        self._wanted = view
+        self._told = view
+        self.prober.peers(view.node_id, view.peers)
+        self._want()
+
+    def _avoid(self, gone: frozenset[str]) -> None:
+        self._gone = gone
+        self._want()
+
+    def _want(self) -> None:
+        """What we were told, but for peers that are not there."""
+        if self._told is not None:
+            self._wanted = avoiding(self._told, self._gone)
+            self._news.set()
+
+    def engine_changed(self) -> None:
+        """The engine's own networks are others now: what was applied depends on them, too."""
+        self._network.engine_changed()
         self._news.set()
 
     async def ready(self) -> None:

@@ -35,10 +35,21 @@ def prepare_kernel() -> None:
     namespaces.set_sysctl("net/ipv4/ip_forward", "1")
 
 
-def open_host_link() -> None:
-    """Kernel settings of ``swarm0``: 127.0.0.1 may leave by it, and answers may come back any way."""
-    for key, value in {"rp_filter": "0", "route_localnet": "1", "send_redirects": "0"}.items():
-        namespaces.set_sysctl(f"net/ipv4/conf/{HOST_LINK}/{key}", value)
+def open_host_link() -> bool:
+    """Kernel settings of ``swarm0``: 127.0.0.1 may leave by it, and answers may come back any way. True when some were set."""
+    settings = {"rp_filter": "0", "route_localnet": "1", "send_redirects": "0"}
+    done = [
+        namespaces.set_sysctl(f"net/ipv4/conf/{HOST_LINK}/{key}", value) for key, value in settings.items()
+    ]
+    return any(done)
+
+
+def keep_host_sysctls() -> bool:
+    """True when something had to be set, or cannot be because ``swarm0`` is not there."""
+    try:
+        return any([namespaces.set_sysctl("net/ipv4/ip_forward", "1"), open_host_link()])
+    except FileNotFoundError:
+        return True
 
 
 # --- iptables

@@ -6,13 +6,16 @@ A container's packets leave masqueraded, so to another host they come from a mem
 here, on its own host. That is the tunnels' port, IP inside IP, and the ports of the swarm's own control, towards this host and
 towards any member. The other half is what arrives: a tunnelled packet whose source says "member" but which came in from a
 container, or out of a tunnel, is a forged one.
+
+And what a task sends to an overlay never leaves this host another way: while the overlay's link is missing in the container, its
+default route would take it out to the world.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from swarm_agent.network.model import VXLAN_PORT, Guards
+from swarm_agent.network.model import HOST_LINK, VXLAN_PORT, Guards
 
 TABLE = "swarm_guard"
 _IP_IN_IP = "{ 4, 41, 47, 94, 137 }"  # IPv4, IPv6, GRE, IPIP, MPLS in IP
@@ -38,10 +41,12 @@ def table(guards: Guards) -> str:
     inner = _set("inner", "ifname", (f'"{link}"' for link in guards.inner))
     members = _set("members", "ipv4_addr", guards.members)
     control = _set("control", "inet_service", map(str, guards.ports))
+    subnets = _set("subnets", "ipv4_addr; flags interval", guards.subnets)
     return f"""{NO_TABLE}table inet {TABLE} {{
   {inner}
   {members}
   {control}
+  {subnets}
   chain refuse {{ meta l4proto tcp reject with tcp reset; drop; }}
   chain tunnelled {{
     iifname @inner drop
@@ -63,6 +68,7 @@ def table(guards: Guards) -> str:
   chain forward {{ type filter hook forward priority -20; policy accept;
     udp dport {VXLAN_PORT} iifname @inner oifname != @inner drop
     udp dport {VXLAN_PORT} oifname != @inner goto relayed
+    iifname "{HOST_LINK}" ip daddr @subnets reject with icmp type host-unreachable
     iifname @inner ip daddr @members goto to_member
   }}
   chain output {{ type filter hook output priority -20; policy accept;

@@ -12,17 +12,20 @@ and takes away strays of ours), ``attach`` and ``detach`` per task, ``stop`` (le
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
-from swarm_agent.network import firewall, links, model, namespaces, resolvconf, rules
+from swarm_agent.network import firewall, hostnet, links, model, namespaces, ports, resolvconf, rules
 from swarm_agent.network import guards as guarding
 from swarm_agent.network.engine import USUAL_BRIDGES, Engine, EngineNetworks, container_network
 from swarm_agent.network.firewall import MissingPart
 from swarm_agent.network.journal import (
+    EndpointEntry,
     Journal,
     NamesEntry,
     NetworkEntry,
@@ -30,6 +33,7 @@ from swarm_agent.network.journal import (
     ResolverEntry,
     TaskEntry,
 )
+from swarm_agent.network.mend import Found, Mender, Told
 from swarm_agent.network.model import (
     NODE_NETNS,
     NODE_NETWORK_ID,
@@ -37,6 +41,8 @@ from swarm_agent.network.model import (
     Change,
     ContainerNetwork,
     NetworkView,
+    NodePlan,
+    OverlayPlan,
     Plan,
     PortKey,
     TaskAddress,
@@ -44,12 +50,21 @@ from swarm_agent.network.model import (
 from swarm_agent.network.nft import Loaders, NftError
 from swarm_agent.network.sockets import HostSockets, Yielded
 from swarm_agent.objects.errors import FailedPrecondition, SwarmError, Unavailable
+from swarm_agent.objects.records import HostSubnet
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _ENGINE_PATIENCE = 10.0  # seconds to wait for an engine that does not answer about unwanted networks
 _FAILURES = (OSError, NftError, MissingPart, KeyError, ValueError)
+
+
+@contextlib.contextmanager
+def _told_if_changed(network_id: str, *spaces: links.Space) -> Iterator[None]:
+    before = sum(space.route.sent for space in spaces)
+    yield
+    if sum(space.route.sent for space in spaces) != before:
+        log.warning(f"network {network_id} of this node was changed by somebody else: mended")
 
 
 class NetworkError(Unavailable):
@@ -79,6 +94,9 @@ class HostNetwork:
         self._looked = False  # the first apply looks at everything
         self._attached: set[str] = set()
         self._engine_strays: set[str] | None = None  # None: not asked yet
+        self._failures: list[str] = []  # of the last apply
+        self._gone: frozenset[str] = frozenset()  # containers' links that are known to have gone
+        self._mender = Mender(self._lock, lambda: self._run(self._look))
         self._sockets = sockets or HostSockets()
         self._yielded = Yielded()
         self._published: frozenset[PortKey] = frozenset()
@@ -89,6 +107,7 @@ class HostNetwork:
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="swarm-network")
         await self._run(self._start)
+        await self._mender.start(self._s.news.fileno())
 
     async def apply(self, view: NetworkView) -> None:
         async with self._lock:
@@ -101,7 +120,7 @@ class HostNetwork:
             except ValueError as error:
                 raise NetworkError(f"the network view for this node cannot be true: {error}") from error
             before = set(self._current.overlays)
-            failures = await self._run(lambda: self._apply(wanted))
+            self._failures = failures = await self._run(lambda: self._apply(wanted))
             await self._remove_engine_networks(wanted, before)
         if failures:
             raise NetworkError("the network of this node is not as wanted: " + "; ".join(failures))
@@ -139,9 +158,26 @@ class HostNetwork:
     async def stop(self) -> None:
         if self._worker is None:
             return
+        await self._mender.stop()
         await self._run(self._close)
         self._worker.shutdown()
         self._worker = None
+
+    async def missing(self, endpoints: Mapping[str, str]) -> tuple[str, ...]:
+        async with self._lock:
+            return await self._run(lambda: self._missing(endpoints))
+
+    def trouble(self, networks: Iterable[str] | None = None) -> str:
+        found = self._mender.trouble(networks)
+        if found or networks is not None or not self._failures:
+            return found
+        return "the network of this node is not as wanted: " + "; ".join(self._failures)
+
+    def tell(self, told: Told) -> None:
+        self._mender.tell(told)
+
+    def engine_changed(self) -> None:
+        self._bridges = None
 
     # --- the host's own ports
 
@@ -153,6 +189,9 @@ class HostNetwork:
 
     async def port_holders(self) -> dict[PortKey, str]:
         return await self._run(self._holders)
+
+    async def host_net(self) -> tuple[tuple[HostSubnet, ...], tuple[str, ...]]:
+        return await asyncio.to_thread(hostnet.read)
 
     # --- beyond the contract
 
@@ -173,6 +212,7 @@ class HostNetwork:
             self._current = Plan()
             self._looked = False
             self._attached.clear()
+            self._failures = []
 
     # --- the engine's own networks
 
@@ -259,6 +299,11 @@ class HostNetwork:
     def _apply(self, wanted: Plan) -> list[str]:
         failures: list[str] = []
         believed = wanted
+        if (
+            self._current.node is None
+        ):  # all rules of the host are written now; what others do from here on is news
+            self._s.host().watch.read()
+            self._s.host().watch.rules = False
         self._write_ports(wanted)  # before the rules: who binds in between finds the port in use
         if not self._looked:
             failures += self._remove_strays(wanted)
@@ -274,6 +319,79 @@ class HostNetwork:
                     self._looked = False
         self._current = believed
         return failures
+
+    # --- looking after it
+
+    def _look(self) -> Found:
+        """Make sure of what others may have changed. Costs a few reads where there is no news."""
+        self._s.read_news()
+        current = self._current
+        troubles: dict[str, str] = {}
+        gone = self._joined()
+        parts: dict[str, tuple[str, Callable[..., None]]] = {}
+        if current.node is not None:
+            parts[NODE_NETWORK_ID] = NODE_NETNS, partial(self._look_at_node, current.node, current)
+        for network_id, overlay in current.overlays.items():
+            parts[network_id] = overlay.netns, partial(self._look_at_overlay, overlay)
+        for network_id, (netns, look) in parts.items():
+            try:
+                look(sure=network_id in self._mender.troubles)
+                gone -= self._look_at_ports(network_id, netns)
+            except _FAILURES as error:
+                troubles[network_id] = f"network {network_id} of this node is broken: {error}"
+        news, self._gone = frozenset(gone) - self._gone, frozenset(gone)
+        return Found(troubles, news)
+
+    def _look_at_overlay(self, overlay: OverlayPlan, *, sure: bool) -> None:
+        space = self._s.get(overlay.netns)
+        changed = links.keep_overlay_sysctls(overlay.netns)
+        if sure or changed or space.watch.stirred or space.watch.rules:
+            space.watch.stirred = False
+            with _told_if_changed(overlay.network_id, space):
+                links.make_overlay(self._s, overlay, rewrite=False)
+
+    def _look_at_node(self, node: NodePlan, current: Plan, *, sure: bool) -> None:
+        space, host = self._s.get(NODE_NETNS), self._s.host()
+        changed = links.keep_node_sysctls() or firewall.keep_host_sysctls()
+        stirred = space.watch.stirred or space.watch.rules or host.watch.stirred or host.watch.rules
+        if not (sure or changed or stirred or host.watch.firewall):
+            return
+        space.watch.stirred = host.watch.stirred = False
+        with _told_if_changed(NODE_NETWORK_ID, space, host):
+            links.make_node(self._s, node, rewrite=False)
+        firewall.open_host_link()
+        tables = [rules.host_table(node, current.ports)]
+        tables += [guarding.table(current.guards)] if current.guards is not None else []
+        touched = host.watch.rules or host.watch.firewall
+        links.write_rules(host, *tables, rewrite=False)
+        if touched or sure:
+            host.watch.firewall = False
+            firewall.open_forwarding()
+
+    def _joined(self) -> set[str]:
+        """The links that containers should have, by what the engine asked netd for and has not given back."""
+        return {ports.port_name(key) for key in self._journal.keys(EndpointEntry)}
+
+    def _look_at_ports(self, network_id: str, netns: str) -> frozenset[str]:
+        """Containers' links that are there."""
+        entry = self._journal.get(NetworkEntry, network_id)
+        if entry is None:
+            return frozenset()
+        return links.make_ports(self._s, netns, hairpin=entry.hairpin, isolated=entry.isolated)
+
+    def _missing(self, endpoints: Mapping[str, str]) -> tuple[str, ...]:
+        found = []
+        for network_id, endpoint in endpoints.items():
+            if network_id == NODE_NETWORK_ID:
+                known = self._current.node is not None
+            else:
+                known = network_id in self._current.overlays
+            if not known:
+                continue  # nothing is known of it yet
+            netns = NODE_NETNS if network_id == NODE_NETWORK_ID else model.netns_of(network_id)
+            if ports.port_name(endpoint) not in self._s.get(netns).route.links():
+                found.append(network_id)
+        return tuple(found)
 
     def _remove_strays(self, wanted: Plan) -> list[str]:
         failures = []
@@ -298,8 +416,8 @@ class HostNetwork:
 
     def _make(self, change: Change) -> None:
         match change:
-            case model.MakeNode(node, ports):
-                self._make_node(node, ports)
+            case model.MakeNode(node, published):
+                self._make_node(node, published)
             case model.SetGuards(guards):
                 self._s.host().nft.run(guarding.table(guards))
             case model.SetPeers(add, remove):
@@ -332,11 +450,11 @@ class HostNetwork:
             case _:
                 raise AssertionError(f"no way to make {change}")
 
-    def _make_node(self, node: model.NodePlan, ports: dict[model.PortKey, model.PortPlan]) -> None:
+    def _make_node(self, node: model.NodePlan, published: dict[model.PortKey, model.PortPlan]) -> None:
         links.make_node(self._s, node)
         firewall.open_host_link()
         firewall.open_forwarding()
-        self._s.host().nft.run(rules.host_table(node, ports))
+        self._s.host().nft.run(rules.host_table(node, published))
         gateway = model.node_gateway(node.number)
         entry = NetworkEntry(
             NODE_NETWORK_ID, NODE_NETNS, node.mtu, default_gateway=gateway, hairpin=False, isolated=True

@@ -9,8 +9,11 @@ Runs in the worker thread; nothing here may be called from the event loop.
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import select
 from collections.abc import Iterable
+from pathlib import Path
 
 from swarm_agent.network import namespaces, rules
 from swarm_agent.network.model import (
@@ -27,8 +30,12 @@ from swarm_agent.network.model import (
 )
 from swarm_agent.network.netlink import Message, Netlink, NetlinkError, Route, Rule, mac_of
 from swarm_agent.network.nft import Loader, Loaders
+from swarm_agent.network.watch import Watch, WatchedLoader
+
+log = logging.getLogger(__name__)
 
 PREFIX = "ov-"
+PORT = "vp"  # and the endpoint's id: a container's link on its bridge (``ports``)
 TUNNEL = "vx0"
 HOST_SIDE, NODE_SIDE = "169.254.51.1", "169.254.51.2"
 UNMARKED = Rule(
@@ -51,42 +58,71 @@ NODE_SYSCTLS = {**_QUIET, "net/bridge/bridge-nf-call-iptables": "0"}
 
 
 class Space:
-    """One namespace's open handles: a route socket and a rule loader, both acting inside it."""
+    """One namespace's open handles: a route socket and a rule loader, both acting inside it, and the news of it."""
 
     def __init__(self, name: str | None, loaders: Loaders) -> None:
         self.name = name
         self.identity = namespaces.identity(name) if name is not None else 0
+        self.held = -1  # the namespace itself
         if name is None:
-            self.route = Netlink()
+            self.route, self.watch = Netlink(), Watch(frozenset({HOST_LINK}))
         else:
             with namespaces.entered(name):
-                self.route = Netlink()
-        self.nft: Loader = loaders.open(name)
+                self.route, self.watch = Netlink(), Watch(None)
+                self.held = namespaces.hold()
+        self.nft: Loader = WatchedLoader(loaders.open(name), self.watch)
 
     def close(self) -> None:
         self.route.close()
         self.nft.close()
+        self.watch.close()
+        if self.held >= 0:
+            os.close(self.held)
 
 
 class Spaces:
-    """The open namespaces. A handle keeps a namespace alive, so one that goes must be closed here first."""
+    """The open namespaces. A handle keeps a namespace alive, so one that goes must be closed here first.
+
+    ``news``: readable when something was said of any of them.
+    """
 
     def __init__(self, loaders: Loaders) -> None:
         self._loaders = loaders
         self._open: dict[str | None, Space] = {}
+        self.news = select.epoll()
 
     def host(self) -> Space:
         return self._get(None)
 
     def get(self, name: str) -> Space:
+        """The namespace of that name; one that lost its name while it was known here gets it back, with all that is in it."""
         known = self._open.get(name)
         if known is not None and known.identity != namespaces.identity(name):
-            self.close(name)
+            log.warning(f"the name of namespace {name} was taken away: given back")
+            namespaces.restore(name, known.held)
         return self._get(name)
+
+    def ensure(self, name: str) -> Space:
+        """As ``get``, and made if there is none."""
+        if name not in self._open:
+            namespaces.make(name)
+        return self.get(name)
+
+    def knows(self, name: str) -> bool:
+        return name in self._open
+
+    def open(self) -> list[Space]:
+        return list(self._open.values())
+
+    def read_news(self) -> None:
+        for space in self._open.values():
+            space.watch.read()
 
     def _get(self, name: str | None) -> Space:
         if name not in self._open:
             self._open[name] = Space(name, self._loaders)
+            for fd in self._open[name].watch.fds():
+                self.news.register(fd, select.EPOLLIN)
         return self._open[name]
 
     def close(self, name: str | None) -> None:
@@ -97,6 +133,7 @@ class Spaces:
     def close_all(self) -> None:
         for name in list(self._open):
             self.close(name)
+        self.news.close()
 
 
 def node_mac(number: int) -> str:
@@ -106,31 +143,59 @@ def node_mac(number: int) -> str:
 # --- overlays
 
 
-def make_overlay(spaces: Spaces, overlay: OverlayPlan) -> None:
-    namespaces.make(overlay.netns)
-    space = spaces.get(overlay.netns)
-    _set_sysctls(overlay.netns, OVERLAY_SYSCTLS)
+def make_overlay(spaces: Spaces, overlay: OverlayPlan, *, rewrite: bool = True) -> None:
+    """``rewrite``: load the rules even if nobody touched them since they were loaded last."""
+    space = spaces.ensure(overlay.netns)
+    keep_sysctls(overlay.netns, OVERLAY_SYSCTLS)
     route = space.route
     route.forget()
-    route.set_link("lo")
+    route.ensure_link("lo")
     _make_bridge(route, mac_of(overlay.gateway), overlay.mtu)
     _make_tunnel(spaces, space, TUNNEL, vni=overlay.vni, local=overlay.data_addr, mtu=overlay.mtu, mac=None)
-    route.set_link(TUNNEL, master=route.index("br0"), mtu=overlay.mtu)
-    _set_sysctls(overlay.netns, {"net/ipv4/conf/br0/rp_filter": "0", "net/ipv4/conf/br0/send_redirects": "0"})
+    route.ensure_link(TUNNEL, master=route.index("br0"), mtu=overlay.mtu)
+    keep_sysctls(overlay.netns, _of_devices("br0"))
     length = overlay.subnet.partition("/")[2]
     route.set_addresses("br0", [f"{overlay.gateway}/{length}", *(f"{vip}/32" for vip in overlay.vips)])
+    # In place of the kernel's own, which does not come back when it is taken away.
+    _equal_routes(route, {Route(overlay.subnet, "br0", source=overlay.gateway)})
     _equal_entries(
         route,
         TUNNEL,
         {(mac_of(a), end) for a, end in overlay.remotes.items()},
         {(a, mac_of(a)) for a in overlay.remotes},
     )
-    space.nft.run(rules.overlay_table(overlay))
+    write_rules(space, rules.overlay_table(overlay), rewrite=rewrite)
+
+
+def write_rules(space: Space, *tables: str, rewrite: bool) -> None:
+    """Load whole tables, unless they are known to be as they were loaded last."""
+    space.watch.read()
+    if not rewrite and not space.watch.rules:
+        return
+    if not rewrite:
+        log.warning(f"rules of {space.name or 'this host'} were changed by somebody else: loaded again")
+    space.watch.rules = False
+    for table in tables:
+        space.nft.run(table)
+
+
+def make_ports(spaces: Spaces, netns: str, *, hairpin: bool, isolated: bool) -> frozenset[str]:
+    """Containers' links on their bridge, and up; their names."""
+    route = spaces.get(netns).route
+    found = route.links()
+    bridge = found["br0"].index
+    ports = {name: link for name, link in found.items() if name.startswith(PORT)}
+    for name, link in ports.items():
+        if link.master != bridge or not link.up:
+            log.warning(f"link {name} in {netns} was taken off its bridge or down: put back")
+            route.set_link(name, master=bridge)
+            route.set_bridge_port(name, hairpin=hairpin, isolated=isolated)
+    return frozenset(ports)
 
 
 def drop_overlay(spaces: Spaces, netns: str) -> None:
     """Take a namespace away with all links in it: its tunnel's id is free again when this returns."""
-    if namespaces.usable(netns):
+    if spaces.knows(netns) or namespaces.usable(netns):
         space = spaces.get(netns)
         for link in space.route.links().values():
             if link.kind in {"bridge", "vxlan", "veth"}:
@@ -161,30 +226,27 @@ def set_vip_addresses(spaces: Spaces, netns: str, add: Iterable[str], remove: It
 # --- the node network
 
 
-def make_node(spaces: Spaces, node: NodePlan) -> None:
-    """The routed network of a host's tasks, and its way to the host and to the other hosts."""
-    namespaces.make(NODE_NETNS)
-    space, host = spaces.get(NODE_NETNS), spaces.host()
-    _set_sysctls(NODE_NETNS, NODE_SYSCTLS)
+def make_node(spaces: Spaces, node: NodePlan, *, rewrite: bool = True) -> None:
+    """The routed network of a host's tasks, and its way to the host and to the other hosts. ``rewrite``: as above."""
+    space, host = spaces.ensure(NODE_NETNS), spaces.host()
+    keep_sysctls(NODE_NETNS, NODE_SYSCTLS)
     _make_pair(space, host)
     route = space.route
     route.forget()
-    route.set_link("lo")
+    route.ensure_link("lo")
     _make_bridge(route, mac_of(node_gateway(node.number)), node.mtu)
     mac = node_mac(node.number)
     _make_tunnel(spaces, space, rules.SWING, vni=NODE_VNI, local=node.data_addr, mtu=node.mtu, mac=mac)
-    route.set_link(rules.SWING, mtu=node.mtu, mac=mac)
-    for device in ("br0", rules.SWING, rules.NODE_LINK):
-        _set_sysctls(
-            NODE_NETNS, {f"net/ipv4/conf/{device}/{key}": "0" for key in ("rp_filter", "send_redirects")}
-        )
+    route.ensure_link(rules.SWING, mtu=node.mtu, mac=mac)
+    keep_sysctls(NODE_NETNS, _of_devices("br0", rules.SWING, rules.NODE_LINK))
 
     # /32 and a route of our own: no broadcast addresses, every address of the subnet can be a task's.
     route.set_addresses("br0", [f"{node_gateway(node.number)}/32"])
     route.set_addresses(rules.NODE_LINK, [f"{NODE_SIDE}/30"])
     routes = {
-        Route("0.0.0.0/0", rules.NODE_LINK, gateway=HOST_SIDE),
-        Route(f"{host_identity(node.number)}/32", rules.NODE_LINK, gateway=HOST_SIDE),
+        # On the link, so that they hang on no route of the kernel's own, which does not come back when it is taken away.
+        Route("0.0.0.0/0", rules.NODE_LINK, gateway=HOST_SIDE, onlink=True),
+        Route(f"{host_identity(node.number)}/32", rules.NODE_LINK, gateway=HOST_SIDE, onlink=True),
         Route(str(node_subnet(node.number)), "br0", source=node_gateway(node.number)),
     }
     for number in node.peers:
@@ -200,12 +262,20 @@ def make_node(spaces: Spaces, node: NodePlan) -> None:
         *(route.rule_message(rule, add=True) for rule in sorted(marks - have, key=_rule_order)),
         *(route.rule_message(rule, add=False) for rule in sorted(have - marks, key=_rule_order)),
     )
-    space.nft.run(rules.node_table(node))
+    write_rules(space, rules.node_table(node), rewrite=rewrite)
 
     host.route.set_addresses(HOST_LINK, [f"{HOST_SIDE}/30", f"{host_identity(node.number)}/32"])
     _equal_routes(
         host.route,
-        {Route(str(NODE_POOL), HOST_LINK, gateway=NODE_SIDE, source=host_identity(node.number))},
+        {
+            Route(
+                str(NODE_POOL),
+                HOST_LINK,
+                gateway=NODE_SIDE,
+                source=host_identity(node.number),
+                onlink=True,
+            )
+        },
     )
 
 
@@ -266,17 +336,41 @@ def _make_pair(space: Space, host: Space) -> None:
         finally:
             os.close(target)
         space.route.forget()
-    host.route.set_link(HOST_LINK)
-    space.route.set_link(rules.NODE_LINK)
+    host.route.ensure_link(HOST_LINK)
+    space.route.ensure_link(rules.NODE_LINK)
 
 
 # --- shared parts
 
 
-def _set_sysctls(netns: str, settings: dict[str, str]) -> None:
+def _of_devices(*devices: str) -> dict[str, str]:
+    return {
+        f"net/ipv4/conf/{device}/{key}": "0" for device in devices for key in ("rp_filter", "send_redirects")
+    }
+
+
+def keep_sysctls(netns: str, settings: dict[str, str]) -> bool:
+    """True when some had to be set."""
     with namespaces.entered(netns):
-        for key, value in settings.items():
-            namespaces.set_sysctl(key, value)
+        done = [namespaces.set_sysctl(key, value) for key, value in settings.items()]
+    return any(done)
+
+
+def keep_overlay_sysctls(netns: str) -> bool:
+    """True when something had to be set, or cannot be, for want of the link it belongs to."""
+    try:
+        return keep_sysctls(netns, {**OVERLAY_SYSCTLS, **_of_devices("br0")})
+    except FileNotFoundError:
+        return True
+
+
+def keep_node_sysctls() -> bool:
+    """As ``keep_overlay_sysctls``, for the node network."""
+    try:
+        devices = _of_devices("br0", rules.SWING, rules.NODE_LINK)
+        return keep_sysctls(NODE_NETNS, {**NODE_SYSCTLS, **devices})
+    except FileNotFoundError:
+        return True
 
 
 def _make_bridge(route: Netlink, mac: str, mtu: int) -> None:
@@ -301,19 +395,59 @@ def _make_tunnel(
         space.route.delete_link(name)
     assert space.name is not None
     target = os.open(namespaces.path_of(space.name), os.O_RDONLY | os.O_CLOEXEC)
-    try:
+
+    def make() -> None:
         spaces.host().route.make_vxlan(
             name, vni=vni, local=local, port=VXLAN_PORT, mac=mac, mtu=mtu, netns_fd=target
         )
+
+    try:
+        make()
     except NetlinkError as error:
-        if error.errno == errno.EEXIST:
+        if error.errno != errno.EEXIST:
+            raise
+        if not _free_lost_tunnel(name, vni):
             raise NetlinkError(
                 errno.EEXIST, f"vxlan id {vni} is in use on this host by something else"
             ) from error
-        raise
+        make()
     finally:
         os.close(target)
     space.route.forget()
+
+
+def _free_lost_tunnel(name: str, vni: int) -> bool:
+    """Take away a tunnel of ours in a namespace that lost its name while some process stays in it. True when there was one.
+
+    A device of our name, port and id that lies in another namespace than this host's, and whose packets leave by this host's, is ours.
+    """
+    here = namespaces.hold()
+    try:
+        return _free_lost_tunnel_of(here, name, vni)
+    finally:
+        os.close(here)
+
+
+def _free_lost_tunnel_of(host: int, name: str, vni: int) -> bool:
+    known = {namespaces.identity(netns) for netns in namespaces.names(PREFIX)}
+    for place in sorted(Path("/proc").glob("[0-9]*/ns/net")):
+        try:
+            identity = place.stat().st_ino
+            if identity in known:
+                continue
+            known.add(identity)
+            with namespaces.entered_at(place):
+                route = Netlink()
+        except OSError:
+            continue  # the process has gone meanwhile
+        with route:
+            have, lower = route.links().get(name), route.namespace_id(host)
+            if have is None or (have.kind, have.vni, have.port) != ("vxlan", vni, VXLAN_PORT):
+                continue
+            if have.lower >= 0 and have.lower == lower:
+                log.warning(f"tunnel {vni} is taken out of a namespace that lost its name")
+                return route.delete_link(name)
+    return False
 
 
 def _equal_entries(

@@ -12,11 +12,13 @@ value; ``changes(old, new)`` is empty exactly when they are equal, and names onl
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
+
+from swarm_agent.objects.records import HostSubnet
 
 NODE_POOL = ipaddress.IPv4Network("10.240.0.0/12")
 NODE_NETWORK_ID = "node"
@@ -153,6 +155,10 @@ class NodeNetwork(Protocol):
         """By port the program of this host that holds it, for people: what the swarm cannot have here."""
         ...
 
+    async def host_net(self) -> tuple[tuple[HostSubnet, ...], tuple[str, ...]]:
+        """What the host uses of IPv4's space itself, and the addresses others reach it by. Also before ``start``."""
+        ...
+
     async def recheck(self) -> None:
         """Believe nothing of what was applied: the next ``apply`` looks at the whole host."""
         ...
@@ -162,6 +168,22 @@ class NodeNetwork(Protocol):
 
     async def detach(self, task_id: str) -> None:
         """After the container is gone. Not an error for a task never attached."""
+
+    async def missing(self, endpoints: Mapping[str, str]) -> tuple[str, ...]:
+        """Which networks a container has lost for good. ``endpoints``: the engine's endpoint ids, by network id."""
+        ...
+
+    def trouble(self, networks: Iterable[str] | None = None) -> str:
+        """What is wrong now with these networks, or with the whole of it, and could not be mended at once; "" when nothing is."""
+        ...
+
+    def tell(self, told: Callable[[frozenset[str], frozenset[str]], None]) -> None:
+        """``told`` will be called with names of containers' links that have gone (``vp`` and the endpoint id's beginning), and with
+        the ids of networks whose trouble came, changed or ended."""
+        ...
+
+    def engine_changed(self) -> None:
+        """The engine's own networks are others now: the next ``apply`` asks for them."""
 
     async def stop(self) -> None:
         """Let go; the data path stays as it is."""
@@ -243,11 +265,15 @@ class PortPlan(Struct, frozen=True):
 
 
 class Guards(Struct, frozen=True):
-    """What containers must not reach. ``inner``: the host's links behind which containers are."""
+    """What containers must not reach. ``inner``: the host's links behind which containers are.
+
+    ``subnets``: of the overlays here; what is sent there goes through the overlay or nowhere.
+    """
 
     inner: tuple[str, ...]
     members: tuple[str, ...]
     ports: tuple[int, ...]
+    subnets: tuple[str, ...] = ()
 
 
 class Names(Struct, frozen=True):
@@ -320,6 +346,7 @@ def _guards(view: NetworkView, bridges: Iterable[str], ports: Iterable[int]) -> 
         inner=tuple(sorted({HOST_LINK, *bridges})),
         members=_in_order({address for address in addresses if _is_ipv4(address)}),
         ports=tuple(sorted({*ports, *view.control_ports})),
+        subnets=tuple(sorted({overlay.subnet for overlay in view.overlays})),
     )
 
 

@@ -40,14 +40,19 @@ def path_of(name: str) -> Path:
     return FOLDER / name
 
 
-@contextlib.contextmanager
-def entered(name: str) -> Iterator[None]:
+def entered(name: str) -> contextlib.AbstractContextManager[None]:
     """This thread works in the named namespace until the block ends."""
+    return entered_at(path_of(name))
+
+
+@contextlib.contextmanager
+def entered_at(path: Path) -> Iterator[None]:
+    """As ``entered``, for a namespace's file anywhere."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        target = os.open(path_of(name), os.O_RDONLY | os.O_CLOEXEC)
+        target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            _check(_libc.setns(target, CLONE_NEWNET), f"enter namespace {name}")
+            _check(_libc.setns(target, CLONE_NEWNET), f"enter namespace {path.name}")
         finally:
             os.close(target)
         try:
@@ -100,6 +105,24 @@ def make(name: str) -> bool:
     return True
 
 
+def hold() -> int:
+    """A file descriptor of the namespace this thread is in; it keeps the namespace there, whatever becomes of its name."""
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def restore(name: str, held: int) -> None:
+    """Give a namespace its name back, whatever has it now."""
+    _prepare_folder()
+    remove(name)
+    target = path_of(name)
+    os.close(os.open(target, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
+    try:
+        _mount(f"/proc/self/fd/{held}", str(target), MS_BIND)
+    except OSError:
+        target.unlink(missing_ok=True)
+        raise
+
+
 def remove(name: str) -> None:
     """Take the name away. The namespace itself goes when nothing uses it any more: delete its links first."""
     target = path_of(name)
@@ -130,8 +153,10 @@ def _prepare_folder() -> None:
         _mount("", str(FOLDER), MS_SHARED | MS_REC)
 
 
-def set_sysctl(key: str, value: str) -> None:
-    """Write one kernel setting of this thread's namespace; written only when it differs. ``key`` uses slashes."""
+def set_sysctl(key: str, value: str) -> bool:
+    """Write one kernel setting of this thread's namespace; True when it differed. ``key`` uses slashes."""
     path = Path("/proc/sys") / key
-    if path.read_text().strip() != value:
-        path.write_text(value)
+    if path.read_text().strip() == value:
+        return False
+    path.write_text(value)
+    return True

@@ -24,13 +24,16 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 
+RTM_NEWNSID, RTM_GETNSID = 88, 90
+NETNSA_NSID, NETNSA_FD = 1, 3
+
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_PROTINFO = 1, 3, 4, 10, 12
-IFLA_LINKINFO, IFLA_NET_NS_FD, IFLA_CARRIER = 18, 28, 33
+IFLA_LINKINFO, IFLA_NET_NS_FD, IFLA_CARRIER, IFLA_LINK_NETNSID = 18, 28, 33, 37
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 VETH_INFO_PEER = 1
 IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PROXY, IFLA_VXLAN_PORT = 1, 4, 7, 11, 15
@@ -87,6 +90,7 @@ class Link:
     vni: int = 0
     local: str = ""
     port: int = 0
+    lower: int = -1  # id of the namespace its packets leave by, as this one knows it; -1: this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,7 @@ class Netlink:
         self._socket.bind((0, 0))
         self._socket.settimeout(10)
         self._sequence = 0
+        self.sent = 0  # messages that asked for a change
         self._indexes: dict[str, int] = {}
 
     def close(self) -> None:
@@ -186,6 +191,7 @@ class Netlink:
         """Send many, wait for each to be acknowledged; returns the refusals that are not among a message's ``ignore``."""
         refused: list[NetlinkError] = []
         pending = list(messages)
+        self.sent += len(pending)
         for start in range(0, len(pending), _CHUNK):
             waiting: dict[int, Message] = {}
             frames: list[bytes] = []
@@ -266,6 +272,19 @@ class Netlink:
     def forget(self) -> None:
         self._indexes.clear()
 
+    def namespace_id(self, fd: int) -> int:
+        """The number by which this namespace knows the one behind ``fd``; -1: it does not."""
+        self._sequence += 1
+        body = struct.pack("=Bxxx", 0) + attribute(NETNSA_FD, _u32(fd))
+        header = struct.pack("=IHHII", 16 + len(body), RTM_GETNSID, NLM_F_REQUEST, self._sequence, 0)
+        self._socket.send(header + body)
+        while True:
+            for kind, sequence, data in self._receive():
+                if sequence != self._sequence:
+                    continue
+                found = attributes(data[4:]) if kind == RTM_NEWNSID else {}
+                return int(struct.unpack("=i", found.get(NETNSA_NSID, b"\xff" * 4))[0])
+
     def make_bridge(self, name: str, mac: str, mtu: int) -> None:
         info = nested(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, _name("bridge")))
         head = (
@@ -336,6 +355,22 @@ class Netlink:
         self.do(
             Message(RTM_NEWLINK, 0, _ifinfo(index, IFF_UP if up else 0, IFF_UP) + extra, f"set link {name}")
         )
+
+    def ensure_link(
+        self, name: str, *, master: int | None = None, mtu: int | None = None, mac: str | None = None
+    ) -> None:
+        """As ``set_link``, but what is right already is not said again: that would be news to whoever listens."""
+        have = self.links().get(name)
+        if have is not None:
+            wanted = (
+                True,
+                have.master if master is None else master,
+                have.mtu if mtu is None else mtu,
+                have.mac if mac is None else mac,
+            )
+            if wanted == (have.up, have.master, have.mtu, have.mac):
+                return
+        self.set_link(name, master=master, mtu=mtu, mac=mac)
 
     def set_bridge_port(self, name: str, *, hairpin: bool, isolated: bool) -> None:
         index = self.index(name)
@@ -518,4 +553,5 @@ def _link(data: bytes) -> Link:
         vni=struct.unpack("=I", vxlan.get(IFLA_VXLAN_ID, b"\0" * 4))[0],
         local=socket.inet_ntoa(local) if local else "",
         port=struct.unpack("!H", vxlan.get(IFLA_VXLAN_PORT, b"\0\0"))[0],
+        lower=struct.unpack("=i", parts.get(IFLA_LINK_NETNSID, b"\xff" * 4))[0],
     )

@@ -16,6 +16,8 @@ from swarm_agent.objects.specs import ContainerSpec, Healthcheck, Mount, Resourc
 
 LABEL_NODE = "com.docker.swarm.node.id"
 LABEL_TASK = "com.docker.swarm.task.id"
+LABEL_CLUSTER = "swarm-agent.cluster.id"
+"""Ours alone: by it a container is known as this swarm's, whatever node id this host had when it was made."""
 
 
 class BadMount(SwarmError):
@@ -27,7 +29,11 @@ def container_name(task: Task) -> str:
 
 
 def create_body(
-    task: Task, revision: Revision, network: ContainerNetwork, files: tuple[FileMount, ...] = ()
+    task: Task,
+    revision: Revision,
+    network: ContainerNetwork,
+    files: tuple[FileMount, ...] = (),
+    cluster_id: str = "",
 ) -> dict[str, Any]:
     """The create call of a task's container: Docker's names and labels, engine restarts off. ``files``: its secrets and configs.
 
@@ -37,7 +43,7 @@ def create_body(
     spec = defaults.container(revision.template)
     body: dict[str, Any] = {
         "Image": spec.image,
-        "Labels": {**(spec.labels or {}), **_swarm_labels(task)},
+        "Labels": {**(spec.labels or {}), **_swarm_labels(task, cluster_id)},
         "HostConfig": _host_config(task, spec, revision, network),
         "Tty": bool(spec.tty),
         "OpenStdin": bool(spec.open_stdin),
@@ -73,7 +79,7 @@ def _give(body: dict[str, Any], task: Task) -> None:
             body["HostConfig"]["Devices"] = paths
 
 
-def _swarm_labels(task: Task) -> dict[str, str]:
+def _swarm_labels(task: Task, cluster_id: str) -> dict[str, str]:
     return {
         "com.docker.swarm.task": "",
         LABEL_TASK: task.id,
@@ -81,6 +87,7 @@ def _swarm_labels(task: Task) -> dict[str, str]:
         LABEL_NODE: task.node_id,
         "com.docker.swarm.service.id": task.service_id,
         "com.docker.swarm.service.name": task.service_name,
+        LABEL_CLUSTER: cluster_id,
     }
 
 

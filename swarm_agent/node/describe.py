@@ -12,7 +12,7 @@ from swarm_agent import __version__
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable, json_lines
 from swarm_agent.node.resources import reported
 from swarm_agent.objects.errors import FailedPrecondition
-from swarm_agent.objects.records import EnginePlugin, Generic, HeldPort, NodeDescription
+from swarm_agent.objects.records import EnginePlugin, Generic, HeldPort, HostSubnet, NodeDescription
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,10 @@ async def describe(
     issuer: tuple[bytes, bytes],
     configured: tuple[Generic, ...] = (),
     held_ports: tuple[HeldPort, ...] = (),
+    host_net: tuple[tuple[HostSubnet, ...], tuple[str, ...]] = ((), ()),
 ) -> NodeDescription:
-    """The node's description; raises what the engine raises. ``configured``: the agent's own generic resources."""
+    """The node's description; raises what the engine raises. ``configured``: the agent's own generic resources;
+    ``host_net``: the host's own subnets and addresses."""
     info: dict[str, Any] = await engine.call("GET", "/info")
     plugins = [
         EnginePlugin(type=kind, name=name)
@@ -67,6 +69,8 @@ async def describe(
         cert_issuer_public_key=issuer[1],
         agent_version=__version__,
         held_ports=held_ports,
+        subnets=host_net[0],
+        addresses=host_net[1],
     )
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from swarm_agent.network.model import AttachRequest, ContainerNetwork, NodeNetwork
+from swarm_agent.network.engine import name_of
+from swarm_agent.network.model import NODE_NETWORK_ID, AttachRequest, ContainerNetwork, NodeNetwork
 from swarm_agent.node.container import container_name, create_body, name_servers, needed_api
 from swarm_agent.node.contents import Contents
 from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable, json_lines
@@ -24,6 +25,8 @@ from swarm_agent.objects.records import ContainerStatus, Revision, Task
 
 log = logging.getLogger(__name__)
 
+RESTARTED = "the container was restarted outside the swarm: the task is replaced"
+CUT_OFF_S = 1.0  # seconds to tell a container that was cut off from one that is ending
 MAX_PARALLEL = 8  # engine operations of one kind at once; more only makes each slower
 
 
@@ -50,6 +53,7 @@ class Shared(NamedTuple):
     contents: Contents
     lease: Lease
     ports: HostPorts
+    cluster_id: str = ""
 
 
 class Executor:
@@ -62,13 +66,15 @@ class Executor:
         self._slots = shared.slots
         self._contents = shared.contents
         self._ports = shared.ports
+        self._cluster_id = shared.cluster_id
         self._ports.remember(task.id, task.status.ports)
         self.ports = task.status.ports  # host-mode ports that were picked here
         self.task = task
         self.revision = revision
         self.registry_auth = registry_auth
         self._news = asyncio.Event()
-        self.container = ContainerStatus()
+        self.container = task.status.container or ContainerStatus()
+        self.endpoints: frozenset[str] = frozenset()  # the engine's ids of its ends of networks, as last seen
         self._begun: asyncio.Task[None] | None = None
         self._lease = shared.lease if revision.singleton else None
         self._lease_lost = False
@@ -80,8 +86,29 @@ class Executor:
     def _path(self) -> str:
         return f"/containers/{container_name(self.task)}"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """How the task's containers are called."""
+        own = container_name(self.task)
+        return (own,) if self._step is None else (own, self._step.name)
+
+    @property
+    def grace_s(self) -> float:
+        """What its program is given to end, seconds."""
+        return defaults.stop_grace(defaults.container(self.revision.template)) / defaults.SECOND
+
     def poke(self) -> None:
         self._news.set()
+
+    async def news(self) -> None:
+        """Until the engine has some of the task, from now on."""
+        self._news.clear()
+        await self._news.wait()
+
+    async def runs(self) -> bool:
+        """Whether a container of the task runs now."""
+        found = await self._inspect()
+        return found is not None and bool(found["State"].get("Running"))
 
     # --- operations ----------------------------------------------------------------------------------------------
     async def prepare(self) -> None:
@@ -121,7 +148,7 @@ class Executor:
             wiring = await self._wiring()
             revision = self._contents.expanded(self.task, self.revision)
             files = await self._contents.provide(self.task, revision)
-            await self._create(name, shape(create_body(self.task, revision, wiring, files)))
+            await self._create(name, shape(create_body(self.task, revision, wiring, files, self._cluster_id)))
             for network, endpoint in wiring.connect:
                 await self._engine.call(
                     "POST",
@@ -171,7 +198,7 @@ class Executor:
             await self._step.remove()  # only now: until here it says that it was done
         while True:
             self._news.clear()
-            state = await self._state()
+            state = (await self._same_run())["State"]
             health = (state.get("Health") or {}).get("Status", "none")
             if health in ("none", "healthy"):
                 return
@@ -210,12 +237,13 @@ class Executor:
                 self._lease.ended(container_id)  # the engine refuses, so nothing runs
             raise
 
-    async def wait(self, runs: Callable[[], None] = lambda: None) -> None:
+    async def wait(self, runs: Callable[[str], None] = lambda _trouble: None) -> None:
         """Return when the container ended by itself with 0; raise TaskFailed otherwise. ``runs``: called whenever the engine
-        says that all is well."""
+        says that it runs, with what is wrong around it, "" when all is well."""
         while True:
             self._news.clear()
-            state = await self._state()
+            found = await self._same_run()
+            state = found["State"]
             if not state.get("Running"):
                 await self.wipe()
                 failure = self._end_of(state)
@@ -224,7 +252,12 @@ class Executor:
                 raise failure
             if (state.get("Health") or {}).get("Status") == "unhealthy":
                 raise await self._kill_unhealthy()
-            runs()
+            lost = await self._lost(found)
+            if lost:
+                if await self._stays_cut_off():
+                    raise await self._kill_cut_off(lost)
+                continue
+            runs(self._network.trouble(self.networks()))
             await self._news.wait()
 
     async def shutdown(self) -> None:
@@ -280,12 +313,48 @@ class Executor:
                 self._lease_lost = self._lease.ended(found["Id"]) or self._lease_lost
         return found
 
-    async def _state(self) -> dict[str, Any]:
+    async def _there(self) -> dict[str, Any]:
         found = await self._inspect()
         if found is None:
             raise TaskFailed(f"container {container_name(self.task)} is gone: it was removed from the engine")
-        state: dict[str, Any] = found["State"]
+        return found
+
+    async def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = (await self._there())["State"]
         return state
+
+    async def _same_run(self) -> dict[str, Any]:
+        """As :meth:`_there`. A program that was started again outside the swarm is stopped, and the task has failed."""
+        before = self.container
+        found = await self._there()
+        if found["State"].get("Running") and _is_another_run(before, self.container):
+            await self.shutdown()
+            raise TaskFailed(RESTARTED)
+        return found
+
+    def networks(self) -> list[str]:
+        """Ids of the networks it is to be on, the node network among them."""
+        node = [NODE_NETWORK_ID] if self.task.node_address else []
+        return node + [part.network_id for part in self.task.networks]
+
+    async def _lost(self, found: dict[str, Any]) -> str:
+        """What its container has lost of its networks for good, for people; "" when nothing."""
+        has = (found.get("NetworkSettings") or {}).get("Networks")
+        if has is None:
+            return ""
+        endpoints = {id_: (has.get(name_of(id_)) or {}).get("EndpointID", "") for id_ in self.networks()}
+        self.endpoints = frozenset(endpoints.values())
+        if taken := [name_of(id_) for id_, endpoint in endpoints.items() if not endpoint]:
+            return f"the container was disconnected from {', '.join(taken)}"
+        if gone := await self._network.missing(endpoints):
+            return f"the container's link to {', '.join(map(name_of, gone))} is gone"
+        return ""
+
+    async def _stays_cut_off(self) -> bool:
+        """A container that is just ending loses its networks, too, a moment before the engine says that it has ended."""
+        await asyncio.sleep(CUT_OFF_S)
+        found = await self._inspect()
+        return found is not None and bool(found["State"].get("Running")) and bool(await self._lost(found))
 
     def _end_of(self, state: dict[str, Any]) -> TaskFailed:
         failure = _ended(state)
@@ -297,6 +366,11 @@ class Executor:
             f"task: non-zero exit ({self.container.exit_code}): dockerexec: unhealthy container",
             self.container.exit_code,
         )
+
+    async def _kill_cut_off(self, lost: str) -> TaskFailed:
+        """Nothing can give a running container its network back: another one takes its place."""
+        await self.shutdown()
+        return TaskFailed(f"{lost}: it was stopped, to be replaced", self.container.exit_code)
 
     async def _wiring(self) -> ContainerNetwork:
         """How the container is connected. A predefined local network of the engine needs nothing of ours."""
@@ -330,6 +404,11 @@ def _seen(task: asyncio.Task[None]) -> None:
         task.exception()
 
 
+def _is_another_run(before: ContainerStatus, now: ContainerStatus) -> bool:
+    """A task's program is started once. What was started again outside the swarm lacks its secrets, and the order of its updates."""
+    return before.container_id == now.container_id and bool(before.pid and now.pid) and before.pid != now.pid
+
+
 def _ended(state: dict[str, Any]) -> TaskFailed:
     code = state.get("ExitCode", 0)
     text = f"task: non-zero exit ({code})"
@@ -345,6 +424,25 @@ def missing_is_fine() -> Any:
     except EngineError as err:
         if err.status not in (404, 304):
             raise
+
+
+async def network_events(engine: Engine) -> AsyncIterator[str | None]:
+    """Ids of containers that were disconnected from a network; ``None``: the engine's own networks may be others now. For ever."""
+    filters = '{"type":["network"],"event":["create","destroy","disconnect"]}'
+    while True:
+        try:
+            async with engine.stream("GET", "/events", query={"filters": filters}) as pieces:
+                yield None
+                async for event in json_lines(pieces):
+                    if event["Action"] == "disconnect":
+                        yield event["Actor"]["Attributes"].get("container", "")
+                    elif event["Actor"]["Attributes"].get("type") == "bridge":
+                        yield None
+        except (EngineError, EngineUnreachable) as err:
+            log.info("the engine's news of networks are lost, trying again: %s", err)
+        except Exception:  # without it nobody would hear of a container that is cut off
+            log.exception("the engine's news of networks make no sense, trying again")
+        await asyncio.sleep(1.0)
 
 
 async def container_events(engine: Engine) -> AsyncIterator[str | None]:

@@ -92,7 +92,7 @@ class Runner:
             if step.do is Do.NOTHING:
                 if self.status.state in (TaskState.FAILED, TaskState.REJECTED):
                     await self._wipe()  # between its files and its container, maybe
-                await self._changed.wait()
+                await self._idle()
                 continue
             try:
                 if await self._do(step.do) and step.then is not None:
@@ -114,6 +114,39 @@ class Runner:
             except Exception as err:  # a bug of ours must end the task visibly, not hang it
                 log.exception("task %s", self.task.id, extra={"task": self.task.id})
                 await self._give_up(step.do, f"internal error on this node, see its log: {err!r}")
+
+    async def _idle(self) -> None:
+        """Until something else is wanted. A container that runs meanwhile was started outside the swarm: nobody counts on it, and its
+        task may have a successor."""
+        change = asyncio.create_task(self._changed.wait())
+        news: asyncio.Task[None] | None = None
+        try:
+            while not change.done():
+                news = asyncio.create_task(self.executor.news())
+                if await self._stop_what_nobody_started():
+                    return
+                await asyncio.wait({change, news}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (change, news):
+                if task is not None:
+                    task.cancel()
+
+    async def _stop_what_nobody_started(self) -> bool:
+        try:
+            if not await self.executor.runs():
+                return False
+        except (SwarmError, OSError) as err:  # it is looked at again with the engine's next news
+            log.info("cannot look at %s: %s", self.task.name, err, extra={"task": self.task.id})
+            return False
+        log.warning(
+            "%s runs and should not: it was started outside the swarm, and is stopped",
+            self.task.name,
+            extra={"task": self.task.id},
+        )
+        await self._stop()
+        if not self.status.state.terminal:
+            self._fail("the container was started outside the swarm before its task was")
+        return True
 
     async def _wipe(self) -> None:
         while True:
@@ -195,9 +228,9 @@ class Runner:
         log.info("%s: %s", self.task.name, err, extra={"task": self.task.id})
         self._move(after_error(self.status.state), self.status.message, err)
 
-    def _well(self) -> None:
-        """The engine answers again, and says that it runs."""
-        self._note("")
+    def _well(self, trouble: str) -> None:
+        """The engine answers again, and says that it runs; ``trouble``: what is wrong around it."""
+        self._note(trouble)
 
     def _note(self, err: str) -> None:
         """Trouble that may pass: shown, but the state stays."""

@@ -11,22 +11,25 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from swarm_agent.network.model import NodeNetwork
-from swarm_agent.node.container import LABEL_NODE, LABEL_TASK
+from swarm_agent.network.ports import port_name
 from swarm_agent.node.contents import Contents, Piece
 from swarm_agent.node.engine import Engine
-from swarm_agent.node.executor import MAX_PARALLEL, Executor, Shared, container_events, missing_is_fine
+from swarm_agent.node.executor import MAX_PARALLEL, Executor, Shared, container_events, network_events
 from swarm_agent.node.files import Files
 from swarm_agent.node.images import Images
 from swarm_agent.node.lease import Lease
 from swarm_agent.node.ports import HostPorts, IsFree, nobody_listens
 from swarm_agent.node.runner import RETRY_S, CannotWrite, Report, Runner
+from swarm_agent.node.strays import Strays, strays
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.objects.records import Node, Revision, Task, TaskStatus
 
 log = logging.getLogger(__name__)
 
-LEAVE_S = 90.0  # a leaving node waits so long for its containers to go
+LOOK_EVERY_S = 10.0  # seconds between looks for containers that no event told of
+LEAVE_S = 60.0  # a leaving node waits so long for an engine that does not remove its containers
+LEAVE_MARGIN_S = 0.5  # beyond the longest grace period
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -38,7 +41,7 @@ class Assignment(msgspec.Struct, frozen=True):
 
 
 class Worker:
-    """Owns the containers labelled with this node's id. Everything else in the engine is none of its business."""
+    """Owns the containers labelled with this cluster's id. Everything else in the engine is none of its business."""
 
     def __init__(
         self,
@@ -51,7 +54,10 @@ class Worker:
         lease: Lease,
         port_is_free: IsFree = nobody_listens,
         cannot_write: CannotWrite = lambda err: False,  # noqa: ARG005
+        cluster_id: str = "",
+        engine_networks_changed: Callable[[], None] = lambda: None,
     ) -> None:
+        self._engine_networks_changed = engine_networks_changed
         self.node_id = node_id
         self._engine = engine
         self._report = report
@@ -66,27 +72,36 @@ class Worker:
             self._contents,
             lease,
             HostPorts(port_is_free),
+            cluster_id,
         )
         self.lease = lease
         self.runners: dict[str, Runner] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}
         self._again: dict[str, Assignment] = {}  # assigned anew while their old container goes
-        self._sweep: asyncio.Task[None] | None = None
+        self._strays = Strays(engine, cluster_id, self._stray_gone)
+        self._look = asyncio.Event()  # there may be strays
+        self._told = False  # all our tasks are known
+        self._leaving = False  # no more assignments are taken
+        self._sweeping: asyncio.Task[None] | None = None
         self._events: asyncio.Task[None] | None = None
+        self._cut_off: asyncio.Task[None] | None = None
         self._leasing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         self._events = asyncio.create_task(self._listen(), name="engine events")
+        self._cut_off = asyncio.create_task(self._listen_for_networks(), name="network events")
+        self._shared.network.tell(self._network_told)
         self._leasing = asyncio.create_task(self.lease.run(), name="lease")
+        self._sweeping = asyncio.create_task(self._sweep(), name="strays")
 
     async def stop(self) -> None:
         """Let go of everything; the containers go on."""
-        for task in (self._events, self._leasing):
+        for task in (self._events, self._cut_off, self._leasing, self._sweeping):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         self._again.clear()
-        ending = [*self._closing.values(), *([self._sweep] if self._sweep is not None else [])]
+        ending = list(self._closing.values())
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
@@ -95,7 +110,9 @@ class Worker:
 
     # --- assignments ---------------------------------------------------------------------------------------------
     async def assign(self, full: bool, assignments: Iterable[Assignment], removed: Iterable[str]) -> None:
-        """Take over a full list, or a change to the last one."""
+        """Take over a full list, or a change to the last one. Who is leaving takes none."""
+        if self._leaving:
+            return
         given = {a.task.id: a for a in assignments}
         for assignment in given.values():
             self._assign(assignment)
@@ -107,7 +124,8 @@ class Worker:
         waiting = (a.revision for a in self._again.values())
         self._contents.keep(itertools.chain((r.executor.revision for r in self.runners.values()), waiting))
         if full:
-            self._start_sweep()
+            self._told = True
+            self._look.set()
 
     def take(self, pieces: Iterable[Piece]) -> None:
         """Contents that the next assignments need."""
@@ -155,26 +173,32 @@ class Worker:
         return [(task_id, runner.status) for task_id, runner in self.runners.items()]
 
     # --- strays ------------------------------------------------------------------------------------------------------
-    def _start_sweep(self) -> None:
-        """Now that all our tasks are known, what else is there goes, however long the engine takes."""
-        if self._sweep is not None:
-            self._sweep.cancel()
-        self._sweep = asyncio.create_task(self._sweep_up(), name="strays")
-
-    async def _sweep_up(self) -> None:
-        while not await self._remove_strays():
-            await asyncio.sleep(RETRY_S)
+    async def _sweep(self) -> None:
+        """For ever: look when the engine tells of a container nobody assigned, and once in a while in any case."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._look.wait()
+            self._look.clear()
+            if self._told and not await self._remove_strays():
+                await asyncio.sleep(RETRY_S)
+                self._look.set()
 
     async def _remove_strays(self) -> bool:
-        """Containers of ours that no manager knows: left by tasks removed while we were away. False when some are left."""
-        filters = f'{{"label":["{LABEL_NODE}={self.node_id}"]}}'
+        """Also secrets of tasks that were removed while we were away. False when some are left."""
         try:
-            found = await self._engine.call("GET", "/containers/json", query={"all": "1", "filters": filters})
+            found = await self._strays.look()
         except SwarmError as err:
             log.warning("cannot look for strays: %s", err)
             return False
-        gone = [await self._remove_stray(c["Id"], c["Labels"].get(LABEL_TASK, "")) for c in found or ()]
+        names = {task_id: runner.executor.names for task_id, runner in self.runners.items()}
+        gone = [await self._strays.remove(c) for c in strays(found, names, [*self._closing, *self._again])]
         return all([*gone, await self._wipe_strays()])
+
+    async def _stray_gone(self, container: str, task_id: str) -> None:
+        self.lease.ended(container)
+        if not self._owns(task_id):
+            await self._shared.network.detach(task_id)
 
     async def _wipe_strays(self) -> bool:
         """Secrets of tasks that were removed while we were away."""
@@ -190,34 +214,68 @@ class Worker:
     def _owns(self, task_id: str) -> bool:
         return task_id in self.runners or task_id in self._closing or task_id in self._again
 
-    async def _remove_stray(self, container: str, task_id: str) -> bool:
-        if task_id in self.runners or task_id in self._closing:
-            return True
-        log.info("removing container %s: no manager knows its task", container[:12], extra={"task": task_id})
-        try:
-            with missing_is_fine():
-                await self._engine.call("DELETE", f"/containers/{container}", query={"force": "1", "v": "1"})
-            self.lease.ended(container)
-            await self._shared.network.detach(task_id)
-        except (SwarmError, OSError) as err:
-            log.warning("cannot remove container %s: %s", container[:12], err)
-            return False
-        return True
+    # --- leaving -----------------------------------------------------------------------------------------------------
+    def leave(self) -> None:
+        """From now on nothing is taken on."""
+        self._leaving = True
+        self._again.clear()
 
-    async def remove_all(self) -> None:
-        """Leaving the swarm: every container of ours goes, as far as the engine answers."""
-        for task_id in [*self._again, *self.runners]:
+    async def remove_all(self, patience_s: float | None = None) -> None:
+        """Leaving the swarm: all tasks are stopped at once, and what of ours is still there after its grace period is killed; as far as
+        the engine answers. ``patience_s``: no task gets more time than this; None: each its own grace period."""
+        self.leave()
+        graces = [r.executor.grace_s for r in self.runners.values()]
+        for task_id in list(self.runners):
             self._unassign(task_id)
+        if patience_s is None:
+            patience_s = max(graces, default=0.0) + LEAVE_MARGIN_S
+        if self._closing:
+            await asyncio.wait(self._closing.values(), timeout=patience_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_S):
-                await asyncio.gather(*self._closing.values(), return_exceptions=True)
-                await self._sweep_up()
+                while not await self._kill_all():
+                    await asyncio.sleep(RETRY_S)
+        left = list(self._closing.values())
+        for closing in left:
+            closing.cancel()
+        if left:
+            await asyncio.gather(*left, return_exceptions=True)
+            await self._kill_all()  # what the engine was making meanwhile
+
+    async def _kill_all(self) -> bool:
+        try:
+            found = await self._strays.look()
+        except SwarmError as err:
+            log.warning("cannot look for what is left of this swarm: %s", err)
+            return False
+        gone = await asyncio.gather(*(self._strays.remove(c) for c in found))
+        return all([*gone, await self._wipe_strays()])
 
     # --- the engine's news -----------------------------------------------------------------------------------------
     async def _listen(self) -> None:
         async for task_id in container_events(self._engine):
+            if task_id is None or not self._owns(task_id):
+                self._look.set()
             runners = self.runners.values() if task_id is None else filter(None, (self.runners.get(task_id),))
             for runner in list(runners):
+                runner.poke()
+
+    async def _listen_for_networks(self) -> None:
+        async for container in network_events(self._engine):
+            if container is None:
+                self._engine_networks_changed()
+                continue
+            for runner in list(self.runners.values()):
+                if runner.executor.container.container_id == container:
+                    runner.poke()
+
+    def _network_told(self, gone: frozenset[str], networks: frozenset[str]) -> None:
+        """Links of containers have gone, or something about these networks is wrong or right again."""
+        for runner in list(self.runners.values()):
+            executor = runner.executor
+            if gone & {port_name(endpoint) for endpoint in executor.endpoints} or networks & set(
+                executor.networks()
+            ):
                 runner.poke()
 
     def running(self) -> int:

@@ -36,7 +36,7 @@ BRINGS: dict[int, tuple[str, ...]] = {
         "since when a node takes tasks",
     ),
     4: (
-        "what a node's host uses itself: the ports its programs hold",
+        "what a node's host uses itself: the ports its programs hold, its addresses and routes",
         "which version of a secret or config its labels were written at",
         "why a node takes no tasks, and why its manager side does not work",
     ),

@@ -90,6 +90,14 @@ class HeldPort(Part, frozen=True, kw_only=True):
     holder: str = ""  # for people: "sshd (pid 612)"
 
 
+class HostSubnet(Part, frozen=True, kw_only=True):
+    """A part of IPv4's space that a host uses itself: by an address of its own, or by a route."""
+
+    subnet: str
+    device: str = ""
+    connected: bool = False  # it has an address in it
+
+
 class NodeDescription(Part, frozen=True, kw_only=True):
     hostname: str = ""
     architecture: str = ""
@@ -107,6 +115,8 @@ class NodeDescription(Part, frozen=True, kw_only=True):
     held_ports: tuple[HeldPort, ...] = ()  # sorted by protocol and number; level 4
     trouble: str = ""  # why the node takes no new tasks, in words; "" while it does; level 4
     manager_trouble: str = ""  # why its manager side does not work, "<what>: <detail>"; level 4
+    subnets: tuple[HostSubnet, ...] = ()  # what the host itself uses, sorted; level 4
+    addresses: tuple[str, ...] = ()  # IPv4 addresses by which others reach the host, sorted; level 4
 
 
 class NodeStatus(Part, frozen=True, kw_only=True):

@@ -117,7 +117,8 @@ class ObserveServer:
             return "no session with a leader"
         if member.manager is not None and member.manager.status.leader is None:
             return "raft has no leader"
-        return ""
+        trouble: str = member.network_trouble
+        return trouble
 
     def metrics(self) -> list[str]:
         """Prometheus text; Docker's swarm metric names where Docker has one."""

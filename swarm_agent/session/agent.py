@@ -32,6 +32,7 @@ from swarm_agent.session.wire import (
     Managers,
     Networks,
     NodeChanged,
+    Silent,
     Statuses,
     Up,
     Welcome,
@@ -63,6 +64,7 @@ class Orders(Protocol):
     async def node_changed(self, node: Node) -> None: ...
     async def managers_changed(self, managers: tuple[Manager, ...]) -> None: ...
     async def root_changed(self, root: bytes) -> None: ...
+    def silent(self, nodes: tuple[str, ...]) -> None: ...
     def logs_wanted(self, wanted: LogsWanted) -> None: ...
     def statuses(self) -> list[tuple[str, TaskStatus]]: ...
     def lease_wanted(self) -> bool: ...
@@ -239,6 +241,8 @@ class SessionAgent:
                     await self._orders.node_changed(node)
                 case Managers(managers):
                     await self._orders.managers_changed(managers)
+                case Silent(nodes):
+                    self._orders.silent(nodes)
                 case LogsWanted():
                     self._orders.logs_wanted(message)
                 case _:

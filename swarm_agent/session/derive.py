@@ -22,11 +22,12 @@ from swarm_agent.node.container import name_servers
 from swarm_agent.node.contents import Piece
 from swarm_agent.node.worker import Assignment
 from swarm_agent.objects import defaults, features, templates
-from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Network, Node, Revision, Service, Task
 from swarm_agent.objects.specs import PortConfig
-from swarm_agent.store import Store
+from swarm_agent.store import Store, slot_key
 
+SILENT = "heartbeat failure"  # the message of a node that is down because it was not heard
 MTU = 1450
 MTU_OPTION = "com.docker.network.driver.mtu"
 
@@ -34,6 +35,24 @@ MTU_OPTION = "com.docker.network.driver.mtu"
 def ready(task: Task) -> bool:
     """Whether the task takes traffic."""
     return task.status.state == TaskState.RUNNING and task.desired_state <= TaskState.COMPLETE
+
+
+def kept(store: Store, task: Task) -> bool:
+    """Whether a task that another is to replace goes on taking traffic: its node is silent, which says nothing of the task, and nothing runs
+    in its place yet. One that ran under a lease that is over has ended."""
+    if task.status.state != TaskState.RUNNING or task.desired_state != TaskState.SHUTDOWN:
+        return False
+    node = store.nodes.get(task.node_id)
+    if node is None or node.status.state != NodeState.DOWN or node.status.message != SILENT:
+        return False
+    if node.status.fenced and _singleton(store, task):
+        return False
+    return not any(ready(other) for other in store.tasks.by("slot", slot_key(task.service_id, task.place)))
+
+
+def _singleton(store: Store, task: Task) -> bool:
+    revision = store.revisions.get(task.revision_id)
+    return revision is not None and revision.singleton
 
 
 def draining(task: Task) -> bool:
@@ -151,7 +170,7 @@ class NetworkPicture:
                             node_id=task.node_id,
                             address=bare(part.address),
                             aliases=aliases.get(part.network_id, ()),
-                            ready=ready(task),
+                            ready=ready(task) or kept(self._store, task),
                         )
                     )
         for rows in out.values():
@@ -184,7 +203,7 @@ class NetworkPicture:
     def _ingress_ports(self) -> tuple[PublishedPort, ...]:
         out = []
         for service in sorted(self._store.services.all(), key=lambda s: s.id):
-            out += _published(service, "ingress", self._tasks.get(service.id, []))
+            out += self._published(service, "ingress", self._tasks.get(service.id, []))
         return tuple(out)
 
     def _host_ports(self, mine: list[Task]) -> tuple[PublishedPort, ...]:
@@ -195,9 +214,27 @@ class NetworkPicture:
         for service_id, tasks in sorted(by_service.items()):
             service = self._store.services.get(service_id)
             if service is not None:
-                out += _published(service, "host", tasks)
+                out += self._published(service, "host", tasks)
             out += [_picked(task, port) for task in tasks for port in task.status.ports]
         return tuple(out)
+
+    def _published(self, service: Service, mode: str, tasks: list[Task]) -> list[PublishedPort]:
+        held = [t for t in tasks if t.node_address]
+        taking = [t for t in held if ready(t) or kept(self._store, t)]
+        leaving = [t for t in held if draining(t) and t not in taking]
+        return [
+            PublishedPort(
+                service_id=service.id,
+                protocol=defaults.protocol(port),
+                published=port.published_port,
+                target=port.target_port or 0,
+                mode=mode,
+                backends=tuple(sorted(t.node_address for t in taking)),
+                draining=tuple(sorted(t.node_address for t in leaving)),
+            )
+            for port in (service.endpoint and service.endpoint.ports) or ()
+            if defaults.publish_mode(port) == mode and port.published_port
+        ]
 
 
 def _addresses(nodes: Iterable[Node]) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -205,7 +242,7 @@ def _addresses(nodes: Iterable[Node]) -> tuple[tuple[str, ...], tuple[int, ...]]
     addresses: set[str] = set()
     ports: set[int] = set()
     for node in nodes:
-        addresses |= {node.data_addr, node.status.addr}
+        addresses |= {node.data_addr, node.status.addr, *node.description.addresses}
         for place in (node.manager_addr, node.rpc_addr):
             host, _, port = place.rpartition(":")
             addresses.add(host.strip("[]"))
@@ -226,24 +263,6 @@ def _picked(task: Task, port: PortConfig) -> PublishedPort:
         backends=address if ready(task) else (),
         draining=address if draining(task) else (),
     )
-
-
-def _published(service: Service, mode: str, tasks: list[Task]) -> list[PublishedPort]:
-    backends = tuple(sorted(t.node_address for t in tasks if ready(t) and t.node_address))
-    leaving = tuple(sorted(t.node_address for t in tasks if draining(t) and t.node_address))
-    return [
-        PublishedPort(
-            service_id=service.id,
-            protocol=defaults.protocol(port),
-            published=port.published_port,
-            target=port.target_port or 0,
-            mode=mode,
-            backends=backends,
-            draining=leaving,
-        )
-        for port in (service.endpoint and service.endpoint.ports) or ()
-        if defaults.publish_mode(port) == mode and port.published_port
-    ]
 
 
 def _overlay(network: Network) -> Overlay:

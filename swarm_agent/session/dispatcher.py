@@ -32,6 +32,7 @@ from swarm_agent.objects.records import (
 from swarm_agent.raft import EntryTooLarge
 from swarm_agent.session import derive
 from swarm_agent.session.fence import Fence
+from swarm_agent.session.pulse import Pulse
 from swarm_agent.session.wire import (
     Assignments,
     Beat,
@@ -44,6 +45,7 @@ from swarm_agent.session.wire import (
     Managers,
     Networks,
     NodeChanged,
+    Silent,
     Statuses,
     Up,
     Welcome,
@@ -54,13 +56,14 @@ log = logging.getLogger(__name__)
 
 Propose = Callable[[tuple[Group, ...]], Awaitable[ApplyResult]]
 
-SILENCE = 0.7  # of a heartbeat period (five beats long) without a beat: the node is down
 NEW_LEADER_GRACE = 0.8  # periods a node has to find a new leader before its silence counts; most need a tenth
 COALESCE_S = 0.02  # changes within this time go out as one message
 STATUS_COALESCE_S = 0.01
 MAX_CONTENTS = 4 << 20  # bytes of secrets and configs in one message, or one of them alone
 MAX_STATUSES = 1000  # in one entry
 CHECK_S = 0.25
+SILENT_S = 2.0  # without a beat, of which there is one each second by default: others are told
+LATE_S = 0.02  # more than a loop is late that has time to listen
 RETRY_S = 0.05
 
 
@@ -86,6 +89,7 @@ class _Session:
         self.last_view: bytes = b""
         self.last_managers: object = None
         self.last_node: Node | None = None
+        self.last_silent: tuple[str, ...] | None = None
         self.extra: list[Down] = []
 
     def touch(self) -> None:
@@ -101,8 +105,13 @@ class Dispatcher:
         propose: Propose,
         new_id: Callable[[], str],
         confirm: Callable[[], Awaitable[None]],
+        own: str = "",
     ) -> None:
-        """``confirm``: see ``Fence``."""
+        """``confirm``: see ``Fence``. ``own``: the node this manager runs on."""
+        self._confirm = confirm
+        self._pulse = Pulse(own)
+        self._began = asyncio.get_running_loop().time()
+        self._silent_nodes: tuple[str, ...] = ()
         self._store = store
         self._propose = propose
         self._new_id = new_id
@@ -111,7 +120,6 @@ class Dispatcher:
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(
             asyncio.Lock
         )  # node id -> whose turn to write
-        self._deadline: dict[str, float] = {}  # node id -> loop time after which silence is too long
         self._statuses: dict[str, tuple[str, TaskStatus]] = {}  # task id -> (reporter, status)
         self._status_news = asyncio.Event()
         self._level_news = asyncio.Event()
@@ -151,7 +159,7 @@ class Dispatcher:
         grace = self._period_s() * NEW_LEADER_GRACE
         for node in self._store.nodes.all():
             if node.status.state != NodeState.DOWN:
-                self._deadline.setdefault(node.id, loop.time() + grace)
+                self._pulse.wait_for(node.id, loop.time() + grace)
                 try:
                     await self._change_node(node.id, self._unknown)
                 except SwarmError as err:
@@ -227,7 +235,7 @@ class Dispatcher:
                     await self._change_node(node_id, functools.partial(self._described, description))
                 case Leaving():
                     session.leaving = True
-                    self._deadline.pop(node_id, None)
+                    self._pulse.forget(node_id)
                     await self._set_state(node_id, NodeState.DOWN, "the node left the swarm")
                 case _:
                     raise SwarmError(f"unexpected message {type(message).__name__}")
@@ -254,6 +262,9 @@ class Dispatcher:
             if known != session.last_managers:
                 session.last_managers = known
                 out.append(Managers(known))
+        if session.level >= features.HOST_FACTS and session.last_silent != self._silent_nodes:
+            session.last_silent = self._silent_nodes
+            out.append(Silent(self._silent_nodes))
         if session.node_dirty:
             session.node_dirty = False
             if (
@@ -402,10 +413,10 @@ class Dispatcher:
 
     # --- pulse -----------------------------------------------------------------------------------------------------
     def _beat(self, node_id: str) -> None:
-        self._deadline[node_id] = asyncio.get_running_loop().time() + self._period_s() * SILENCE
+        self._pulse.heard(node_id, asyncio.get_running_loop().time(), self._period_s())
 
     async def _watch_silence(self) -> None:
-        """Look for silent nodes. Time we did not run ourselves is not held against them."""
+        """Look for silent nodes. Time we did not run ourselves is not held against them, nor is what may be our own deafness."""
         loop = asyncio.get_running_loop()
         last = loop.time()
         while True:
@@ -413,16 +424,40 @@ class Dispatcher:
             now = loop.time()
             late = now - last - CHECK_S
             last = now
-            if late > CHECK_S:
-                for node_id in self._deadline:
-                    self._deadline[node_id] += late
-            for node_id, deadline in list(self._deadline.items()):
-                if deadline < now:
+            if late > LATE_S:
+                self._pulse.paused(late)
+            lost = self._pulse.lost(now)
+            if self._pulse.in_doubt(lost, now, self._period_s()):
+                if lost:
+                    await self._ask(lost)
+                    last = loop.time()
+            else:
+                for node_id in lost:
                     await self._silent(node_id)
+            self._tell_silent(now)
+
+    def _tell_silent(self, now: float) -> None:
+        """Nodes hear whom we do not hear, sooner than anybody is taken for lost: they look for themselves (``network.probe``)."""
+        unheard = self._pulse.silent(now, SILENT_S) if now - self._began > SILENT_S else frozenset()
+        away = (n.id for n in self._store.nodes.all() if n.status.state == NodeState.DOWN)
+        silent = tuple(sorted({*unheard, *away}))
+        if silent != self._silent_nodes:
+            self._silent_nodes = silent
+            for session in self.sessions.values():
+                session.touch()
+
+    async def _ask(self, lost: list[str]) -> None:
+        """Most nodes are silent, or our own: whether we still lead is asked first, then the nodes have time to be heard."""
+        log.warning("%d nodes are silent at once: asking before any of them is taken for lost", len(lost))
+        try:
+            await self._confirm()
+        except SwarmError as err:
+            log.warning("whether this manager leads cannot be said, so no node is taken for lost: %s", err)
+        self._pulse.ask(asyncio.get_running_loop().time(), self._period_s())
 
     async def _silent(self, node_id: str) -> None:
         """A node is down. Its session, if one is open, ends: what comes back says hello, or it would stay down for ever."""
-        del self._deadline[node_id]
+        self._pulse.forget(node_id)
         log.warning("node is silent", extra={"node": node_id})
         session = self.sessions.get(node_id)
         if session is not None:
@@ -431,15 +466,13 @@ class Dispatcher:
         try:
             await self._change_node(
                 node_id,
-                lambda n: (
-                    n if n.id in self._deadline else self._with_state(n, NodeState.DOWN, "heartbeat failure")
-                ),
+                lambda n: n if n.id in self._pulse else self._with_state(n, NodeState.DOWN, derive.SILENT),
             )
         except NotFound:
             pass  # removed meanwhile
         except SwarmError as err:
             log.warning("cannot mark a silent node down yet: %s", err, extra={"node": node_id})
-            self._deadline.setdefault(node_id, asyncio.get_running_loop().time())
+            self._pulse.wait_for(node_id, asyncio.get_running_loop().time())
 
     async def _register(self, node_id: str, hello: Hello, peer: str) -> None:
         addr = hello.data_addr or peer
@@ -463,7 +496,9 @@ class Dispatcher:
         """As much of it as the cluster's level lets us write."""
         level = self._store.feature_level
         if level < features.HOST_FACTS:
-            description = msgspec.structs.replace(description, held_ports=(), trouble="", manager_trouble="")
+            description = msgspec.structs.replace(
+                description, held_ports=(), trouble="", manager_trouble="", subnets=(), addresses=()
+            )
         if level < features.ORCHESTRATION:
             description = msgspec.structs.replace(description, generic=(), volumes=())
         return description
@@ -588,4 +623,10 @@ def _network_sees_service(change: Change) -> bool:
 
 def _network_sees_node(change: Change) -> bool:
     old, new = change.old, change.new
-    return old is None or new is None or (old.number, old.data_addr) != (new.number, new.data_addr)
+    return old is None or new is None or _shown(old) != _shown(new)
+
+
+def _shown(node: Node) -> tuple[object, ...]:
+    """What of a node the network shows: where it is, and whether its tasks are kept although others are to replace them."""
+    away = node.status.state == NodeState.DOWN
+    return (node.number, node.data_addr, away, away and node.status.fenced, away and node.status.message)

@@ -81,14 +81,6 @@ class Front:
         if self._context is not None:
             tls.load_pair(self._context, self._identity())
 
-    @property
-    def waiting(self) -> int:
-        return self._gate.waiting
-
-    @property
-    def refused(self) -> int:
-        return self._gate.refused
-
     def shut(self) -> None:
         """Let nobody in any more; who is in stays."""
         self._gate.shut()

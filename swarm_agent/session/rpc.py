@@ -233,10 +233,6 @@ class RpcServer:
         if self._front is not None:
             self._front.renewed()
 
-    @property
-    def front(self) -> Front | None:
-        return self._front
-
     async def stop(self) -> None:
         if self._front is not None:
             self._front.shut()

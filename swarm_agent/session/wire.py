@@ -105,7 +105,24 @@ class Heard(msgspec.Struct, frozen=True, tag="heard"):
     """The manager led after it had got a beat. Sent only to whoever asks, and once for all beats of about a second."""
 
 
-Down = Welcome | Assignments | Contents | Networks | NodeChanged | Managers | LogsWanted | Leased | Heard
+class Silent(msgspec.Struct, frozen=True, tag="silent"):
+    """Nodes the manager does not hear now. Nodes of level 4 and above."""
+
+    nodes: tuple[str, ...]
+
+
+Down = (
+    Welcome
+    | Assignments
+    | Contents
+    | Networks
+    | NodeChanged
+    | Managers
+    | LogsWanted
+    | Leased
+    | Heard
+    | Silent
+)
 
 
 # --- logs --------------------------------------------------------------------------------------------------------------

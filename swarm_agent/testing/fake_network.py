@@ -6,11 +6,14 @@ refused and with which error, what ``attach`` answers. Faults are asked for with
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+
 from swarm_agent.network import model, resolvconf
 from swarm_agent.network.engine import container_network
 from swarm_agent.network.host import NetworkError
 from swarm_agent.network.model import AttachRequest, Change, ContainerNetwork, NetworkView, Plan, PortKey
 from swarm_agent.objects.errors import FailedPrecondition
+from swarm_agent.objects.records import HostSubnet
 
 
 class FakeNodeNetwork:
@@ -23,6 +26,10 @@ class FakeNodeNetwork:
         self.view: NetworkView | None = None
         self.plan = Plan()
         self.started = False
+        self.own_net: tuple[tuple[HostSubnet, ...], tuple[str, ...]] = ((), ())
+        self.lost: set[str] = set()  # networks that ``missing`` finds lost
+        self.troubles: dict[str, str] = {}
+        self.told: Callable[[frozenset[str], frozenset[str]], None] = lambda _gone, _networks: None
         self.holders: dict[PortKey, str] = {}
         self._taken_from: frozenset[PortKey] = frozenset()
         self._faults: dict[str, list[Exception]] = {}
@@ -76,6 +83,22 @@ class FakeNodeNetwork:
         self._called("detach", task_id)
         self._must_run()
         self.attached.pop(task_id, None)
+
+    async def host_net(self) -> tuple[tuple[HostSubnet, ...], tuple[str, ...]]:
+        return self.own_net
+
+    async def missing(self, endpoints: Mapping[str, str]) -> tuple[str, ...]:
+        return tuple(network for network in endpoints if network in self.lost)
+
+    def trouble(self, networks: Iterable[str] | None = None) -> str:
+        wanted = self.troubles if networks is None else networks
+        return "; ".join(self.troubles[network] for network in wanted if network in self.troubles)
+
+    def tell(self, told: Callable[[frozenset[str], frozenset[str]], None]) -> None:
+        self.told = told
+
+    def engine_changed(self) -> None:
+        self._called("engine_changed", None)
 
     async def stop(self) -> None:
         self._called("stop", None)

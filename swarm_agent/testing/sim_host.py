@@ -216,6 +216,23 @@ class SimHost:
             disk.crash()
 
 
+class SimEchoes:
+    """Every kernel answers: hosts of a simulation have no packets of their own."""
+
+    def __init__(self) -> None:
+        self._asked: set[str] = set()
+
+    def ask(self, address: str) -> None:
+        self._asked.add(address)
+
+    def answered(self) -> set[str]:
+        asked, self._asked = self._asked, set()
+        return asked
+
+    def close(self) -> None:
+        self._asked.clear()
+
+
 class SimRoom(Room):
     """Of a host whose file systems are Raft's disk alone."""
 
@@ -261,6 +278,7 @@ class Process:
             home=SameLoop,
             disk=host.open_disk,
             files=host.files,
+            echoes=SimEchoes,
             room=lambda folder: SimRoom(host, folder),
             port_is_free=lambda protocol, port: True,  # noqa: ARG005
             certificates=SimSource(random.Random(host.rng.getrandbits(64)), host.now),

@@ -15,5 +15,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     why = "needs root" if os.geteuid() else f"needs {', '.join(missing)}" if missing else ""
     if why:
         for item in items:
-            if "tests/cluster" in str(item.path):
+            if "tests/cluster" in str(item.path) or "tests/load" in str(item.path):
                 item.add_marker(pytest.mark.skip(reason=why))

@@ -270,7 +270,12 @@ def swarm_lab(folder: Path, numbers: tuple[int, ...] = (1, 2, 3), *, checked: bo
             host.checked = checked
             stack.callback(host.close)
             # no resolver: looking a registry up must fail at once, not after a time-out
-            (host.folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+            options = (
+                "options ndots:0\n",
+                "options edns0 trust-ad\n",
+                "search corp.example\noptions ndots:5\n",
+            )
+            (host.folder / "resolv.conf").write_text("nameserver 127.0.0.1\n" + options[number % 3])
             host.space.run("mount", "--bind", str(host.folder / "resolv.conf"), "/etc/resolv.conf")
             host.state = host.folder / "state" / "net"
             host.state.mkdir(parents=True)

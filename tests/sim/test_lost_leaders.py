@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from swarm_agent.manager.duties import Duties
 from swarm_agent.session import agent, dispatcher
 from swarm_agent.session.agent import SessionAgent
 from swarm_agent.session.fence import Fence
+from swarm_agent.session.pulse import Pulse
 from swarm_agent.session.wire import Beat, Welcome
 from swarm_agent.testing.sim_checks import ClusterChecks, unsettled
 from swarm_agent.testing.sim_cluster import SimCluster, simulation
@@ -49,6 +51,7 @@ def test_tasks_of_workers_are_not_replaced(seed: int) -> None:
 def test_without_answers_they_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Fence, "heard", lambda self, session: None)
     monkeypatch.setattr(SessionAgent, "_asked", lambda self, now, leasing: None)
+    monkeypatch.setattr(Pulse, "in_doubt", lambda self, lost, now, period: False)  # which would save them too
     with pytest.raises(AssertionError):
         play(the_leaders_host_is_cut_off, 0)
 
@@ -118,3 +121,55 @@ def test_an_agent_that_asks_for_no_answers_keeps_its_session(monkeypatch: pytest
     count = counted(monkeypatch)
     test_sessions_of_an_idle_cluster_last(monkeypatch)
     assert count[0] == 0
+
+
+# --- leaders that are there, and deaf ------------------------------------------------------------------------------------------
+async def the_leader_is_deaf(c: SimCluster) -> None:
+    """Overloaded: it answers in the end, but beats are not read in time, its own node's among them."""
+    await c.create("web", 12)
+    await c.until_running("web", 12)
+    before = sorted(t.id for t in c.tasks("web"))
+    manager = c.leader().manager
+    assert manager is not None
+    assert manager.duties is not None
+    leader: Any = manager.duties.dispatcher
+    heard, leader._beat = leader._beat, lambda node_id: None
+    await asyncio.sleep(c.rng.uniform(5.5, 7.0))
+    leader._beat = heard
+    await asyncio.sleep(20)
+    # in which it would have replaced whom it had taken for lost
+    assert c.leader().manager is manager
+    assert sorted(t.id for t in c.tasks("web")) == before
+    assert sum(host.engine.starts for host in c.hosts.values()) == 12
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_deaf_leader_takes_nobody_for_lost(seed: int) -> None:
+    play(the_leader_is_deaf, seed)
+
+
+def test_a_deaf_leader_that_does_not_ask_replaces_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pulse, "in_doubt", lambda self, lost, now, period: False)
+    with pytest.raises(AssertionError):
+        play(the_leader_is_deaf, 0)
+
+
+def test_when_most_nodes_are_gone_indeed_their_tasks_run_elsewhere() -> None:
+    async def story(c: SimCluster) -> None:
+        await c.create("web", 6)
+        await c.until_running("web", 6)
+        leader = c.leader()
+        follower = next(h for h, _ in c.managers() if h is not leader)
+        gone = ["w1", "w2", "w3", follower.name]
+        left = {h.node_id for h in c.hosts.values() if h.name not in gone}
+        for name in gone:
+            await c[name].kill()
+        await c.until(
+            "all run on the two that are left",
+            lambda: "" if len([t for t in c.running("web") if t.node_id in left]) == 6 else "not yet",
+            30,
+        )
+        for name in gone:
+            c[name].start()
+
+    play(story, 3)

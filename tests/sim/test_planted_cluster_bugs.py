@@ -432,7 +432,10 @@ def a_new_leader_is_told_nothing(m: pytest.MonkeyPatch) -> None:
 
 
 def strays_stay(m: pytest.MonkeyPatch) -> None:
-    m.setattr(Worker, "_start_sweep", lambda self: None)
+    async def nothing(self: Worker) -> bool:
+        return True
+
+    m.setattr(Worker, "_remove_strays", nothing)
 
 
 def a_new_leader_waits_for_nobody(m: pytest.MonkeyPatch) -> None:
@@ -477,7 +480,7 @@ def new_leaders_count_attempts_from_nothing(m: pytest.MonkeyPatch) -> None:
     real_init, real_restart = Duties.__init__, slots.restart
 
     def init(self: Duties, *parts: Any) -> None:
-        began[0] = parts[-1]()  # now
+        began[0] = parts[4]()  # now
         real_init(self, *parts)
 
     def restart(service: Service, task: Task, tasks: list[Task], now: int) -> Any:

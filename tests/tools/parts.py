@@ -33,6 +33,7 @@ UNIT = Part(
         "--ignore=tests/sim",
         "--ignore=tests/cluster",
         "--ignore=tests/bench",
+        "--ignore=tests/load",
         "tests",
     ),
     "tests",
@@ -50,6 +51,13 @@ CLUSTER_LONG = Part(
     "tests/cluster",
     (("SWARM_KILL_ALL", "100"), ("SWARM_REAL_SEEDS", "20")),
 )
+LOAD = Part(
+    "saturated for half an hour",
+    35,
+    (*PYTEST, "-s", "tests/load"),
+    "tests/load",
+    (("SWARM_SATURATED_MINUTES", "30"),),
+)
 PLAIN = (("MOLECULE_COMMAND_BORDERS", "false"), ("NO_COLOR", "1"))
 MOLECULE = Part(
     "molecule default", 10, ("molecule", "test", "--scenario-name", "default"), "molecule/default", PLAIN
@@ -63,7 +71,7 @@ SANITY = Part("ansible-test sanity", 3, (sys.executable, "tests/tools/sanity.py"
 WORDS = {
     "check": (UNIT, SIM_SHORT),
     "test": (UNIT, SIM, CLUSTER, MOLECULE, BARE, RESET, SANITY),
-    "test-all": (UNIT, SIM_LONG, CLUSTER_LONG, MOLECULE, BARE_LONG, RESET, EDGES, SANITY),
+    "test-all": (UNIT, SIM_LONG, CLUSTER_LONG, LOAD, MOLECULE, BARE_LONG, RESET, EDGES, SANITY),
 }
 _COUNTS = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
 

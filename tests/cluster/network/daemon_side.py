@@ -91,6 +91,14 @@ async def main(engine: str, state: str, library: str, cut: str) -> None:
                 result = await network.apply(msgspec.convert(argument, NetworkView))
             elif call == "attach":
                 result = await network.attach(msgspec.convert(argument, AttachRequest))
+            elif call == "watch":  # whether it looks after the host by itself
+                mender = network._mender
+                await (mender.start(network._s.news.fileno()) if argument else mender.stop())
+                result = None
+            elif call == "trouble":
+                result = network.trouble()
+            elif call == "missing":
+                result = await network.missing(argument)
             elif call == "detach":
                 result = await network.detach(argument)
             else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -156,13 +157,19 @@ class Listener:
 
     def __init__(self, enter: list[str], what: str, address: str, port: int = 0) -> None:
         command = [*enter, *probe_command(what, address, port)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        self._came = b""
         assert self.next() == "listening"
 
     def next(self) -> str:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, "the listener ended"
+        while b"\n" not in self._came:
+            readable, _, _ = select.select([self._process.stdout], [], [], 20)
+            assert readable, "nothing came within 20 s"
+            more = os.read(self._process.stdout.fileno(), 4096)
+            assert more, "the listener ended"
+            self._came += more
+        line, self._came = self._came.split(b"\n", 1)
         return str(json.loads(line))
 
     def close(self) -> None:

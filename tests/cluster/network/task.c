@@ -81,7 +81,9 @@ static int resolve(const char *name) {
 int main(int argc, char **argv) {
     signal(SIGTERM, on_term);
     signal(SIGPIPE, SIG_IGN);
-    if (argc == 4 && !strcmp(argv[1], "serve")) return serve(argv[2], atoi(argv[3]));
+    char own[65] = "";
+    gethostname(own, sizeof own - 1);
+    if (argc == 4 && !strcmp(argv[1], "serve")) return serve(strcmp(argv[2], "-") ? argv[2] : own, atoi(argv[3]));
     if (argc == 3 && !strcmp(argv[1], "resolve")) return resolve(argv[2]);
     if (argc == 2 && !strcmp(argv[1], "idle")) for (;;) pause();
     return 2;

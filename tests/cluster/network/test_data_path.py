@@ -237,27 +237,26 @@ def test_nobody_outside_walks_into_the_node_network(cluster: Cluster) -> None:
     try:
         (answer,) = probe([*cluster.client.enter, *HASTY], "tcp", cluster.tasks["t1"].node_address, 7000, 1)
         assert "error" in answer
+        cluster.hosts[1].call("watch", False)
         cluster.hosts[1].space.run("nft", "insert", "rule", "ip", "swarm", "forward", "accept")
         (answer,) = probe(cluster.client.enter, "tcp", cluster.tasks["t1"].node_address, 7000, 1)
         assert answer["client"] == CLIENT, "without our rule the way is open: the test means something"
     finally:
         cluster.router.run("ip", "route", "del", "10.240.0.0/12")
-        cluster.hosts[1].call("recheck")
-        cluster.apply(1)
+        cluster.hosts[1].call("watch", True)
 
 
 def test_tunnels_from_others_than_peers_are_dropped(cluster: Cluster) -> None:
     listener = Listener(cluster.inside("c1"), "listen", "0.0.0.0", 7777)
     try:
         cluster.client.run(*probe_command("vxlan", "10.92.0.1", 4096, "10.0.9.99", "10.0.9.21"))
-        # a program may not, a host's kernel may
+        cluster.hosts[2].call("watch", False)  # a program may not, a host's kernel may
         cluster.hosts[2].space.run("nft", "flush", "chain", "inet", "swarm_guard", "output")
         cluster.hosts[2].space.run(*probe_command("vxlan", "10.92.0.1", 4096, "10.0.9.98", "10.0.9.21"))
         assert listener.next() == "10.0.9.98", "the peer's came, the stranger's did not"
     finally:
         listener.close()
-        cluster.hosts[2].call("recheck")
-        cluster.apply(2)
+        cluster.hosts[2].call("watch", True)
 
 
 # --- leaving backends

@@ -39,6 +39,8 @@ def cluster(engine_needed: None, tmp_path_factory: pytest.TempPathFactory) -> It
         two.apply()
         for task in two.tasks.values():
             two.start(task)
+        for host in two.hosts.values():
+            host.call("watch", False)  # what a test takes away must not be mended meanwhile
         yield two
         for server in servers:
             server.kill()

@@ -79,7 +79,10 @@ def view(rng: random.Random) -> NetworkView:
 
 def everything(host: Host) -> dict[str, str]:
     """All that the kernel holds of ours, as text."""
-    found = {"host rules": _rules(host.space.run("nft", "-j", "list", "table", "ip", "swarm"))}
+    found = {
+        f"host rules {table}": _rules(host.space.run("nft", "-j", "list", "table", family, table))
+        for family, table in (("ip", "swarm"), ("inet", "swarm_guard"))
+    }
     found["host routes"] = host.space.run("ip", "-4", "route", "show", "table", "all")
     for netns in host.netns():
         found[f"{netns} rules"] = _rules(

@@ -179,14 +179,16 @@ def test_from_nothing_everything_is_made() -> None:
 
 def test_containers_are_kept_off_every_member_whatever_is_told() -> None:
     found = plan(view(peers=PEERS[:2]), ("docker0",), (2377,)).guards
-    assert found == Guards(("docker0", "swarm0"), ("192.0.2.1", "192.0.2.2"), (2377,))
+    assert found == Guards(("docker0", "swarm0"), ("192.0.2.1", "192.0.2.2"), (2377,), ("10.0.9.0/24",))
     told = msgspec.structs.replace(
         view(peers=PEERS[:2]),
         members=("198.51.100.7", "192.0.2.2", "2001:db8::1", "node.example"),
         control_ports=(2378, 2377),
     )
     more = plan(told, ("docker0",), (2377,)).guards
-    assert more == Guards(("docker0", "swarm0"), ("192.0.2.1", "192.0.2.2", "198.51.100.7"), (2377, 2378))
+    assert more == Guards(
+        ("docker0", "swarm0"), ("192.0.2.1", "192.0.2.2", "198.51.100.7"), (2377, 2378), ("10.0.9.0/24",)
+    )
     assert kinds(changes(plan(view(peers=PEERS[:2])), plan(told))) == [SetGuards]
 
 
@@ -291,7 +293,8 @@ def test_a_changed_shape_is_made_sure_of_as_a_whole() -> None:
 
 def test_a_network_that_is_not_needed_any_more_goes_last() -> None:
     found = changes(plan(view()), plan(view(overlays=(), endpoints=(), vips=())))
-    assert found == [SetNames("app", None), DropOverlay("app")]
+    assert found[1:] == [SetNames("app", None), DropOverlay("app")]
+    assert kinds(found[:1]) == [SetGuards]
 
 
 def test_what_failed_is_made_anew_next_time() -> None:

@@ -39,6 +39,7 @@ def test_the_least_a_container_gets() -> None:
             "com.docker.swarm.node.id": "nodeid",
             "com.docker.swarm.service.id": "serviceid",
             "com.docker.swarm.service.name": "web",
+            "swarm-agent.cluster.id": "",
         },
         "HostConfig": {
             "NetworkMode": "default",

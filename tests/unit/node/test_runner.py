@@ -19,7 +19,7 @@ from swarm_agent.node.lease import Lease
 from swarm_agent.node.ports import HostPorts
 from swarm_agent.node.runner import Runner
 from swarm_agent.objects.enums import TaskState as S
-from swarm_agent.objects.records import ContainerStatus, Revision, Task, TaskStatus
+from swarm_agent.objects.records import ContainerStatus, NetworkAddress, Revision, Task, TaskStatus
 from swarm_agent.objects.specs import ContainerSpec, TaskTemplate
 from swarm_agent.testing.fake_engine import FakeEngine
 from swarm_agent.testing.fake_files import FakeFiles
@@ -47,6 +47,8 @@ class Script:
         self.ports = ()
         self.cues = cues
         self.done: list[str] = []
+        self.running = False  # though nobody asked for it
+        self._news = asyncio.Event()
 
     async def _play(self, name: str) -> None:
         self.done.append(name)
@@ -63,13 +65,14 @@ class Script:
     async def start(self) -> None:
         await self._play("start")
 
-    async def wait(self, runs: Callable[[], None]) -> None:
+    async def wait(self, runs: Callable[[str], None]) -> None:
         if not self.cues.get("wait"):
-            runs()
+            runs("")
         await self._play("wait")
 
     async def shutdown(self) -> None:
         await self._play("shutdown")
+        self.running = False
 
     async def remove(self) -> None:
         await self._play("remove")
@@ -79,6 +82,14 @@ class Script:
 
     def poke(self) -> None:
         self.done.append("poke")
+        self._news.set()
+
+    async def news(self) -> None:
+        self._news.clear()
+        await self._news.wait()
+
+    async def runs(self) -> bool:
+        return self.running
 
     def let_go(self) -> None:
         self.done.append("let go")
@@ -187,6 +198,44 @@ def test_what_was_wrong_while_the_engine_was_away_is_forgotten_when_it_is_back()
     run(story())
 
 
+@pytest.mark.parametrize("poked", [True, False], ids=["told", "found at a start"])
+def test_what_runs_after_its_task_ended_is_stopped(*, poked: bool) -> None:
+    """``docker restart``: the task has failed and has a successor."""
+
+    async def story() -> None:
+        script = Script(prepare=[OK], start=[OK], wait=[TaskFailed("ended", 1)], shutdown=[OK, OK])
+        if not poked:
+            script.running = True
+        runner, seen = await walk(script)
+        assert seen[-1][0] == "failed"
+        told = len(seen)
+        if poked:
+            assert "shutdown" not in script.done
+            script.running = True
+            runner.poke()
+            await asyncio.sleep(1)
+        assert "shutdown" in script.done
+        assert len(seen) == told, "the task was over before"
+        await runner.detach()
+
+    run(story())
+
+
+def test_a_prepared_task_that_somebody_else_starts_is_stopped_and_replaced() -> None:
+    async def story() -> None:
+        script = Script(prepare=[OK], shutdown=[OK])
+        runner, seen = await walk(script, desired=S.READY)
+        assert seen[-1][0] == "ready"
+        script.running = True
+        runner.poke()
+        await asyncio.sleep(1)
+        assert script.done[-2:] == ["shutdown", "wipe"]
+        assert (seen[-1][0], "started outside the swarm" in seen[-1][2]) == ("rejected", True)
+        await runner.detach()
+
+    run(story())
+
+
 def test_a_task_waits_where_it_is_wanted() -> None:
     script = Script(prepare=[OK], start=[OK])
 
@@ -272,7 +321,7 @@ class ScriptedEngine:
         self.calls.append(f"{method} {path.rsplit('/', 1)[-1]}")
         if path.endswith("/json"):
             state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
-            return {"Id": "c", "State": state}
+            return {"Id": "c", "State": state, "NetworkSettings": {"Networks": state.get("Networks")}}
         return None
 
     @contextlib.asynccontextmanager
@@ -283,15 +332,18 @@ class ScriptedEngine:
         yield _none()
 
 
-def executor(*states: dict[str, Any]) -> tuple[Executor, ScriptedEngine]:
+def executor(
+    *states: dict[str, Any], task: Task = TASK, network: FakeNodeNetwork | None = None
+) -> tuple[Executor, ScriptedEngine]:
     engine = ScriptedEngine(*states)
     guard = FakeGuard(FakeEngine("other", random.Random(1)), lambda: 0.0)
     lease = Lease(engine, guard, lambda: 0.0)  # for tasks that need none
     contents = Contents("n", FakeFiles())
     ports = HostPorts(lambda protocol, port: True)
-    shared = Shared(engine, FakeNodeNetwork(), Images(engine), asyncio.Semaphore(1), contents, lease, ports)
+    net = network or FakeNodeNetwork()
+    shared = Shared(engine, net, Images(engine), asyncio.Semaphore(1), contents, lease, ports)
     template = TaskTemplate(container_spec=ContainerSpec(image="a"))
-    return Executor(shared, TASK, Revision(id="r", service_id="s", template=template), ""), engine
+    return Executor(shared, task, Revision(id="r", service_id="s", template=template), ""), engine
 
 
 CREATED = {"Status": "created", "Running": False}
@@ -314,6 +366,71 @@ def test_a_container_that_ends_at_once_was_started(end: dict[str, Any]) -> None:
                 await ours.wait()
         else:
             await ours.wait()
+
+    run(story())
+
+
+def on(*networks: str) -> dict[str, Any]:
+    """Running, with ends on these of the engine's networks."""
+    return {**RUNNING, "Networks": {name: {"EndpointID": f"end-of-{name}"} for name in networks}}
+
+
+CONNECTED = msgspec.structs.replace(
+    TASK,
+    node_address="10.240.4.9",
+    networks=(NetworkAddress(network_id="app", address="10.0.1.2/24"),),
+)
+
+
+@pytest.mark.parametrize("lost", ["app", "swarm-app", ""])
+def test_a_task_that_lost_a_network_for_good_ends(lost: str) -> None:
+    """Its link, or the engine's own word for it; one that loses nothing goes on."""
+
+    async def story() -> None:
+        network = FakeNodeNetwork()
+        now = on("swarm_node") if lost == "swarm-app" else on("swarm_node", "swarm-app")
+        ours, engine = executor(on("swarm_node", "swarm-app"), now, task=CONNECTED, network=network)
+        waiting = asyncio.create_task(ours.wait())
+        await asyncio.sleep(60)
+        assert not waiting.done()
+        if lost == "app":
+            network.lost = {"app"}
+        ours.poke()
+        await asyncio.sleep(0.9)
+        assert not waiting.done(), "it may just be ending"
+        await asyncio.sleep(1)
+        assert ("POST stop" in engine.calls) == waiting.done() == bool(lost)
+        if lost:
+            with pytest.raises(TaskFailed, match="swarm-app"):
+                await waiting
+        waiting.cancel()
+
+    run(story())
+
+
+def test_a_container_that_loses_its_networks_by_ending_has_ended() -> None:
+    async def story() -> None:
+        ours, engine = executor(on(), {**EXITED, "ExitCode": 3}, task=CONNECTED)
+        with pytest.raises(TaskFailed, match=r"task: non-zero exit \(3\)"):
+            await ours.wait()
+        assert "POST stop" not in engine.calls
+
+    run(story())
+
+
+def test_what_is_wrong_with_its_networks_is_said_while_it_lasts() -> None:
+    async def story() -> None:
+        network = FakeNodeNetwork()
+        network.troubles = {"app": "app is broken", "other": "other is broken"}
+        ours, _ = executor(on("swarm_node", "swarm-app"), task=CONNECTED, network=network)
+        said: list[str] = []
+        waiting = asyncio.create_task(ours.wait(said.append))
+        await asyncio.sleep(1)
+        network.troubles = {}
+        ours.poke()
+        await asyncio.sleep(1)
+        assert said == ["app is broken", ""]
+        waiting.cancel()
 
     run(story())
 

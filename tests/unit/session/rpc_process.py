@@ -1,12 +1,12 @@
 """``rpc_process.py FILE`` (the root): a manager's RPC server alone, in a process of its own. Prints its port; a line on stdin renews its
-certificate and is answered with a line; the end of stdin ends it. What the server answers: ``Leave`` at once, a session with its longest pause.
+certificate and is answered with a line; the end of stdin ends it. What the server answers: ``Leave`` at once, a session with the bytes of the largest
+message it has decoded.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from swarm_agent.identity import ca
 from swarm_agent.identity.ca import Subject
 from swarm_agent.identity.files import NodeIdentity
 from swarm_agent.objects.records import RootCA
+from swarm_agent.session import rpc as session_rpc
 from swarm_agent.session.rpc import Grpc, Method
 from swarm_agent.session.wire import Down, Leave, Nothing, Up, Welcome
 
@@ -33,25 +34,29 @@ class Server:
     def __init__(self, root: RootCA) -> None:
         self.root = root
         self.identity = identity_of(root)
-        self.worst = 0.0
+        self.largest = 0
 
     async def leave(self, caller: Subject, request: Leave) -> Nothing:
         return Nothing()
 
     async def session(self, caller: Subject, requests: AsyncIterator[Up]) -> AsyncIterator[Down]:
         async for _ in requests:
-            yield Welcome("s", int(self.worst * 1e9), b"")
-            self.worst = 0.0
+            yield Welcome("s", self.largest, b"")
 
-    async def watch(self) -> None:
-        while True:
-            before = time.monotonic()
-            await asyncio.sleep(0.005)
-            self.worst = max(self.worst, time.monotonic() - before - 0.005)
+    def count(self) -> None:
+        """See how large the messages are that are decoded."""
+        decode, reply = session_rpc.DECODERS["Session"]
+
+        def counted(data: bytes) -> Any:
+            self.largest = max(self.largest, len(data))
+            return decode(data)
+
+        session_rpc.DECODERS["Session"] = (counted, reply)
 
 
 async def main(root: RootCA) -> None:
     server = Server(root)
+    server.count()
     rpc: Any = Grpc().server(
         lambda: server.identity,
         lambda caller, method: None,
@@ -61,7 +66,6 @@ async def main(root: RootCA) -> None:
         ],
     )
     print(await rpc.start("127.0.0.1:0"), flush=True)
-    watching = asyncio.create_task(server.watch())
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
@@ -71,7 +75,6 @@ async def main(root: RootCA) -> None:
         if hasattr(rpc, "renewed"):
             rpc.renewed()
         print("renewed", flush=True)
-    watching.cancel()
     await rpc.stop()
 
 

@@ -266,7 +266,7 @@ def test_each_call_has_the_caller_its_connection_proved(server: Process) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize(("role", "mebibytes"), [("worker", 60), ("worker", 3), ("manager", 15)])
 def test_a_hello_that_is_too_large_is_not_decoded(server: Process, role: str, mebibytes: int) -> None:
-    """The server's loop is asked for its longest pause afterwards."""
+    """The server says afterwards how large the largest message was that it decoded."""
 
     async def main() -> None:
         client = server.client("n1", role)
@@ -277,7 +277,7 @@ def test_a_hello_that_is_too_large_is_not_decoded(server: Process, role: str, me
                 await say(client.bidirectional("Session"), hello)
         answer = await say(client.bidirectional("Session"), Beat())
         assert isinstance(answer, Welcome)
-        assert answer.heartbeat_period < 0.1e9
+        assert 0 < answer.heartbeat_period < 2 << 20
         await client.close()
 
     asyncio.run(main())

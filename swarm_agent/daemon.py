@@ -90,9 +90,10 @@ class Daemon:
         """Begin to be the member we were, if we were one."""
         self.host.resume()
 
-    async def stop(self) -> None:
+    async def stop(self, *, pausing: bool = False) -> None:
+        """``pausing``: the process is to start again in a moment."""
         await self._server.stop()
-        await self.host.stop()
+        await self.host.stop(pausing=pausing)
         await self.observe.stop()
         await self.engine.close()
 
@@ -290,7 +291,25 @@ async def run(config: AgentConfig, make_network: MakeNetwork) -> None:
     notify("STOPPING=1")
     log.info("stopping; containers go on")
     watchdog.cancel()
-    await daemon.stop()
+    await daemon.stop(pausing=not await _host_is_stopping())
+
+
+async def _host_is_stopping() -> bool:
+    """Whether not only this process stops: then its tasks do too, and others are to take them at once."""
+    if "NOTIFY_SOCKET" not in os.environ:
+        return False
+    try:
+        asked = await asyncio.create_subprocess_exec(
+            "systemctl",
+            "is-system-running",
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        async with asyncio.timeout(1):
+            said, _ = await asked.communicate()
+    except (OSError, TimeoutError):
+        return False
+    return said.strip() == b"stopping"
 
 
 def main() -> None:

@@ -153,8 +153,10 @@ class Host:
             log.error("cannot write down the new address, free some space in %s: %s", self._state_dir, err)
         return moved
 
-    async def stop(self) -> None:
-        """Let go of everything; it stays the member it is."""
+    async def stop(self, *, pausing: bool = False) -> None:
+        """Let go of everything; it stays the member it is. ``pausing``: it will be back in a moment."""
+        if self.member is not None and pausing:
+            await self.member.pause()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

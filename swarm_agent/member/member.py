@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 DESCRIBE_EVERY_S = 20.0
 LOOK_EVERY_S = 1.0
+HAND_OVER_S = 2.0
 LOOK_AT_PORTS_EVERY_S = 2.0
 REDIRECTS = 3
 LEAVE_TIMEOUT_S = 12.0
@@ -164,6 +165,18 @@ class Member:
         self._spawn(self._watch_volumes(), "volume events")
         self._spawn(self._watch_ports(), "ports of the host")
         self._spawn(self._managing.certificate.keep(), "certificate")
+
+    async def pause(self) -> None:
+        """Tell the leader that we stop to start again; if we lead, tell the next one."""
+        manager = self.manager
+        if manager is not None and manager.is_leader:
+            assert manager.raft is not None
+            with contextlib.suppress(SwarmError, TimeoutError):
+                async with asyncio.timeout(HAND_OVER_S):
+                    await manager.raft.transfer()
+                    while self.session.leader in ("", manager.settings.rpc_addr):
+                        await asyncio.sleep(0.02)
+        await self.session.pause()
 
     async def stop(self) -> None:
         """Let go of everything. Containers, networks and the data path go on."""

@@ -32,6 +32,7 @@ from swarm_agent.session.wire import (
     Managers,
     Networks,
     NodeChanged,
+    Pausing,
     Silent,
     Statuses,
     Up,
@@ -49,6 +50,8 @@ CONFIRM_TIMEOUT_S = 2.5  # a manager that confirms no beat for so long leads no 
 CONFIRM_BEATS = 2.5  # so many beats, where they are more than a second apart
 LATE_S = 0.25
 LEAVE_TIMEOUT_S = 2.0
+PAUSE_S = 10.0  # what a stop and a start take on a busy host
+PAUSE_TIMEOUT_S = 0.5
 BACK_OFF_S = (0.05, 1.0)  # first and longest pause between attempts
 SAID = 10_000  # characters of what was told already
 
@@ -101,6 +104,10 @@ class SessionAgent:
         self._leasing = False  # the last beat asked for a lease
         self._confirmed_at: float | None = None  # the last confirmation, or the first beat that asked for one
         self._goodbye_sent = asyncio.Event()
+        self._pauses = False  # the manager knows of pauses
+        self._pausing = False
+        self._paused = False  # the manager was told: no session from here on
+        self._over = asyncio.Event()
         self.leader: str = ""  # RPC address of the manager that serves us
         self.connected = asyncio.Event()
 
@@ -121,6 +128,16 @@ class SessionAgent:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_TIMEOUT_S):
                 await self._goodbye_sent.wait()
+
+    async def pause(self) -> None:
+        """Say on the open session, if there is one, that this process stops to start again, which is no reason to replace its tasks."""
+        if not self.connected.is_set() or not self._pauses:
+            return
+        self._pausing = True
+        self._news.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PAUSE_TIMEOUT_S):
+                await self._over.wait()
 
     async def run(self) -> None:
         """Until cancelled or removed from the swarm.
@@ -166,11 +183,14 @@ class SessionAgent:
                     self.leader = ""
                 if opened:
                     pause, vain, said = BACK_OFF_S[0], "", ""
+            if self._paused:
+                break
             if hint and hint != vain:
                 await asyncio.sleep(self._rng.uniform(0, BACK_OFF_S[0]))
             else:
                 await asyncio.sleep(self._rng.uniform(0, pause))
                 pause = min(BACK_OFF_S[1], pause * 2)
+        self._over.set()
 
     def _choose(self, tried: str) -> str:
         """Any manager, but another than the one that was just in vain."""
@@ -198,6 +218,7 @@ class SessionAgent:
             await self._orders.root_changed(welcome.root)
             self._assigned, self._confirmed_at = False, None
             self._answers, self._leasing = welcome.answers, False
+            self._pauses = welcome.pauses
             self._pending = dict(self._orders.statuses())
             self._news.set()
             beat_s = welcome.heartbeat_period / 1e9 / BEATS_A_PERIOD
@@ -256,6 +277,11 @@ class SessionAgent:
                 await call.write(message)
                 if isinstance(message, Leaving):
                     self._goodbye_sent.set()
+                if isinstance(message, Pausing):
+                    self._paused = True
+                    await (
+                        asyncio.Event().wait()
+                    )  # until the manager, which has it then, ends the session; a beat would take it back
             now = loop.time()
             leasing = self._assigned and self._orders.lease_wanted()
             if now >= next_beat or (leasing and self._beat_now):
@@ -266,7 +292,7 @@ class SessionAgent:
             patience = CONFIRM_TIMEOUT_S if leasing else max(CONFIRM_TIMEOUT_S, CONFIRM_BEATS * beat_s)
             self._must_be_confirmed(loop.time(), patience)
             self._news.clear()
-            if self._pending or self._leaving or self._described is not None:
+            if self._pending or self._leaving or self._pausing or self._described is not None:
                 continue
             until = next_beat
             if self._confirmed_at is not None:
@@ -305,6 +331,9 @@ class SessionAgent:
         if self._leaving:
             out.append(Leaving())
             self._leaving = False
+        if self._pausing:
+            out.append(Pausing(PAUSE_S))
+            self._pausing = False
         return out
 
 

@@ -45,6 +45,7 @@ from swarm_agent.session.wire import (
     Managers,
     Networks,
     NodeChanged,
+    Pausing,
     Silent,
     Statuses,
     Up,
@@ -57,11 +58,13 @@ log = logging.getLogger(__name__)
 Propose = Callable[[tuple[Group, ...]], Awaitable[ApplyResult]]
 
 NEW_LEADER_GRACE = 0.8  # periods a node has to find a new leader before its silence counts; most need a tenth
+FIRST_HELLO_S = 30.0  # a node that has its certificate is given this long to start a session
 COALESCE_S = 0.02  # changes within this time go out as one message
 STATUS_COALESCE_S = 0.01
 MAX_CONTENTS = 4 << 20  # bytes of secrets and configs in one message, or one of them alone
 MAX_STATUSES = 1000  # in one entry
 CHECK_S = 0.25
+LONGEST_PAUSE_S = 10.0  # less than a lease lasts, so that a pause makes no strict singleton wait
 SILENT_S = 2.0  # without a beat, of which there is one each second by default: others are told
 LATE_S = 0.02  # more than a loop is late that has time to listen
 RETRY_S = 0.05
@@ -193,7 +196,7 @@ class Dispatcher:
         try:
             cluster = self._store.cluster
             root = cluster.root_ca.cert if cluster is not None else b""
-            yield Welcome(session.id, int(self._period_s() * 1e9), root, answers=True)
+            yield Welcome(session.id, int(self._period_s() * 1e9), root, answers=True, pauses=True)
             async for message in self._messages(session):
                 yield message
         finally:
@@ -233,6 +236,10 @@ class Dispatcher:
                 case Described(description):
                     session.description = description
                     await self._change_node(node_id, functools.partial(self._described, description))
+                case Pausing(seconds):
+                    until = asyncio.get_running_loop().time() + min(seconds, LONGEST_PAUSE_S)
+                    self._pulse.excuse(node_id, until)
+                    return  # which ends the session: so the node knows that we know
                 case Leaving():
                     session.leaving = True
                     self._pulse.forget(node_id)
@@ -384,6 +391,9 @@ class Dispatcher:
                     network = True
                 case Node() as node:
                     self._fence.changed(node.id, change.new)
+                    if change.old is None:  # it got a certificate, whose answer may never have reached it
+                        first = asyncio.get_running_loop().time() + FIRST_HELLO_S
+                        self._pulse.wait_for(node.id, first)
                     network = network or _network_sees_node(change)
                     managers = True
                     session = self.sessions.get(node.id)

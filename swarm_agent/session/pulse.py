@@ -22,17 +22,25 @@ class Pulse:
         self._own = own
         self._heard: dict[str, float] = {}  # node -> when last
         self._deadline: dict[str, float] = {}  # node -> after which its silence is too long
+        self._excused: set[str] = set()  # they said that they would be silent
         self._asking = 0  # so many times in a row
 
     def heard(self, node_id: str, now: float, period: float) -> None:
+        self._excused.discard(node_id)
         self._heard[node_id] = now
         self._deadline[node_id] = now + period * SILENCE
+
+    def excuse(self, node_id: str, until: float) -> None:
+        """It said it would be silent until then."""
+        self._excused.add(node_id)
+        self._deadline[node_id] = max(until, self._deadline.get(node_id, until))
 
     def wait_for(self, node_id: str, until: float) -> None:
         """Of one that is not heard yet, or whose loss could not be written down: at this time it is lost."""
         self._deadline.setdefault(node_id, until)
 
     def forget(self, node_id: str) -> None:
+        self._excused.discard(node_id)
         self._heard.pop(node_id, None)
         self._deadline.pop(node_id, None)
 
@@ -56,7 +64,8 @@ class Pulse:
 
     def in_doubt(self, lost: Iterable[str], now: float, period: float) -> bool:
         """Whether it is rather we who are deaf, now that these seem lost; each time it is not, the next doubt is a first one."""
-        overdue = {n for n, at in self._heard.items() if now - at > period * OVERDUE} | set(lost)
+        overdue = {n for n, at in self._heard.items() if now - at > period * OVERDUE} - self._excused
+        overdue |= set(lost)
         if self._own in overdue:
             return self._asking < AGAIN
         if len(overdue) > 1 and 2 * len(overdue) > len(self._deadline):

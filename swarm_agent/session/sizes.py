@@ -29,6 +29,7 @@ _SESSION = {
     "statuses": 4 * MIB,
     "beat": 1 * KIB,
     "leaving": 1 * KIB,
+    "pausing": 1 * KIB,
 }
 UNKNOWN = 64 * KIB  # of a later release; it is refused or ignored once it is decoded
 

@@ -46,7 +46,13 @@ class Leaving(msgspec.Struct, frozen=True, tag="leaving"):
     """The node goes on purpose: no need to wait for silence."""
 
 
-Up = Hello | Beat | Statuses | Described | Leaving
+class Pausing(msgspec.Struct, frozen=True, tag="pausing"):
+    """The node's agent stops to start again: its silence for so long means nothing. Only to managers whose ``Welcome`` offers it."""
+
+    seconds: float
+
+
+Up = Hello | Beat | Statuses | Described | Leaving | Pausing
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
@@ -56,6 +62,7 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
     heartbeat_period: int  # nanoseconds
     root: bytes
     answers: bool = False  # it answers beats that ask for it
+    pauses: bool = False  # it knows ``Pausing``
 
 
 class Assignments(msgspec.Struct, frozen=True, tag="assignments"):

@@ -46,16 +46,13 @@ print("done", done)
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    SwarmHost.checked = False  # what a storm costs is measured
-    try:
-        with swarm_lab(tmp_path_factory.mktemp("storms")) as found:
-            found[1].swarm("swarm", "init", "--advertise-addr", found[1].address)
-            token = found[1].swarm("swarm", "join-token", "-q", "manager").strip()
-            for number in (2, 3):
-                found[number].swarm("swarm", "join", "--token", token, f"{found[1].address}:2377")
-            yield found
-    finally:
-        SwarmHost.checked = True
+    # not checked: what a storm costs is measured
+    with swarm_lab(tmp_path_factory.mktemp("storms"), checked=False) as found:
+        found[1].swarm("swarm", "init", "--advertise-addr", found[1].address)
+        token = found[1].swarm("swarm", "join-token", "-q", "manager").strip()
+        for number in (2, 3):
+            found[number].swarm("swarm", "join", "--token", token, f"{found[1].address}:2377")
+        yield found
 
 
 def metric(host: SwarmHost, name: str) -> float:

@@ -106,7 +106,9 @@ def test_sessions_of_an_idle_cluster_last(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_leader_that_knows_no_answers_keeps_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
-    def welcome(session_id: str, heartbeat_period: int, root: bytes, *, answers: bool) -> Welcome:
+    def welcome(
+        session_id: str, heartbeat_period: int, root: bytes, *, answers: bool, pauses: bool
+    ) -> Welcome:
         return Welcome(session_id, heartbeat_period, root)
 
     monkeypatch.setattr(dispatcher, "Welcome", welcome)
@@ -173,3 +175,31 @@ def test_when_most_nodes_are_gone_indeed_their_tasks_run_elsewhere() -> None:
             c[name].start()
 
     play(story, 3)
+
+
+# --- agents that are restarted --------------------------------------------------------------------------------------------------
+async def agents_are_restarted(c: SimCluster) -> None:
+    """One after the other, slowly as on a busy host; the leader too, whose successor has to know."""
+    await c.create("web", 12)
+    await c.until_running("web", 12)
+    before = sorted(t.id for t in c.tasks("web"))
+    for name in sorted(c.hosts):
+        await c[name].stop()
+        await asyncio.sleep(c.rng.uniform(6.0, 8.5))
+        c[name].start()
+        await c.until(f"{name} is back", c.nodes_trouble, 30)
+    assert sorted(t.id for t in c.tasks("web")) == before
+    assert sum(host.engine.starts for host in c.hosts.values()) == 12
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_restart_of_an_agent_replaces_no_task(seed: int) -> None:
+    play(agents_are_restarted, seed)
+
+
+def test_one_that_says_nothing_of_it_loses_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(self: SessionAgent) -> None: ...
+
+    monkeypatch.setattr(SessionAgent, "pause", silent)
+    with pytest.raises(AssertionError):
+        play(agents_are_restarted, 0)

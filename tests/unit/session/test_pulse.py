@@ -97,6 +97,18 @@ def test_time_we_did_not_run_is_nobodys_silence() -> None:
     assert it.silent(111.0, 2.0) == frozenset()
 
 
+def test_whoever_says_it_will_be_silent_is_not_lost_and_makes_nobody_doubt() -> None:
+    it = pulse()
+    hear(it, 103.0, "own", "a", "b")
+    it.excuse("c", 110.0)
+    it.excuse("d", 110.0)
+    hear(it, 109.0, "own", "a", "b")
+    assert verdict(it, 109.9) == ([], False)
+    assert verdict(it, 110.1) == (["c", "d"], False)
+    it.heard("c", 110.2, PERIOD)
+    assert sorted(verdict(it, 113.8)[0]) == ["a", "b", "c", "d", "own"]
+
+
 def test_who_is_silent_is_told_sooner() -> None:
     it = pulse()
     it.wait_for("new", 104.0)

@@ -33,7 +33,7 @@ from swarm_agent.network.journal import (
     ResolverEntry,
     TaskEntry,
 )
-from swarm_agent.network.mend import Found, Mender, Told
+from swarm_agent.network.mend import TICK_S, Found, Mender, Told
 from swarm_agent.network.model import (
     NODE_NETNS,
     NODE_NETWORK_ID,
@@ -67,6 +67,18 @@ def _told_if_changed(network_id: str, *spaces: links.Space) -> Iterator[None]:
         log.warning(f"network {network_id} of this node was changed by somebody else: mended")
 
 
+def _touched(space: links.Space) -> bool:
+    """Whether it is to be made sure of now; for entries alone not more often than settings are looked at."""
+    watch = space.watch
+    entries = watch.entries and time.monotonic() - space.looked_at >= TICK_S
+    return watch.stirred or watch.rules or entries
+
+
+def _is_looked_at(space: links.Space) -> None:
+    space.watch.stirred = space.watch.entries = False
+    space.looked_at = time.monotonic()
+
+
 class NetworkError(Unavailable):
     """Parts of a view could not be applied; the rest was. They are tried again with the next ``apply``."""
 
@@ -92,6 +104,7 @@ class HostNetwork:
         self._lock = asyncio.Lock()
         self._current = Plan()
         self._looked = False  # the first apply looks at everything
+        self._doubted = False  # so does the next one
         self._attached: set[str] = set()
         self._engine_strays: set[str] | None = None  # None: not asked yet
         self._failures: list[str] = []  # of the last apply
@@ -201,7 +214,7 @@ class HostNetwork:
     async def recheck(self) -> None:
         """Believe nothing: the next ``apply`` looks at the whole host. For after a firewall or engine restart."""
         async with self._lock:
-            self._current = Plan()
+            self._doubted = True  # what is believed goes on to serve those who attach meanwhile
             self._looked = False
             self._engine_strays = None
             self._bridges = None
@@ -302,16 +315,16 @@ class HostNetwork:
     def _apply(self, wanted: Plan) -> list[str]:
         failures: list[str] = []
         believed = wanted
-        if (
-            self._current.node is None
-        ):  # all rules of the host are written now; what others do from here on is news
+        before = Plan() if self._doubted else self._current
+        self._doubted = False
+        if before.node is None:  # all rules of the host are written now; what others do from here on is news
             self._s.host().watch.read()
             self._s.host().watch.rules = False
         self._write_ports(wanted)  # before the rules: who binds in between finds the port in use
         if not self._looked:
             failures += self._remove_strays(wanted)
             self._looked = not failures
-        for change in model.changes(self._current, wanted):
+        for change in model.changes(before, wanted):
             try:
                 self._make(change)
             except _FAILURES as error:
@@ -348,18 +361,18 @@ class HostNetwork:
     def _look_at_overlay(self, overlay: OverlayPlan, *, sure: bool) -> None:
         space = self._s.get(overlay.netns)
         changed = links.keep_overlay_sysctls(overlay.netns)
-        if sure or changed or space.watch.stirred or space.watch.rules:
-            space.watch.stirred = False
+        if sure or changed or _touched(space):
+            _is_looked_at(space)
             with _told_if_changed(overlay.network_id, space):
                 links.make_overlay(self._s, overlay, rewrite=False)
 
     def _look_at_node(self, node: NodePlan, current: Plan, *, sure: bool) -> None:
         space, host = self._s.get(NODE_NETNS), self._s.host()
         changed = links.keep_node_sysctls() or firewall.keep_host_sysctls()
-        stirred = space.watch.stirred or space.watch.rules or host.watch.stirred or host.watch.rules
-        if not (sure or changed or stirred or host.watch.firewall):
+        if not (sure or changed or _touched(space) or _touched(host) or host.watch.firewall):
             return
-        space.watch.stirred = host.watch.stirred = False
+        _is_looked_at(space)
+        _is_looked_at(host)
         with _told_if_changed(NODE_NETWORK_ID, space, host):
             links.make_node(self._s, node, rewrite=False)
         firewall.open_host_link()

@@ -64,6 +64,7 @@ class Space:
         self.name = name
         self.identity = namespaces.identity(name) if name is not None else 0
         self.held = -1  # the namespace itself
+        self.looked_at = 0.0  # when it was last made sure of, by time.monotonic
         if name is None:
             self.route, self.watch = Netlink(), Watch(frozenset({HOST_LINK}))
         else:

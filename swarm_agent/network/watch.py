@@ -30,38 +30,43 @@ _FIREWALL: Final = "filter"  # iptables' table, in which two rules are ours
 
 
 class Watch:
-    """A namespace's news; open it inside. ``stirred``, ``rules``, ``firewall``: what was touched since they were last put to False."""
+    """A namespace's news; open it inside.
+
+    ``stirred``, ``entries`` (neighbours and forwarding), ``rules``, ``firewall``: what was touched since they were last put to False.
+    Entries come by the thousand and with every task, most of them from us, so nobody is woken for them.
+    """
 
     def __init__(self, mine: frozenset[str] | None) -> None:
         """``mine``: the links that matter here; ``None``: all do."""
         self._mine = mine
         self.stirred = False
+        self.entries = False
         self.rules = True  # nobody knows what they are until they are written
         self.firewall = False
         self._route = _open(netlink.NETLINK_ROUTE)
-        for group in (
-            RTNLGRP_LINK,
-            RTNLGRP_NEIGH,
-            RTNLGRP_IPV4_IFADDR,
-            RTNLGRP_IPV4_ROUTE,
-            RTNLGRP_IPV4_RULE,
-        ):
+        for group in (RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_RULE):
             self._route.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        self._entries = _open(netlink.NETLINK_ROUTE)
+        if mine is None:
+            self._entries.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, RTNLGRP_NEIGH)
         self._nft = _open(NETLINK_NETFILTER)
         self._nft.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
         self._asked = _open(NETLINK_NETFILTER, blocking=True)
 
     def close(self) -> None:
-        for sock in (self._route, self._nft, self._asked):
+        for sock in (self._route, self._entries, self._nft, self._asked):
             sock.close()
 
     def fds(self) -> tuple[int, int]:
+        """Readable when somebody should look at once."""
         return self._route.fileno(), self._nft.fileno()
 
     def read(self) -> None:
         """Take in what has come."""
         for kind, body in _messages(self._route):
             self.stirred = self.stirred or kind == 0 or self._matters(kind, body)
+        for kind, body in _messages(self._entries):
+            self.entries = self.entries or kind == 0 or _permanent(body)
         for kind, body in _messages(self._nft):
             if kind == 0:
                 self.rules = True
@@ -95,13 +100,15 @@ class Watch:
             return self._mine is None or label.rstrip(b"\0").decode(errors="replace") in self._mine
         if kind in {netlink.RTM_NEWROUTE, netlink.RTM_DELROUTE}:
             return body[5] == netlink.PROTOCOL
-        if kind in {netlink.RTM_NEWNEIGH, netlink.RTM_DELNEIGH}:
-            state = struct.unpack_from("=H", body, 8)[0]
-            return self._mine is None and bool(state & netlink.NUD_PERMANENT)
         return self._mine is None  # rules of routing
 
 
 _IFA_LABEL: Final = 3
+
+
+def _permanent(body: bytes) -> bool:
+    """Of an entry as we make them; others come and go with the traffic."""
+    return bool(struct.unpack_from("=H", body, 8)[0] & netlink.NUD_PERMANENT)
 
 
 class WatchedLoader:

@@ -14,9 +14,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from swarm_agent.network import model, rules
+from swarm_agent.network import guards, model, rules
 from swarm_agent.network.model import (
     Endpoint,
+    Guards,
     NetworkView,
     Overlay,
     Peer,
@@ -324,9 +325,12 @@ def test_rules_text_is_what_the_kernel_takes(host: Host) -> None:
     assert full.node is not None
     for one in (empty, full):
         assert one.node is not None
+        assert one.guards is not None
         texts = [
             rules.node_table(one.node),
             rules.host_table(one.node, one.ports),
+            guards.table(one.guards),
+            guards.table(Guards((), (), ())),
             *map(rules.overlay_table, one.overlays.values()),
         ]
         for text in texts:

@@ -72,6 +72,7 @@ def table(guards: Guards) -> str:
     iifname @inner ip daddr @members goto to_member
   }}
   chain output {{ type filter hook output priority -20; policy accept;
+    udp dport {VXLAN_PORT} ct status dnat accept comment "to a container, by a port that is published"
     udp dport {VXLAN_PORT} meta skuid 0-4294967295 drop comment "the kernel's own tunnels have no user"
   }}
 }}

@@ -96,6 +96,9 @@ class HostNetwork:
         self._engine_strays: set[str] | None = None  # None: not asked yet
         self._failures: list[str] = []  # of the last apply
         self._gone: frozenset[str] = frozenset()  # containers' links that are known to have gone
+        self._loose: dict[
+            str, frozenset[str]
+        ] = {}  # those that were on no bridge when last looked at, by namespace
         self._mender = Mender(self._lock, lambda: self._run(self._look))
         self._sockets = sockets or HostSockets()
         self._yielded = Yielded()
@@ -133,8 +136,9 @@ class HostNetwork:
             )
         missing = [network_id for network_id, _, _ in req.overlays if network_id not in current.overlays]
         if missing:
+            why = f" ({'; '.join(self._failures)})" if self._failures else ""
             raise FailedPrecondition(
-                f"network {', '.join(missing)} is not on this node yet; apply a view that has it first"
+                f"network {', '.join(missing)} is not on this node yet; apply a view that has it first{why}"
             )
         number = current.node.number
         networks = tuple(network_id for network_id, _, _ in req.overlays)
@@ -164,8 +168,7 @@ class HostNetwork:
         self._worker = None
 
     async def missing(self, endpoints: Mapping[str, str]) -> tuple[str, ...]:
-        async with self._lock:
-            return await self._run(lambda: self._missing(endpoints))
+        return await self._run(lambda: self._missing(endpoints))
 
     def trouble(self, networks: Iterable[str] | None = None) -> str:
         found = self._mender.trouble(networks)
@@ -377,7 +380,14 @@ class HostNetwork:
         entry = self._journal.get(NetworkEntry, network_id)
         if entry is None:
             return frozenset()
-        return links.make_ports(self._s, netns, hairpin=entry.hairpin, isolated=entry.isolated)
+        there, self._loose[netns] = links.make_ports(
+            self._s,
+            netns,
+            self._loose.get(netns, frozenset()),
+            hairpin=entry.hairpin,
+            isolated=entry.isolated,
+        )
+        return there
 
     def _missing(self, endpoints: Mapping[str, str]) -> tuple[str, ...]:
         found = []

@@ -179,18 +179,23 @@ def write_rules(space: Space, *tables: str, rewrite: bool) -> None:
         space.nft.run(table)
 
 
-def make_ports(spaces: Spaces, netns: str, *, hairpin: bool, isolated: bool) -> frozenset[str]:
-    """Containers' links on their bridge, and up; their names."""
+def make_ports(
+    spaces: Spaces, netns: str, suspects: frozenset[str], *, hairpin: bool, isolated: bool
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Containers' links on their bridge, and up. Returns their names, and those of the ones that are not.
+
+    netd puts a new link there in two steps, so only one that was found loose last time, a suspect, is put back.
+    """
     route = spaces.get(netns).route
     found = route.links()
     bridge = found["br0"].index
     ports = {name: link for name, link in found.items() if name.startswith(PORT)}
-    for name, link in ports.items():
-        if link.master != bridge or not link.up:
-            log.warning(f"link {name} in {netns} was taken off its bridge or down: put back")
-            route.set_link(name, master=bridge)
-            route.set_bridge_port(name, hairpin=hairpin, isolated=isolated)
-    return frozenset(ports)
+    loose = {name for name, link in ports.items() if link.master != bridge or not link.up}
+    for name in sorted(loose & suspects):
+        log.warning(f"link {name} in {netns} was taken off its bridge or down: put back")
+        route.set_link(name, master=bridge)
+        route.set_bridge_port(name, hairpin=hairpin, isolated=isolated)
+    return frozenset(ports), frozenset(loose - suspects)
 
 
 def drop_overlay(spaces: Spaces, netns: str) -> None:

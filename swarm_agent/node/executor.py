@@ -340,7 +340,7 @@ class Executor:
     async def _lost(self, found: dict[str, Any]) -> str:
         """What its container has lost of its networks for good, for people; "" when nothing."""
         has = (found.get("NetworkSettings") or {}).get("Networks")
-        if has is None:
+        if has is None or not self.networks():
             return ""
         endpoints = {id_: (has.get(name_of(id_)) or {}).get("EndpointID", "") for id_ in self.networks()}
         self.endpoints = frozenset(endpoints.values())

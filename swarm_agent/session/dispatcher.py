@@ -58,6 +58,7 @@ log = logging.getLogger(__name__)
 Propose = Callable[[tuple[Group, ...]], Awaitable[ApplyResult]]
 
 NEW_LEADER_GRACE = 0.8  # periods a node has to find a new leader before its silence counts; most need a tenth
+FIRST_HELLO_S = 30.0  # a node that has its certificate is given this long to start a session
 COALESCE_S = 0.02  # changes within this time go out as one message
 STATUS_COALESCE_S = 0.01
 MAX_CONTENTS = 4 << 20  # bytes of secrets and configs in one message, or one of them alone
@@ -391,6 +392,9 @@ class Dispatcher:
                     network = True
                 case Node() as node:
                     self._fence.changed(node.id, change.new)
+                    if change.old is None:  # it got a certificate, whose answer may never have reached it
+                        first = asyncio.get_running_loop().time() + FIRST_HELLO_S
+                        self._pulse.wait_for(node.id, first)
                     network = network or _network_sees_node(change)
                     managers = True
                     session = self.sessions.get(node.id)

@@ -126,6 +126,13 @@ class FakeEngine:
     def running(self) -> list[Container]:
         return [c for c in self.containers.values() if c.running]
 
+    async def meddle(self, container: Container) -> None:
+        """Somebody at the host starts it, or starts it again, as ``docker start`` and ``docker restart`` do."""
+        if container.running:
+            self._end(container, 137)
+        if self.containers.get(container.name) is container:
+            await self._start(container)
+
     # --- serving ------------------------------------------------------------------------------------------------------
     async def answer(self, method: str, path: str, query: Mapping[str, str], body: Any) -> Answer:
         self.must_be_up()

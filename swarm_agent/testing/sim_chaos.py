@@ -120,11 +120,12 @@ class _Story:
             self._fail_tasks,
             self._drain,
             self._skew,
+            self._meddle,
         ]
         if self.plan.roles:
             deeds.append(self._change_role)
         if self.plan.leaving:
-            deeds.append(self._leave)
+            deeds += [self._leave, self._lose_state]
         while True:
             await asyncio.sleep(self.rng.uniform(0.1, 2.0))
             deed = self.rng.choice(deeds)
@@ -252,6 +253,27 @@ class _Story:
         if host in voters and len(voters) <= 3:
             return  # people who break the majority by force get what they asked for
         await self._attempt(self.cluster.leave(host.name, force=True))
+        await asyncio.sleep(after_s)
+        await self._attempt(self.cluster.join(host, "Worker"))
+
+    def _meddle(self) -> None:
+        """People start containers that should not run, and restart those that should. Not of strict singletons: nobody can keep a person from that."""
+        host = self.rng.choice(list(self.cluster.hosts.values()))
+        found = [
+            c
+            for c in host.engine.containers.values()
+            if c.labels.get("com.docker.swarm.service.name", "") not in self.cluster.singletons
+        ]
+        if found:
+            self._later(host.engine.meddle(self.rng.choice(found)))
+
+    def _lose_state(self) -> None:
+        workers = [h for h in self.cluster.hosts.values() if h.process is not None and not h.is_manager]
+        if workers:
+            self._later(self._lose_and_join(self.rng.choice(workers), self.rng.uniform(0.1, 5.0)))
+
+    async def _lose_and_join(self, host: SimHost, after_s: float) -> None:
+        await host.lose_state()
         await asyncio.sleep(after_s)
         await self._attempt(self.cluster.join(host, "Worker"))
 

@@ -25,6 +25,7 @@ from swarm_agent.testing.decisions import Decisions
 from swarm_agent.testing.fake_engine import Container
 from swarm_agent.testing.sim_cluster import PROGRAMS, SimCluster
 from swarm_agent.testing.sim_host import Process, SimHost
+from swarm_agent.testing.transitions import Watch
 
 PATIENCE_NS = 60 * defaults.SECOND  # a new task waits this long for the one it replaces
 
@@ -41,6 +42,7 @@ class ClusterChecks:
         self._index = 0
         self._terms: dict[int, str] = {}  # term -> host that had duties in it
         self._duties: dict[str, object] = {}
+        self._watch = Watch()
         self._states: dict[str, TaskState] = {}
         self._excused: dict[str, None] = {}  # tasks on a node that was out of reach in their life
         self._starts = 0
@@ -58,6 +60,7 @@ class ClusterChecks:
         self._singletons()
         for host in self._cluster.hosts.values():
             self._troubles(host)
+            self._watch.member(host.name, _standing(host))
         newest: Manager | None = None
         for host, manager in self._cluster.managers():
             self._one_leader(host, manager)
@@ -139,6 +142,7 @@ class ClusterChecks:
         tasks = list(store.tasks.all())
         revisions = {r.id: r for r in store.revisions.all()}
         self._monotone(tasks)
+        self._watch.tasks(tasks)
         self._resources(store, tasks, revisions)
         self._addresses(store, tasks)
         self._slots(store, tasks)
@@ -199,6 +203,7 @@ class ClusterChecks:
                     self._fail(f"task {task.name} was {before.word}, is {task.status.state.word}")
                 self._cluster.note(task.id, int(task.status.state))
                 self._states[task.id] = task.status.state
+                self._watch.task(before, task.status.state)
 
     def _resources(self, store: Store, tasks: list[Task], revisions: dict[str, Revision]) -> None:
         ports: Counter[tuple[str, str, int]] = Counter()
@@ -283,6 +288,22 @@ def _starts_first(service: Service) -> bool:
 
 
 # --- after the storm -------------------------------------------------------------------------------------------------------
+def _standing(host: SimHost) -> str:
+    """What a host is as a member, in the words of ``transitions``."""
+    process = host.process
+    if process is None:
+        return "gone"
+    daemon = process.daemon
+    if daemon.state == "inactive":
+        return "inactive"
+    if daemon.error:
+        return "error"
+    member = daemon.member
+    if member is None or member.membership.role != "manager":
+        return "worker"
+    return "leader" if daemon.is_leader else "manager"
+
+
 def unsettled(cluster: SimCluster, *, scheduled: bool = True) -> str:
     """What is still not as it was declared; "" when everything is. ``scheduled``: jobs with a timetable must be at rest, too."""
     return (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
+import shutil
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -140,6 +141,16 @@ class SimHost:
         self.engine.power_cut()
         self.guard.power_cut()
         self.files.reboot()
+
+    async def lose_state(self) -> None:
+        """As a reinstalled system: the daemon knows of no swarm, and its containers run on."""
+        await self.kill()
+        for path in list(self.directory.iterdir()):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        self.start()
 
     # --- what is asked of it -------------------------------------------------------------------------------------------
     @property

@@ -64,7 +64,7 @@ def test_a_fit_host_has_none() -> None:
         ({"engine": {**FIT["engine"], "version": "19.03.15"}}, "Docker Engine 19.03.15 is too old: 20.10"),
         ({"engine": {**FIT["engine"], "swarm": "active"}}, "swarm leave --force"),
         ({"engine": {**FIT["engine"], "swarm": "locked"}}, "swarm leave --force"),
-        ({"swarm": {"state": "error", "reason": "no key"}}, "no key"),
+        ({"swarm": {"state": "error", "reason": "no key"}}, "no key. Mend what that names"),
         ({"swarm": {"state": "locked", "reason": ""}}, "docker swarm unlock"),
     ],
 )
@@ -215,3 +215,21 @@ def test_a_key_that_does_not_exist_is_named_once_with_the_hint() -> None:
         "the SSH key /nowhere/key (of a, b) does not exist on this controller: make it"
     ]
     assert swarm_inventory.key_problems({"a": ""}, "") == []
+
+
+def test_advice_that_costs_something_names_the_cost() -> None:
+    """Whatever tells to leave a swarm says what is lost by it, and says first what else can be done."""
+    for change in (
+        {"swarm": {"state": "error", "reason": "no key"}},
+        {"engine": {**FIT["engine"], "swarm": "active"}},
+    ):
+        (said,) = problems(**change)
+        before, found, after = said.partition("leave --force")
+        assert found
+        assert "Mend" in before or "first" in before
+        assert "end" in after
+        assert "los" in after
+    for path in sorted(COLLECTION.rglob("*.yml")):
+        for advice in ("reset.yml --limit", "force-new-cluster", "node rm --force"):
+            if advice in path.read_text():
+                assert "ends all its tasks" in path.read_text(), path

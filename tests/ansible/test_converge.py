@@ -233,6 +233,12 @@ def test_a_task_that_none_follows_is_over() -> None:
     assert judge(service(), ended, following, task(2))[0] == "waiting"
 
 
+def test_a_task_that_has_ended_before_it_was_to_run_is_not_decided_about() -> None:
+    refused = task(1, "rejected", desired="ready", Err="No such image: nothing:v1")
+    assert judge(service(1), rejected(1, 1), refused)[0] == "waiting"
+    assert judge(service(1), rejected(1, 1), rejected(1, 2), refused)[0] == "failed"
+
+
 def test_a_task_that_is_complete_is_what_was_asked_for() -> None:
     assert judge(service(), task(1, "complete", desired="shutdown"), task(2)) == (
         "done",

@@ -23,6 +23,7 @@ import msgspec
 
 from swarm_agent.testing import raft_chaos, sim_chaos
 from swarm_agent.testing.raft_chaos import Failure, Totals
+from swarm_agent.testing.transitions import SEEN
 from tests.sim.minimise import minimise_raft, shrink
 
 
@@ -45,7 +46,7 @@ class Soak:
         print(
             f"{(time.monotonic() - self._began) / 60:.0f} min, {self.failures} failures;"
             f" {self.raft_stories} raft stories: {self.raft};"
-            f" {self.cluster_stories} whole clusters: {self.acknowledged} acknowledged changes, {self.deeds} deeds",
+            f" {self.cluster_stories} whole clusters: {self.acknowledged} acknowledged changes, {self.deeds} deeds\n{SEEN}",
             flush=True,
         )
 

@@ -60,9 +60,9 @@ LOAD = Part(
 )
 PLAIN = (("MOLECULE_COMMAND_BORDERS", "false"), ("NO_COLOR", "1"))
 MOLECULE = Part(
-    "molecule default", 9, ("molecule", "test", "--scenario-name", "default"), "molecule/default", PLAIN
+    "molecule default", 10, ("molecule", "test", "--scenario-name", "default"), "molecule/default", PLAIN
 )
-BARE = Part("molecule bare", 8, ("molecule", "test", "--scenario-name", "bare"), "molecule/bare", PLAIN)
+BARE = Part("molecule bare", 9, ("molecule", "test", "--scenario-name", "bare"), "molecule/bare", PLAIN)
 BARE_LONG = dataclasses.replace(BARE, minutes=60, environment=(*PLAIN, ("SWARM_CUT_ALL", "1")))
 RESET = Part("molecule reset", 4, ("molecule", "test", "--scenario-name", "reset"), "molecule/reset", PLAIN)
 EDGES = Part("molecule edges", 8, ("molecule", "test", "--scenario-name", "edges"), "molecule/edges", PLAIN)

@@ -166,11 +166,13 @@ def test_a_cut_after_every_task(world: World) -> None:
     words = (*limit, "--extra-vars", _variables(world, variables))
 
     def spoil() -> None:
-        back = play(world.inventory)
+        back = play(world.inventory, *limit)
         assert back.code == 0, back.said
         settings = json.loads(world.ssh("cat /etc/docker/daemon.json"))
         settings.pop("log-driver", None)
-        world.ssh(f"echo '{json.dumps(settings)}' >/etc/docker/daemon.json && systemctl restart docker")
+        world.ssh(
+            f"echo '{json.dumps(settings)}' >/etc/docker/daemon.json; systemctl reset-failed docker; systemctl restart docker"
+        )
         _old_unit(world)
         wait_for("the worker to be back", world.is_member, timeout=60)
         _out(world)
@@ -183,7 +185,7 @@ def test_a_cut_after_every_task(world: World) -> None:
     whole = play(world.inventory, *words)
     assert whole.code == 0, whole.said
     assert wrong() == []
-    for name in tasks(whole.said):
+    for number, name in enumerate(names := tasks(whole.said), 1):
         spoil()
         stopped = cut(world.inventory, *words, at=name)
         finished = play(world.inventory, *words)
@@ -191,3 +193,4 @@ def test_a_cut_after_every_task(world: World) -> None:
         assert wrong() == [], f"cut at {name}:\n{stopped.said}\n{finished.said}"
         again = play(world.inventory, *words)
         assert (again.code, again.changed) == (0, set()), f"cut at {name}:\n{again.said}"
+        print(f"cut at {name} ({number} of {len(names)}): all is as wanted", flush=True)

@@ -16,7 +16,7 @@ _FILES = r"""
 find /etc /opt /usr /root /run /srv /var/lib /var/cache /var/spool -xdev \
     \( -path /run/systemd -o -path /run/user -o -path /run/log -o -path /var/lib/docker \
        -o -path /var/lib/containerd -o -path /run/containerd -o -path /run/docker/runtime-runc -o -path /run/docker/netns -o -path /run/netns \
-       -o -path /run/docker/containerd -o -name __pycache__ \) -prune -o -print
+       -o -path /run/docker/containerd -o -path /run/docker/libnetwork -o -name __pycache__ \) -prune -o -print
 """
 _NETWORK = """
 ip -brief link show | awk '{print $1}' | sed 's/@.*//'; ip netns list; ip rule; ip -4 route | grep -v ' docker0 '

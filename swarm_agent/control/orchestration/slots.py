@@ -118,6 +118,10 @@ def is_current(p: Pass, service: Service, task: Task) -> bool:
 # --- a task that cannot go on ----------------------------------------------------------------------------------------
 def _check(p: Pass, service: Service, task: Task) -> None:
     """End a live task that has ended, lost its node or may not stay there; put another in its place if that is due."""
+    if service.job is not None and task.iteration != service.job.iteration:
+        if task.status.state != TaskState.COMPLETE:
+            aim(p, task, TaskState.SHUTDOWN)  # of a run that is over: nothing follows on its end
+        return
     if task.status.state.terminal:
         if not (task.status.state == TaskState.COMPLETE and defaults.is_job(service.spec)):
             _ended(p, service, task)

@@ -110,8 +110,8 @@ def test_what_is_broken_is_mended(cluster: Cluster, broken: str) -> None:
     before = until(lambda: made(host), "what is there")
     assert serves(cluster)
     begun = time.monotonic()
-    for command in BREAKS[broken]:
-        host.space.run(*command)
+    for command in BREAKS[broken]:  # a name may be given back before ``ip`` is through with taking it
+        host.space.run(*command, check=command[:3] != ("ip", "netns", "del"))
     try:
         until(lambda: as_before(host, before), f"everything as before: {broken}", WITHIN)
     except AssertionError:
@@ -155,7 +155,7 @@ def test_looking_after_a_host_costs_nothing_while_nobody_breaks_anything(cluster
 def test_connections_live_through_a_lost_name(cluster: Cluster) -> None:
     held = Held(cluster.inside("c1"), VIP, 7000, 4)
     try:
-        cluster.hosts[1].space.run("ip", "netns", "del", "ov-app")
+        cluster.hosts[1].space.run("ip", "netns", "del", "ov-app", check=False)
         until(lambda: "ov-app" in cluster.hosts[1].netns(), "the name", WITHIN)
         assert not [answer for answer in held.again() if "error" in answer]
     finally:

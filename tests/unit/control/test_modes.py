@@ -228,6 +228,20 @@ def test_an_update_runs_a_job_again(cluster: PaperCluster) -> None:
     assert not [t for t in cluster.tasks(sid, live=False) if t.iteration == 0 and not t.status.state.terminal]
 
 
+def test_a_run_that_is_over_is_not_tried_again_beside_the_present_one(cluster: PaperCluster) -> None:
+    """A failed task of an earlier run waits for its second attempt, in a slot the present run does not use yet."""
+    cluster.prepares = lambda task: cluster.image_of(task) != "missing:1"
+    sid = cluster.create(spec(job(4, 4), "missing:1", restart_policy=RestartPolicy(delay=5 * SECOND)))
+    cluster.advance(6)  # the second attempts failed too, and their delays run
+    cluster.update(sid, spec(job(2, 4), "tool:1"))
+    for _ in range(40):
+        cluster.advance(0.5)
+        iteration = cluster.service(sid).job.iteration  # type: ignore[union-attr]
+        at_once = [t for t in cluster.tasks(sid) if t.iteration == iteration and not t.status.state.terminal]
+        assert len(at_once) <= 2, [(t.slot, t.cause, t.status.state.word) for t in at_once]
+    assert {t.iteration for t in cluster.tasks(sid)} == {iteration}
+
+
 def test_a_global_job_runs_once_on_every_node_and_on_those_that_come(cluster: PaperCluster) -> None:
     sid = cluster.create(spec(GLOBAL_JOB))
     cluster.settle()

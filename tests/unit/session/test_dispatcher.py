@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 
 from swarm_agent.node.contents import Piece
-from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import (
     Cluster,
     Content,
@@ -39,9 +39,10 @@ from swarm_agent.objects.specs import (
 )
 from swarm_agent.raft import EntryTooLarge
 from swarm_agent.session import derive
-from swarm_agent.session.dispatcher import Dispatcher
+from swarm_agent.session.dispatcher import FIRST_HELLO_S, Dispatcher
 from swarm_agent.session.wire import Assignments, Contents, Down, Hello, Statuses, Up
 from swarm_agent.store import ApplyResult, Delete, Entry, Group, Put, Store, encode_entry
+from swarm_agent.testing.virtual_loop import run
 
 
 class Log:
@@ -335,3 +336,26 @@ def test_a_node_is_told_what_members_are_reached_by() -> None:
     view = derive.NetworkPicture(store).view(worker)
     assert view.members == ("10.0.0.1", "10.0.0.2", "192.0.2.1", "198.51.100.1")
     assert view.control_ports == (2378, 2390)
+
+
+def test_a_node_whose_certificate_never_reached_it_is_down_after_a_while() -> None:
+    """Its answer was lost, and its host has joined as another node: global services wait for nobody."""
+
+    async def main() -> None:
+        log = Log()
+        dispatcher = Dispatcher(log.store, log.propose, lambda: "s", log.confirm)
+        running = asyncio.create_task(dispatcher.run())
+        await asyncio.sleep(5)
+        await log.propose((Group("n", (Put(Node(id="late", spec=NodeSpec()), 0),)),))
+        await asyncio.sleep(FIRST_HELLO_S - 1)
+        found = log.store.nodes.get("late")
+        assert found is not None
+        assert found.status.state == NodeState.UNKNOWN
+        await asyncio.sleep(3)
+        found = log.store.nodes.get("late")
+        assert found is not None
+        assert found.status.state == NodeState.DOWN
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    run(main())

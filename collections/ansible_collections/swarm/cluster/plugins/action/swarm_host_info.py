@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 
 from ansible.plugins.action import ActionBase
+from ansible_collections.swarm.cluster.plugins.module_utils._client import BROKEN
 
 ENGINE_AT_LEAST = (20, 10)
 PYTHON_AT_LEAST = (3, 11)
@@ -46,8 +47,9 @@ def engine_problems(host):
         found.append("Docker Engine %s is too old: %d.%02d or newer is needed" % ((engine["version"],) + ENGINE_AT_LEAST))
     if engine["swarm"] not in ("inactive", ""):
         found.append(
-            "the Docker Engine's own swarm mode is %s, and both cannot be: move its services elsewhere, then take it out "
-            "with `docker --host unix://%s swarm leave --force`" % (engine["swarm"], engine["socket"])
+            "the Docker Engine's own swarm mode is %s, and both cannot be: move its services elsewhere first. Then "
+            "`docker --host unix://%s swarm leave --force` takes the host out, which ends the tasks that are left and, on the last "
+            "manager, loses that swarm" % (engine["swarm"], engine["socket"])
         )
     return found
 
@@ -79,7 +81,7 @@ def agent_problems(host, min_free_mb):
 def member_problems(host):
     swarm = host["swarm"]
     if swarm["state"] == "error":
-        return ["its membership is broken (%s): take it out with `docker swarm leave --force`" % swarm["reason"]]
+        return ["it cannot take part in its swarm: %s. %s" % (swarm["reason"], BROKEN)]
     if swarm["state"] == "locked":
         return ["it is locked: unlock it first (docker swarm unlock)"]
     return []

@@ -120,8 +120,8 @@ class ActionModule(ActionBase):
             result.update(changed=False, problems=[], strangers=unnamed)
             if unnamed:
                 result["warnings"] = [
-                    "the swarm has nodes that the inventory does not name: %s. They stay; put them into the inventory, or take "
-                    "them out with `docker node rm --force`" % ", ".join(unnamed)
+                    "the swarm has nodes that the inventory does not name: %s. They stay. Put them into the inventory; what is gone for "
+                    "good is forgotten with `docker node rm`" % ", ".join(unnamed)
                 ]
             return result
         found = group_problems(groups, managers, workers, addresses)

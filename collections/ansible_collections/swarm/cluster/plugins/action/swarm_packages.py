@@ -12,7 +12,8 @@ from ansible.plugins.action import ActionBase
 class ActionModule(ActionBase):
     """Asks the host what it lacks; copies packages only if there is something."""
 
-    TRANSFERS_FILES = True
+    # A place for files is made on the host only once there are some to send: what Ansible makes beforehand would be left there.
+    TRANSFERS_FILES = False
     _supports_check_mode = True
 
     def run(self, tmp=None, task_vars=None):

@@ -150,7 +150,8 @@ def _copy_source(path, copy):
 class ActionModule(ActionBase):
     """Asks the host what it has; builds, copies and installs only if that is not what is wanted."""
 
-    TRANSFERS_FILES = True
+    # A place for files is made on the host only once there are some to send: what Ansible makes beforehand would be left there.
+    TRANSFERS_FILES = False
     _supports_check_mode = True
 
     def run(self, tmp=None, task_vars=None):

@@ -15,6 +15,11 @@ ARGUMENTS = {
     "socket": {"type": "path", "default": "/run/swarm-agent/docker.sock"},
     "timeout": {"type": "int", "default": 60},
 }
+# What to do about a membership that cannot be taken up, dearest last.
+BROKEN = (
+    "Mend what that names, then systemctl restart swarm-agent. Only if it cannot be mended, docker swarm leave --force gives the membership "
+    "up: the host's tasks end, and what only a last manager knows is lost"
+)
 # An election takes a second or two: a request that meets one is asked again.
 PATIENCE_S = 20.0
 

@@ -35,7 +35,8 @@ class Place:
 
     def __init__(self, tasks):
         self.tasks = sorted(tasks, key=lambda t: (t.get("CreatedAt") or "", t["Status"].get("Timestamp") or ""), reverse=True)
-        live = [t for t in self.tasks if t.get("DesiredState", "") not in OVER and t["Status"]["State"] not in OVER]
+        # A task that has ended and is wanted still is one that the manager has not decided about: another may follow after a delay.
+        live = [t for t in self.tasks if t.get("DesiredState", "") not in OVER]
         self.live = bool(live)
         self.running = any(t["Status"]["State"] == "running" for t in live)
         newest = self.tasks[0]["Status"]["State"]

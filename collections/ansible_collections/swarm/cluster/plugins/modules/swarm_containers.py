@@ -41,7 +41,7 @@ author:
 EXAMPLES = r"""
 - name: Remove what is left
   swarm.cluster.swarm_containers:
-    label: com.docker.swarm.task.id
+    label: swarm-agent.cluster.id
 """
 
 RETURN = r"""

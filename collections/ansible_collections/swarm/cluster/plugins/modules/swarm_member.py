@@ -164,7 +164,7 @@ class MemberModule:
             raise ApiError("this manager is locked: unlock it first (docker swarm unlock)")
         if state == "error":
             raise ApiError(
-                "this host's membership is broken: %s; have it leave first (docker swarm leave --force)" % (swarm.get("Error") or "no reason given")
+                "this host cannot take part in its swarm: %s. %s" % (swarm.get("Error") or "no reason given", _client.BROKEN)
             )
         if state != "inactive":
             return self.result("none", self.settle() if not self.module.check_mode else swarm)

@@ -390,7 +390,7 @@ changes:
   sample: ["TaskTemplate.ContainerSpec.Image", "Mode.Replicated.Replicas"]
 state_text:
   description: How far the service is, in one sentence.
-  returned: when O(wait=true)
+  returned: success, when O(wait=true)
   type: str
   sample: 3 of 3 tasks run
 """
@@ -525,7 +525,8 @@ class ServiceModule:
         result["state_text"] = verdict.text
         if verdict.state == "done":
             return dict(result, service=service)
-        result.pop("service")  # it would bury the reason
+        for key in ("service", "state_text"):  # they would bury the reason, or say it twice
+            result.pop(key)
         result["msg"] = "service %s did not become what was asked for: %s" % (self.name, verdict.text)
         if verdict.state == "waiting":
             took = time.monotonic() - started

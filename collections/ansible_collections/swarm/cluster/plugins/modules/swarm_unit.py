@@ -11,7 +11,7 @@ version_added: 0.1.0
 description:
   - Starts, restarts, reloads or stops units, in the given order, in one trip to the host. A failure tells what the unit itself said.
   - Unlike M(ansible.builtin.systemd_service) it can tell in check mode what it would do with a unit that is yet to be installed.
-  - Before anything is done, systemd reads its units anew.
+  - Before anything is done, systemd reads its units anew, and forgets how often it has started them lately.
 extends_documentation_fragment:
   - swarm.cluster.attributes
 attributes:
@@ -140,6 +140,9 @@ class UnitModule:
             if said:
                 self.module.fail_json(msg="swarm_unit: systemd does not read its units anew: %s" % said)
         for name, step in plan:
+            if step in ("start", "restart"):
+                # systemd counts starts and refuses the fourth within a minute or so. Those before this one were meant, too.
+                self.systemctl("reset-failed", name, name.replace(".socket", ".service"))
             said = self.systemctl(step, name)
             if said:
                 self.module.fail_json(

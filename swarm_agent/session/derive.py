@@ -28,6 +28,7 @@ from swarm_agent.objects.specs import PortConfig
 from swarm_agent.store import Store, slot_key
 
 SILENT = "heartbeat failure"  # the message of a node that is down because it was not heard
+NODE_DOWN = "node down"  # the cause of a task that was made because the one before it lost its node
 MTU = 1450
 MTU_OPTION = "com.docker.network.driver.mtu"
 
@@ -42,12 +43,46 @@ def kept(store: Store, task: Task) -> bool:
     in its place yet. One that ran under a lease that is over has ended."""
     if task.status.state != TaskState.RUNNING or task.desired_state != TaskState.SHUTDOWN:
         return False
+    if held(store, task):
+        return True
     node = store.nodes.get(task.node_id)
     if node is None or node.status.state != NodeState.DOWN or node.status.message != SILENT:
         return False
     if node.status.fenced and _singleton(store, task):
         return False
     return not any(ready(other) for other in store.tasks.by("slot", slot_key(task.service_id, task.place)))
+
+
+def held(store: Store, task: Task) -> bool:
+    """Whether a task whose node was taken for lost, and is back, runs on for a while: one was begun elsewhere in its place and does not run yet. To
+    stop it now would leave the place without any. Not for those of which there may be only one, nor for one that waits for this to end."""
+    if task.status.state != TaskState.RUNNING or task.desired_state != TaskState.SHUTDOWN:
+        return False
+    node, service = store.nodes.get(task.node_id), store.services.get(task.service_id)
+    if node is None or node.status.state == NodeState.DOWN or service is None:
+        return False
+    if node.spec.availability == "drain" or defaults.is_job(service.spec) or _singleton(store, task):
+        return False
+    following = None
+    for other in store.tasks.by("slot", slot_key(task.service_id, task.place)):
+        if ready(other):
+            return False
+        if (
+            other.id != task.id
+            and other.desired_state == TaskState.RUNNING
+            and not other.status.state.terminal
+        ):
+            following = other
+    return (
+        following is not None and following.cause == NODE_DOWN and following.node_id not in ("", task.node_id)
+    )
+
+
+def told(store: Store, task: Task) -> Task:
+    """The task as its node is told of it."""
+    if held(store, task):
+        return msgspec.structs.replace(task, desired_state=TaskState.RUNNING)
+    return task
 
 
 def _singleton(store: Store, task: Task) -> bool:

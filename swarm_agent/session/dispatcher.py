@@ -51,7 +51,7 @@ from swarm_agent.session.wire import (
     Up,
     Welcome,
 )
-from swarm_agent.store import ApplyResult, Change, Group, Put, SetStatus, Store
+from swarm_agent.store import ApplyResult, Change, Group, Put, SetStatus, Store, slot_key
 
 log = logging.getLogger(__name__)
 
@@ -348,6 +348,7 @@ class Dispatcher:
                 if session.sent.pop(task_id, None) is not None:
                     removed.append(task_id)
                 continue
+            task = derive.told(self._store, task)
             if session.sent.get(task_id) == task.desired_state:
                 continue
             found = derive.assignment(self._store, task)
@@ -420,6 +421,13 @@ class Dispatcher:
                 if session.tasks is not None:
                     session.tasks[task.id] = None
                 session.touch()
+        row: Task = change.row
+        if row.cause == derive.NODE_DOWN:  # the one before it may run on until this one does
+            for other in self._store.tasks.by("slot", slot_key(row.service_id, row.place)):
+                session = self.sessions.get(other.node_id)
+                if session is not None and session.tasks is not None:
+                    session.tasks[other.id] = None
+                    session.touch()
 
     # --- pulse -----------------------------------------------------------------------------------------------------
     def _beat(self, node_id: str) -> None:

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 ROLES = ("manager", "worker")
 HANDSHAKE_S = 5.0
+STARTS_PER_SECOND = 500.0  # a new leader is asked by all nodes within seconds
 CONNECTIONS_A_MEMBER = 256  # one session, a call now and then, one for each log that is read
 SILENCE_MS = 10_000  # unacknowledged for so long, a connection is dead; gRPC asks after five seconds
 HIGH_WATER = 256 * 1024  # bytes one side may be ahead of the other
@@ -51,7 +52,9 @@ class Front:
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         folder.mkdir(mode=0o700, parents=True)
         self._numbers = itertools.count(1)
-        self._gate = Gate("rpc port", self._serve, Limits(seconds=HANDSHAKE_S))
+        self._gate = Gate(
+            "rpc port", self._serve, Limits(seconds=HANDSHAKE_S, starts_per_second=STARTS_PER_SECOND)
+        )
         self._context: ssl.SSLContext | None = None
         self._peers: dict[str, Subject] = {}
         self._members: Counter[str] = Counter()
@@ -142,8 +145,9 @@ class Front:
                     await loop.sock_connect(way, str(self._folder / subject.role))
                 finally:
                     name.unlink(missing_ok=True)  # gRPC knows the name from the socket, not from the folder
-                inner = _End()
-                await loop.create_unix_connection(lambda: inner, sock=_detached(way))
+                made = _End()
+                await loop.create_unix_connection(lambda: made, sock=_detached(way))
+                inner = made
             outer.join(inner)
             await outer.ended
             await inner.ended  # what came last still goes its way

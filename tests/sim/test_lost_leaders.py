@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from swarm_agent.manager.duties import Duties
-from swarm_agent.session import agent, dispatcher
+from swarm_agent.objects.enums import NodeState
+from swarm_agent.session import agent, derive, dispatcher
 from swarm_agent.session.agent import SessionAgent
 from swarm_agent.session.fence import Fence
 from swarm_agent.session.pulse import Pulse
 from swarm_agent.session.wire import Beat, Welcome
+from swarm_agent.testing.fake_engine import Program
 from swarm_agent.testing.sim_checks import ClusterChecks, unsettled
 from swarm_agent.testing.sim_cluster import SimCluster, simulation
 
@@ -203,3 +205,36 @@ def test_one_that_says_nothing_of_it_loses_its_tasks(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(SessionAgent, "pause", silent)
     with pytest.raises(AssertionError):
         play(agents_are_restarted, 0)
+
+
+# --- nodes that are back before others run in their place -----------------------------------------------------------------------
+async def a_node_comes_back_while_its_tasks_are_begun_elsewhere(c: SimCluster) -> None:
+    for host in c.hosts.values():  # as where an image has to be fetched
+        host.engine.registry["slow:1"] = Program(create_s=8.0)
+    workers = {"Placement": {"Constraints": ["node.role == worker"]}}
+    await c.create("web", 6, "slow:1", TaskTemplate=workers)
+    await c.until_running("web", 6, 120)
+    away = c["w1"].node_id
+    c.isolate("w1")
+    await c.until(
+        "w1 is down", lambda: "" if c.store.nodes.get(away).status.state == NodeState.DOWN else "not yet", 20
+    )
+    await asyncio.sleep(1)
+    c.heal()
+    fewest, over = 6, asyncio.get_running_loop().time() + 30
+    while asyncio.get_running_loop().time() < over:
+        await asyncio.sleep(0.05)
+        fewest = min(fewest, sum(len(c[name].engine.running()) for name in ("w1", "w2", "w3")))
+    assert fewest == 6
+    assert len(c.running("web")) == 6
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_runs_is_stopped_when_its_replacement_runs(seed: int) -> None:
+    play(a_node_comes_back_while_its_tasks_are_begun_elsewhere, seed)
+
+
+def test_or_there_would_be_fewer_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(derive, "held", lambda store, task: False)
+    with pytest.raises(AssertionError):
+        play(a_node_comes_back_while_its_tasks_are_begun_elsewhere, 0)

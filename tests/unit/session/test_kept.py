@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from swarm_agent.objects.enums import NodeState, TaskState
@@ -114,3 +115,58 @@ def test_news_of_a_node_that_matter_to_the_network() -> None:
     assert _network_sees_node(Change(down, ready))
     assert _network_sees_node(Change(down, fenced))
     assert not _network_sees_node(Change(ready, node("n1", 1, NodeState.UNKNOWN, "leadership change")))
+
+
+# --- a node that is back before the replacement runs --------------------------------------------------------------------
+BACK = node("n1", 1)
+
+
+def following(
+    state: TaskState, cause: str = "node down", where: str = "n2", desired: TaskState = TaskState.RUNNING
+) -> Task:
+    return msgspec.structs.replace(task("new", where, 11, desired, state), cause=cause)
+
+
+def store_of(*rows: Record) -> Store:
+    store = Store()
+    service = Service(id="s", spec=ServiceSpec(name="web"), endpoint=ServiceEndpoint(ports=(PORT,)))
+    groups = tuple(Group(r.id, (Put(r, 0),)) for r in (service, *rows))
+    assert all(store.apply(1, 1, encode_entry(Entry(1, groups))).accepted)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("rows", "runs_on"),
+    [
+        ((BACK, following(TaskState.PREPARING)), True),
+        ((BACK, following(TaskState.RUNNING)), False),  # nobody needs the old one any more
+        ((BACK, following(TaskState.REJECTED)), False),
+        ((BACK, following(TaskState.PREPARING, "update")), False),  # which goes by its own order
+        ((BACK, following(TaskState.PENDING, where="")), False),  # it may wait for what the old one holds
+        ((BACK, following(TaskState.PREPARING, where="n1")), False),
+        (
+            (BACK, following(TaskState.READY, desired=TaskState.READY)),
+            False,
+        ),  # it waits for the old one's end
+        ((BACK, following(TaskState.PREPARING, desired=TaskState.REMOVE)), False),
+        ((BACK,), False),
+        ((GONE, following(TaskState.PREPARING)), False),
+    ],
+)
+def test_the_old_one_runs_on_until_the_new_one_does(rows: tuple[Record, ...], *, runs_on: bool) -> None:
+    store = store_of(node("n2", 2), OLD, *rows)
+    assert derive.held(store, OLD) is runs_on
+    assert derive.told(store, OLD).desired_state == (TaskState.RUNNING if runs_on else TaskState.SHUTDOWN)
+    if runs_on:
+        assert told(node("n2", 2), OLD, *rows)[0] == ("10.240.4.10",)
+
+
+def test_of_a_singleton_there_is_never_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = store_of(node("n2", 2), OLD, BACK, following(TaskState.PREPARING))
+    monkeypatch.setattr(derive, "_singleton", lambda store, task: True)
+    assert not derive.held(store, OLD)
+
+
+def test_a_node_that_is_drained_stops_it() -> None:
+    drained = msgspec.structs.replace(BACK, spec=NodeSpec(availability="drain"))
+    assert not derive.held(store_of(node("n2", 2), OLD, drained, following(TaskState.PREPARING)), OLD)

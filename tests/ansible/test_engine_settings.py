@@ -125,6 +125,15 @@ def test_what_the_engine_has_taken_up(
     assert found == {"settings": settings, "current": current}
 
 
+def test_a_reload_takes_up_what_is_stated_and_reloadable_and_nothing_else() -> None:
+    """A run that is cut between reload and restart has the restart still to do."""
+    before = {"debug": True, "log-driver": "json-file", "labels": ["a"]}
+    now = {"debug": False, "log-driver": "local", "bip": "x"}
+    found = _process.reloaded(before, now, ["debug", "labels"])
+    assert found == {"debug": False, "log-driver": "json-file", "labels": ["a"]}
+    assert _process.reloaded(None, now, ["debug"]) is None
+
+
 def test_what_systemctl_shows() -> None:
     shown = _process.parse_show("Id=a.service\nMainPID=7\n\nId=b.service\nStatusText=x=y\n")
     assert shown == {

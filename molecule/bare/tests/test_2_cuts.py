@@ -56,6 +56,9 @@ class World:
     def log_driver(self) -> str:
         return self.ssh("docker --context engine info --format '{{.LoggingDriver}}'")
 
+    def is_experimental(self) -> bool:
+        return self.ssh("docker --context engine info --format '{{.ExperimentalBuild}}'") == "true"
+
     def is_of_old_unit(self) -> bool:
         return "OLD_UNIT=yes" in self.ssh(f"tr '\\0' '\\n' </proc/{self.pid()}/environ")
 
@@ -122,6 +125,13 @@ CASES = {
         {"swarm_engine_settings": {"log-driver": "local"}},
         lambda world: world.log_driver() == "local",
     ),
+    # A reload takes up only some of them, and the file is as it should be by then.
+    "daemon.json, after the reload": Case(
+        "Restart the engine",
+        _nothing,
+        {"swarm_engine_settings": {"log-driver": "local", "experimental": True}},
+        lambda world: world.is_experimental(),
+    ),
     "a unit": Case(
         "Point the docker command at the swarm", _old_unit, {}, lambda world: not world.is_of_old_unit()
     ),
@@ -169,7 +179,8 @@ def test_a_cut_after_every_task(world: World) -> None:
         back = play(world.inventory, *limit)
         assert back.code == 0, back.said
         settings = json.loads(world.ssh("cat /etc/docker/daemon.json"))
-        settings.pop("log-driver", None)
+        for key in ("log-driver", "experimental"):
+            settings.pop(key, None)
         world.ssh(
             f"echo '{json.dumps(settings)}' >/etc/docker/daemon.json; systemctl reset-failed docker; systemctl restart docker"
         )

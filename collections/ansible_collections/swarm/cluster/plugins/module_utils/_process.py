@@ -122,9 +122,17 @@ def settings_file(path=SETTINGS):
     return dict(found, settings=settings)
 
 
-def write_record(path, seen, file):
-    """Note that this process has taken up these settings."""
-    record = {"pid": seen["pid"], "started": seen["started"], "identity": file["identity"], "settings": file["settings"]}
+def reloaded(before, now, reloadable):
+    """The settings in force after a reload: of those stated now the reloadable ones, and all others as before. None stays unknown."""
+    if before is None:
+        return None
+    taken = {key: value for key, value in now.items() if key in reloadable}
+    return dict(before, **taken)
+
+
+def write_record(path, seen, file, settings):
+    """Note that this process has taken up these settings, the file being what it is now; None for "nobody knows"."""
+    record = {"pid": seen["pid"], "started": seen["started"], "identity": file["identity"], "settings": settings}
     handle, new = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".swarm-")
     with os.fdopen(handle, "w") as out:
         json.dump(record, out)

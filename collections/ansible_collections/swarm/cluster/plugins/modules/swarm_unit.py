@@ -47,6 +47,17 @@ options:
     description:
       - With the Docker Engine's unit, where to note which settings its process has taken up.
     type: path
+  engine_before:
+    description:
+      - What M(swarm.cluster.swarm_host_info) saw that the engine had taken up, before its settings were written.
+    type: dict
+    default: {}
+  engine_reloadable:
+    description:
+      - The settings that the engine takes up at a reload.
+    type: list
+    elements: str
+    default: []
   timeout:
     description:
       - How many seconds one unit may take.
@@ -154,11 +165,15 @@ class UnitModule:
         return result
 
     def note(self, name, path):
-        """The engine's process as it is now has read its settings as they are now."""
-        process = _process.units([name])[name]["process"]
-        if process is not None:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            _process.write_record(path, process, _process.settings_file())
+        """Started anew, the engine has taken up its settings as they are now; reloaded, those among them that it takes up then."""
+        process, file = _process.units([name])[name]["process"], _process.settings_file()
+        if process is None:
+            return
+        settings = file["settings"]
+        if self.params["state"] == "reloaded":
+            settings = _process.reloaded(self.params["engine_before"].get("settings"), settings, self.params["engine_reloadable"])
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _process.write_record(path, process, file, settings)
 
 
 def main():
@@ -168,6 +183,8 @@ def main():
             "state": {"type": "str", "choices": ["started", "restarted", "reloaded", "stopped"], "required": True},
             "enabled": {"type": "bool"},
             "engine_record": {"type": "path"},
+            "engine_before": {"type": "dict", "default": {}},
+            "engine_reloadable": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "int", "default": 180},
         },
         supports_check_mode=True,

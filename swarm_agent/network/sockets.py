@@ -53,19 +53,25 @@ def parse(protocol: str, lines: Iterable[str]) -> Iterator[Listener]:
         yield Listener(protocol, int(fields[1].rpartition(":")[2], 16), int(fields[9]))
 
 
+NOBODY_SEEN = "the kernel, or a program that cannot be seen,"
+
+
 class Programs:
-    """Names of the programs that own sockets, by inode. Looking through all processes is done only when an unknown socket is asked for."""
+    """Names of the programs that own sockets, by inode. All processes are looked through once for each new socket: the kernel's own, such as
+    that of the tunnels, belong to none."""
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
         self._known: dict[int, str] = {}
 
     def names(self, inodes: Collection[int]) -> Mapping[int, str]:
-        """For each of them a name with its process id; "a program of this host" where none can be seen."""
+        """For each of them a name with its process id; ``NOBODY_SEEN`` where none can be seen."""
         self._known = {inode: name for inode, name in self._known.items() if inode in inodes}
         unknown = set(inodes) - self._known.keys()
         if unknown:
-            self._look(unknown)
+            self._look(set(unknown))
+            for inode in unknown:
+                self._known.setdefault(inode, NOBODY_SEEN)
         return self._known
 
     def _look(self, unknown: set[int]) -> None:
@@ -91,9 +97,6 @@ def _inode(fd: Path) -> int:
     return int(link[8:-1]) if link.startswith("socket:[") else 0
 
 
-NOBODY_SEEN = "a program of this host"
-
-
 class HostSockets:
     """Who holds which port of this host, besides the swarm."""
 
@@ -111,7 +114,7 @@ class HostSockets:
         names = self._programs.names({one.inode for one in found})
         out: dict[PortKey, str] = {}
         for one in found:
-            out.setdefault((one.protocol, one.number), names.get(one.inode, NOBODY_SEEN))
+            out.setdefault((one.protocol, one.number), names[one.inode])
         return out
 
 

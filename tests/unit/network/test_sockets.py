@@ -10,7 +10,16 @@ from pathlib import Path
 from swarm_agent.network.holds import Holds
 from swarm_agent.network.journal import Journal, PortsEntry
 from swarm_agent.network.model import NetworkView, PublishedPort, plan
-from swarm_agent.network.sockets import PATIENCE_S, HostSockets, Listener, Programs, Yielded, listeners, parse
+from swarm_agent.network.sockets import (
+    NOBODY_SEEN,
+    PATIENCE_S,
+    HostSockets,
+    Listener,
+    Programs,
+    Yielded,
+    listeners,
+    parse,
+)
 
 TCP = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 7001 1 0 100 0 0 10 0
@@ -49,8 +58,21 @@ def test_the_program_that_listens_is_named_with_its_process_id() -> None:
 
 
 def test_a_socket_whose_program_cannot_be_seen_is_held_all_the_same(tmp_path: Path) -> None:
-    sockets = HostSockets(lambda: [Listener("tcp", 22, 7001)], Programs(tmp_path))
-    assert sockets.holders(()) == {("tcp", 22): "a program of this host"}
+    looks = []
+
+    class Counted(Programs):
+        def _look(self, unknown: set[int]) -> None:
+            looks.append(set(unknown))
+            super()._look(unknown)
+
+    found = [Listener("udp", 4789, 7001)]
+    sockets = HostSockets(lambda: found, Counted(tmp_path))
+    for _ in range(3):
+        assert sockets.holders(()) == {("udp", 4789): NOBODY_SEEN}
+    assert looks == [{7001}], "all processes are looked through once"
+    found.append(Listener("tcp", 22, 7002))
+    sockets.holders(())
+    assert looks == [{7001}, {7002}]
 
 
 def test_a_port_is_given_up_at_once_and_taken_only_after_it_was_free_for_a_while() -> None:

@@ -123,20 +123,23 @@ class Runner:
         try:
             while not change.done():
                 news = asyncio.create_task(self.executor.news())
-                if await self._stop_what_nobody_started():
-                    return
-                await asyncio.wait({change, news}, return_when=asyncio.FIRST_COMPLETED)
+                again: float | None = None
+                try:
+                    if await self._stop_what_nobody_started():
+                        return
+                except (SwarmError, OSError) as err:
+                    log.info("cannot look at %s: %s", self.task.name, err, extra={"task": self.task.id})
+                    again = RETRY_S
+                await asyncio.wait({change, news}, timeout=again, return_when=asyncio.FIRST_COMPLETED)
+                if not news.done():
+                    news.cancel()
         finally:
             for task in (change, news):
                 if task is not None:
                     task.cancel()
 
     async def _stop_what_nobody_started(self) -> bool:
-        try:
-            if not await self.executor.runs():
-                return False
-        except (SwarmError, OSError) as err:  # it is looked at again with the engine's next news
-            log.info("cannot look at %s: %s", self.task.name, err, extra={"task": self.task.id})
+        if not await self.executor.runs():
             return False
         log.warning(
             "%s runs and should not: it was started outside the swarm, and is stopped",

@@ -206,6 +206,7 @@ class SessionAgent:
                 async with asyncio.timeout(
                     CONNECT_TIMEOUT_S
                 ):  # gRPC would try a host that is gone for twenty seconds
+                    self._described = None  # what waited to be said is older than what hello says
                     await call.write(self._hello())
                 async with asyncio.timeout(WELCOME_TIMEOUT_S):
                     welcome = await call.read()

@@ -60,6 +60,7 @@ class _Story:
         self.rng = random.Random(cluster.rng.getrandbits(64))
         self.people = People(cluster, self.rng)
         self._deeds = 0
+        self._leaving: dict[str, None] = {}  # names of hosts
         self._work: dict[asyncio.Task[None], None] = {}
 
     async def run(self) -> SimResult:
@@ -249,12 +250,28 @@ class _Story:
             self._later(self._leave_and_join(host, self.rng.uniform(0.5, 5.0)))
 
     async def _leave_and_join(self, host: SimHost, after_s: float) -> None:
-        voters = [h for h in self.cluster.hosts.values() if h.is_manager]
-        if host in voters and len(voters) <= 3:
+        if host.is_manager and not self._majority_without(host):
             return  # people who break the majority by force get what they asked for
-        await self._attempt(self.cluster.leave(host.name, force=True))
+        self._leaving[host.name] = None
+        try:
+            await self._attempt(self.cluster.leave(host.name, force=True))
+        finally:
+            del self._leaving[host.name]
         await asyncio.sleep(after_s)
         await self._attempt(self.cluster.join(host, "Worker"))
+
+    def _majority_without(self, host: SimHost) -> bool:
+        """Whether the managers that stay are more than half of those Raft counts: who leaves by force may not have been heard."""
+        leader = self.cluster.leading()
+        if leader is None or leader.manager is None:
+            return False
+        voters = {m.node_id for m in leader.manager.status.members if not m.learner}
+        stay = {
+            h.node_id
+            for h in self.cluster.hosts.values()
+            if h is not host and h.is_manager and h.name not in self._leaving
+        }
+        return 2 * len(voters & stay) > len(voters)
 
     def _meddle(self) -> None:
         """People start containers that should not run, and restart those that should. Not of strict singletons: nobody can keep a person from that."""

@@ -119,8 +119,11 @@ def is_current(p: Pass, service: Service, task: Task) -> bool:
 def _check(p: Pass, service: Service, task: Task) -> None:
     """End a live task that has ended, lost its node or may not stay there; put another in its place if that is due."""
     if service.job is not None and task.iteration != service.job.iteration:
-        if task.status.state != TaskState.COMPLETE:
-            aim(p, task, TaskState.SHUTDOWN)  # of a run that is over: nothing follows on its end
+        # of a run that is over: what is at work goes, what has ended is history, and nothing follows on either
+        if at_work(task):
+            aim(p, task, TaskState.REMOVE)
+        elif task.status.state != TaskState.COMPLETE:
+            aim(p, task, TaskState.SHUTDOWN)
         return
     if task.status.state.terminal:
         if not (task.status.state == TaskState.COMPLETE and defaults.is_job(service.spec)):

@@ -48,6 +48,7 @@ class Script:
         self.cues = cues
         self.done: list[str] = []
         self.running = False  # though nobody asked for it
+        self.deaf = 0  # so many looks at the engine fail
         self._news = asyncio.Event()
 
     async def _play(self, name: str) -> None:
@@ -89,6 +90,9 @@ class Script:
         await self._news.wait()
 
     async def runs(self) -> bool:
+        if self.deaf:
+            self.deaf -= 1
+            raise EngineUnreachable("the engine is away")
         return self.running
 
     def let_go(self) -> None:
@@ -204,6 +208,7 @@ def test_what_runs_after_its_task_ended_is_stopped(*, poked: bool) -> None:
 
     async def story() -> None:
         script = Script(prepare=[OK], start=[OK], wait=[TaskFailed("ended", 1)], shutdown=[OK, OK])
+        script.deaf = 3
         if not poked:
             script.running = True
         runner, seen = await walk(script)
@@ -211,9 +216,9 @@ def test_what_runs_after_its_task_ended_is_stopped(*, poked: bool) -> None:
         told = len(seen)
         if poked:
             assert "shutdown" not in script.done
-            script.running = True
+            script.running, script.deaf = True, 3
             runner.poke()
-            await asyncio.sleep(1)
+            await asyncio.sleep(5)
         assert "shutdown" in script.done
         assert len(seen) == told, "the task was over before"
         await runner.detach()

@@ -12,9 +12,10 @@ import pytest
 
 from swarm_agent.identity.door import Manager
 from swarm_agent.objects.errors import Unavailable
+from swarm_agent.objects.records import NodeDescription
 from swarm_agent.session.agent import SessionAgent
 from swarm_agent.session.rpc import Redirect
-from swarm_agent.session.wire import Welcome
+from swarm_agent.session.wire import Described, Hello, Welcome
 from swarm_agent.testing.virtual_loop import VirtualLoop
 
 MANAGERS = ("m1:1", "m2:1", "m3:1")
@@ -26,6 +27,7 @@ class Call:
 
     async def write(self, message: object) -> None:
         self._net.tries.append((asyncio.get_running_loop().time(), self._addr))
+        self._net.said.append(message)
         answer = self._net.answers(self._addr)
         if answer is not None:
             raise answer
@@ -44,6 +46,7 @@ class Net:
     def __init__(self, answers: Callable[[str], Exception | None]) -> None:
         self.answers = answers
         self.tries: list[tuple[float, str]] = []
+        self.said: list[object] = []
         self.welcomed = -1.0
 
     def client(self, addr: str, identity: object) -> Any:
@@ -128,3 +131,34 @@ def test_who_is_sent_on_goes_at_once() -> None:
     net = Net(lambda addr: None if addr == "m2:1" else Redirect("m2:1"))
     look(net, 5)
     assert net.welcomed - net.tries[0][0] < 0.1
+
+
+def test_a_description_that_waited_for_a_session_is_not_said_after_a_newer_hello() -> None:
+    """A full disk that has room again before anybody could be told of it."""
+    net = Net(lambda addr: Unavailable("not yet") if len(net.tries) < 5 else None)
+    troubles = ["full", ""]
+
+    async def main() -> None:
+        anything: Any = net
+        orders: Any = Orders()
+        hello = lambda: Hello(NodeDescription(trouble=troubles[0]), "")  # noqa: E731
+        known = tuple(Manager(a, "", a) for a in MANAGERS)
+        agent = SessionAgent(orders, lambda: anything, lambda: known, hello, random.Random(7), anything)
+        agent.described(NodeDescription(trouble="full"))
+        task = asyncio.create_task(agent.run())
+        await asyncio.sleep(0.01)
+        agent.described(NodeDescription(trouble="full"))
+        troubles.pop(0)
+        await asyncio.sleep(20)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    loop = VirtualLoop()
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()
+    served = net.said[4:]
+    assert isinstance(served[0], Hello)
+    assert served[0].description.trouble == ""
+    assert not any(isinstance(message, Described) for message in served)

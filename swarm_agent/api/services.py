@@ -90,7 +90,7 @@ async def update(backend: Backend, request: Request, wanted: str) -> Response:
         return json_response({"Warnings": None})
     auth = _registry_auth(request, service)
     spec = await resolved(backend, normalise(raw, ServiceSpec))
-    acceptable(backend, spec)
+    acceptable(backend, spec, service.spec)
     with backend.reserve(*_port_names(spec)):
         updated(backend, service, spec, auth)  # raises what is wrong with it
 
@@ -264,10 +264,10 @@ def _removal(backend: Backend, id_: str) -> Delete:
     return Delete("service", service.id, service.version)
 
 
-def acceptable(backend: Backend, spec: ServiceSpec) -> None:
-    """Raises what is wrong with it, or what this cluster cannot hold yet."""
+def acceptable(backend: Backend, spec: ServiceSpec, before: ServiceSpec | None = None) -> None:
+    """Raises what is wrong with it, or what this cluster cannot hold yet. ``before``: the spec an update replaces."""
     validate.service(spec)
-    must_not_be_the_swarms(spec, backend.own_ports)
+    must_not_be_the_swarms(spec, backend.own_ports, before)
     level, what = backend.store.feature_level, validate.needs(spec)
     if what and level < features.ORCHESTRATION:
         raise Unimplemented(

@@ -13,15 +13,24 @@ from swarm_agent.objects.specs import PortConfig, ServiceSpec
 from swarm_agent.store import View
 
 
-def must_not_be_the_swarms(spec: ServiceSpec, own: Mapping[PortKey, str]) -> None:
-    """``own``: what the swarm itself uses on its hosts, and what for.
+def must_not_be_the_swarms(
+    spec: ServiceSpec, own: Mapping[PortKey, str], before: ServiceSpec | None = None
+) -> None:
+    """``own``: what the swarm itself uses on its hosts, and what for. ``before``: the spec it follows, which may have had such a port already:
+    no host takes it, and the service can be changed all the same.
 
     Raises:
         InvalidSpec: the service asks for one of them; every host would lose what it serves.
     """
+    had = (
+        {(defaults.protocol(p), p.published_port or 0) for p in _stated(before)}
+        if before is not None
+        else set()
+    )
     for number, port in enumerate((spec.endpoint_spec and spec.endpoint_spec.ports) or ()):
-        used_for = own.get((defaults.protocol(port), port.published_port or 0))
-        if used_for is not None:
+        key = (defaults.protocol(port), port.published_port or 0)
+        used_for = own.get(key)
+        if used_for is not None and key not in had:
             raise InvalidSpec(
                 f"published port {port.published_port}/{defaults.protocol(port)} is the swarm's own on every host ({used_for}): "
                 "publish the service on another one",

@@ -45,18 +45,35 @@ class Holds:
         wanted = {(str(protocol), int(number)) for protocol, number in self._journal.get_ports().hold}
         for key in self._held.keys() - wanted:
             self._let_go(key)
-        for key in sorted(wanted - self._held.keys()):
+        made = self._make(sorted(wanted - self._held.keys()), len(wanted))
+        if made:  # known as ours before anybody can see them bound
+            self._held |= made
+            self._write()
+        for key, sockets in made.items():
             try:
-                self._held[key] = _bind(*key)
-            except OSError as error:  # somebody has it, or swarm0 is on its way: tried again
-                if error.errno in _NO_MORE_FILES:
-                    self._complain(len(wanted))
-                    break
+                for held in sockets:
+                    held.bind(("", key[1]))
+            except OSError:  # somebody has it: tried again
+                self._let_go(key)
         self._write()
 
     def close(self) -> None:
         for key in list(self._held):
             self._let_go(key)
+
+    def _make(self, keys: list[Key], wanted: int) -> dict[Key, tuple[socket.socket, ...]]:
+        """Sockets that are to be bound; fewer when no more files may be open, or while ``swarm0`` is not there."""
+        made = {}
+        for key in keys:
+            try:
+                made[key] = _sockets(key[0])
+            except KeyError:
+                continue  # a protocol of a later release
+            except OSError as error:
+                if error.errno in _NO_MORE_FILES:
+                    self._complain(wanted)
+                    break
+        return made
 
     def _let_go(self, key: Key) -> None:
         for held in self._held.pop(key):
@@ -75,9 +92,9 @@ class Holds:
         self._complained = True
 
 
-def _bind(protocol: str, number: int) -> tuple[socket.socket, ...]:
-    """Both families, or neither; a host without IPv6 has one. OSError when somebody has the port."""
-    held: list[socket.socket] = []
+def _sockets(protocol: str) -> tuple[socket.socket, ...]:
+    """One for each family; a host without IPv6 has one."""
+    made: list[socket.socket] = []
     try:
         for family in (socket.AF_INET, socket.AF_INET6):
             try:
@@ -86,14 +103,13 @@ def _bind(protocol: str, number: int) -> tuple[socket.socket, ...]:
                 if family == socket.AF_INET6 and error.errno not in _NO_MORE_FILES:
                     continue  # no IPv6 here
                 raise
-            held.append(one)
+            made.append(one)
             if family == socket.AF_INET6:
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             if protocol == "udp":
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _LINK)
-            one.bind(("", number))
     except (OSError, KeyError):
-        for one in held:
+        for one in made:
             one.close()
         raise
-    return tuple(held)
+    return tuple(made)

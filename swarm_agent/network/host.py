@@ -40,6 +40,7 @@ from swarm_agent.network.model import (
     AttachRequest,
     Change,
     ContainerNetwork,
+    Left,
     NetworkView,
     NodePlan,
     OverlayPlan,
@@ -48,7 +49,7 @@ from swarm_agent.network.model import (
     TaskAddress,
 )
 from swarm_agent.network.nft import Loaders, NftError
-from swarm_agent.network.sockets import HostSockets, Yielded
+from swarm_agent.network.sockets import HostSockets, Seen, Yielded
 from swarm_agent.objects.errors import FailedPrecondition, SwarmError, Unavailable
 from swarm_agent.objects.records import HostSubnet
 
@@ -116,6 +117,7 @@ class HostNetwork:
         self._sockets = sockets or HostSockets()
         self._yielded = Yielded()
         self._published: frozenset[PortKey] = frozenset()
+        self._given_up = Left()
 
     # --- the contract
 
@@ -131,7 +133,7 @@ class HostNetwork:
             try:
                 self._published = frozenset((p.protocol, p.published) for p in view.ports)
                 wanted = await self._run(
-                    lambda: model.plan(view, bridges, self._control_ports, not_taken=self._not_taken())
+                    lambda: model.plan(view, bridges, self._control_ports, self._give_up_ports())
                 )
             except ValueError as error:
                 raise NetworkError(f"the network view for this node cannot be true: {error}") from error
@@ -200,11 +202,11 @@ class HostNetwork:
     async def ports_changed(self) -> bool:
         if not self._published:
             return False
-        before = self._yielded.ports
-        return await self._run(self._not_taken) != before
+        before = self._given_up
+        return await self._run(self._give_up_ports) != before
 
     async def port_holders(self) -> dict[PortKey, str]:
-        return await self._run(self._holders)
+        return (await self._run(self._seen)).holders
 
     async def host_net(self) -> tuple[tuple[HostSubnet, ...], tuple[str, ...]]:
         return await asyncio.to_thread(hostnet.read)
@@ -273,20 +275,22 @@ class HostNetwork:
             raise NetworkError("the network of this node is not started")
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
 
-    def _holders(self) -> dict[PortKey, str]:
-        return self._sockets.holders(set(self._journal.get_holds().inodes))
+    def _seen(self) -> Seen:
+        return self._sockets.seen(lambda: set(self._journal.get_holds().inodes))
 
-    def _not_taken(self) -> frozenset[PortKey]:
-        holders = self._holders() if self._published else {}
+    def _give_up_ports(self) -> Left:
+        """Which published ports are left to programs of this host."""
+        seen = self._seen() if self._published else Seen({}, frozenset())
         before = self._yielded.ports
-        found = self._yielded.look(self._published, holders, time.monotonic())
+        found = self._yielded.look(self._published, seen.holders, time.monotonic())
         for protocol, number in sorted(found - before):
             log.warning(
-                f"published port {number}/{protocol} is not taken on this host: {holders.get((protocol, number))} holds it"
+                f"published port {number}/{protocol} is not taken on this host: {seen.holders.get((protocol, number))} holds it"
             )
         for protocol, number in sorted((before - found) & self._published):
             log.info(f"published port {number}/{protocol} is free by now and is taken")
-        return found
+        self._given_up = Left(found, seen.inward & self._published)
+        return self._given_up
 
     def _write_ports(self, wanted: Plan) -> None:
         self._journal.put_ports(PortsEntry(tuple(sorted(wanted.ports)), tuple(sorted(self._yielded.ports))))

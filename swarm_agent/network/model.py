@@ -259,9 +259,19 @@ class NodePlan(Struct, frozen=True):
 
 
 class PortPlan(Struct, frozen=True):
+    """``spared``: at loopback addresses a program of this host goes on being reached."""
+
     target: int
     backends: tuple[str, ...]
     draining: tuple[str, ...] = ()
+    spared: bool = False
+
+
+class Left(Struct, frozen=True):
+    """What of the published ports is left to programs of this host: all of a port, or its loopback addresses."""
+
+    not_taken: frozenset[PortKey] = frozenset()
+    spared: frozenset[PortKey] = frozenset()
 
 
 class Guards(Struct, frozen=True):
@@ -297,13 +307,12 @@ def plan(
     view: NetworkView,
     bridges: Iterable[str] = (),
     ports: Iterable[int] = (),
-    *,
-    not_taken: frozenset[PortKey] = frozenset(),
+    left: Left | None = None,
 ) -> Plan:
     """What this node's network should be. Raises ``ValueError`` for a view that cannot be true.
 
-    ``bridges``: those of the engine on this host; ``ports``: the control ports of this host's own configuration; ``not_taken``: published
-    ports that programs of this host hold, which are neither live nor closed here.
+    ``bridges``: those of the engine on this host; ``ports``: the control ports of this host's own configuration; ``left``: published
+    ports, or parts of them, that are left to programs of this host.
     """
     own = node_subnet(view.number)
     peers = {peer.number: peer.data_addr for peer in view.peers if peer.number != view.number}
@@ -333,7 +342,7 @@ def plan(
     return Plan(
         node=NodePlan(view.number, view.data_addr, view.mtu, peers),
         overlays=overlays,
-        ports={key: port for key, port in _ports(view, own).items() if key not in not_taken},
+        ports=_taken(_ports(view, own), left or Left()),
         names=names,
         tasks={task.task_id: task for task in view.local},
         guards=_guards(view, bridges, ports),
@@ -387,6 +396,14 @@ def _overlay_plan(
         locals=_in_order(local),
         vips={vip.address: rotate(_in_order(backends.get(vip.service_id, [])), view.number) for vip in vips},
     )
+
+
+def _taken(ports: dict[PortKey, PortPlan], left: Left) -> dict[PortKey, PortPlan]:
+    return {
+        key: msgspec.structs.replace(port, spared=key in left.spared)
+        for key, port in ports.items()
+        if key not in left.not_taken
+    }
 
 
 def _ports(view: NetworkView, own: ipaddress.IPv4Network) -> dict[PortKey, PortPlan]:

@@ -174,6 +174,7 @@ def host_table(node: NodePlan, ports: dict[PortKey, PortPlan]) -> str:
     """
     live = {key: port for key, port in ports.items() if port.backends}
     dead = [_port_key(key) for key, port in ports.items() if not port.backends]
+    spared = [_port_key(key) for key, port in ports.items() if port.spared]
     chains = "\n".join(
         f"  chain {_port_chain(key)} {{ {_port_rule(key, port)}; }}" for key, port in live.items()
     )
@@ -182,12 +183,14 @@ def host_table(node: NodePlan, ports: dict[PortKey, PortPlan]) -> str:
     return f"""{_DELETE_TABLE}table ip swarm {{
   map ports {{ type inet_proto . inet_service : verdict; {mapped}}}
   set closed {{ type inet_proto . inet_service; {_elements(dead)}}}
+  set spared {{ type inet_proto . inet_service; {_elements(spared)}}}
   set peers {{ type ipv4_addr; {_elements(sorted(set(node.peers.values())))}}}
 {chains}
   chain prerouting {{ type nat hook prerouting priority -105; policy accept;
     fib daddr type local meta l4proto . th dport vmap @ports
   }}
   chain output {{ type nat hook output priority -105; policy accept;
+    ip daddr 127.0.0.0/8 meta l4proto . th dport @spared accept comment "a program of this host's own listens there"
     fib daddr type local meta l4proto . th dport vmap @ports
   }}
   chain postrouting {{ type nat hook postrouting priority 95; policy accept;
@@ -201,6 +204,7 @@ def host_table(node: NodePlan, ports: dict[PortKey, PortPlan]) -> str:
   }}
   chain refuse {{
     fib daddr type != local return
+    ip daddr 127.0.0.0/8 meta l4proto . th dport @spared return
     meta l4proto tcp reject with tcp reset
     reject
   }}
@@ -220,9 +224,10 @@ def update_ports(
     """``old``: the ports the loaded table has now."""
     lines: list[str] = []
     for key in remove:
-        lines += _close(key, old)
+        lines += _close(key, old) + _spare(key, old, spared=False)
     for key, port in put.items():
         before = old.get(key)
+        lines += _spare(key, old, spared=port.spared)
         if port.backends and before is not None and before.backends:
             chain = _port_chain(key)
             lines += [f"flush chain ip swarm {chain}", f"add rule ip swarm {chain} {_port_rule(key, port)}"]
@@ -233,6 +238,13 @@ def update_ports(
             lines += _close(key, old)
             lines.append(f"add element ip swarm closed {{ {_port_key(key)} }}")
     return "\n".join(lines)
+
+
+def _spare(key: PortKey, old: dict[PortKey, PortPlan], *, spared: bool) -> list[str]:
+    before = old.get(key)
+    if (before is not None and before.spared) == spared:
+        return []
+    return [f"{'add' if spared else 'delete'} element ip swarm spared {{ {_port_key(key)} }}"]
 
 
 def _close(key: PortKey, old: dict[PortKey, PortPlan]) -> list[str]:

@@ -3,6 +3,7 @@
 Owns: the look at the host's sockets (``/proc/net``), the names of their programs, and the decision which ports are *not taken*: neither live nor
 closed, so that whoever had the port first goes on being reached. Refuses: rules (``rules``), and holding a port for us (``holds``).
 
+Who listens on a loopback address alone keeps that and no more: the swarm takes the port for everybody else, as Docker does.
 A TCP socket counts when it listens, a UDP socket when it is bound and not connected: an outgoing connection holds nothing for others. A port that
 was given up is taken once nobody has been seen on it for ``PATIENCE_S``: a daemon that restarts must find its port free.
 """
@@ -26,6 +27,7 @@ class Listener(NamedTuple):
     protocol: str
     number: int
     inode: int
+    loopback: bool = False  # only this host itself reaches it
 
 
 def listeners(proc: Path = Path("/proc/self/net")) -> list[Listener]:
@@ -50,7 +52,15 @@ def parse(protocol: str, lines: Iterable[str]) -> Iterator[Listener]:
             return
         if protocol == "udp" and fields[3] != _UNCONNECTED:
             continue
-        yield Listener(protocol, int(fields[1].rpartition(":")[2], 16), int(fields[9]))
+        address, _, number = fields[1].rpartition(":")
+        yield Listener(protocol, int(number, 16), int(fields[9]), _is_loopback(address))
+
+
+def _is_loopback(address: str) -> bool:
+    """As the kernel writes it: four bytes at a time, the first byte of each last."""
+    if address == "00000000000000000000000001000000":
+        return True
+    return address.endswith("7F") and (len(address) == 8 or address.startswith("0000000000000000FFFF0000"))
 
 
 NOBODY_SEEN = "the kernel, or a program that cannot be seen,"
@@ -97,6 +107,13 @@ def _inode(fd: Path) -> int:
     return int(link[8:-1]) if link.startswith("socket:[") else 0
 
 
+class Seen(NamedTuple):
+    """``holders``: by port the program that holds it; ``inward``: ports on which programs listen for this host itself alone."""
+
+    holders: dict[PortKey, str]
+    inward: frozenset[PortKey]
+
+
 class HostSockets:
     """Who holds which port of this host, besides the swarm."""
 
@@ -108,14 +125,21 @@ class HostSockets:
         self._look = look
         self._programs = programs or Programs()
 
-    def holders(self, ours: Collection[int]) -> dict[PortKey, str]:
-        """By port the program that holds it. ``ours``: inodes of the sockets that hold ports for the swarm."""
-        found = [one for one in self._look() if one.inode not in ours]
-        names = self._programs.names({one.inode for one in found})
-        out: dict[PortKey, str] = {}
+    def seen(self, ours: Callable[[], Collection[int]]) -> Seen:
+        """``ours``: inodes of the sockets that hold ports for the swarm; asked after the look, so that none can be bound in between and be
+        taken for somebody else's."""
+        looked = self._look()
+        own = ours()
+        found = [one for one in looked if one.inode not in own]
+        names = self._programs.names({one.inode for one in found if not one.loopback})
+        holders: dict[PortKey, str] = {}
         for one in found:
-            out.setdefault((one.protocol, one.number), names[one.inode])
-        return out
+            if not one.loopback:
+                holders.setdefault((one.protocol, one.number), names[one.inode])
+        return Seen(
+            holders,
+            frozenset((one.protocol, one.number) for one in found if one.loopback) - holders.keys(),
+        )
 
 
 class Yielded:

@@ -25,7 +25,7 @@ class Found(NamedTuple):
     """A container with the cluster's label."""
 
     id: str
-    name: str
+    names: tuple[str, ...]  # more than one where others link to it
     task_id: str
 
 
@@ -36,7 +36,9 @@ def strays(
 
     A task's container under another name is a stray too: the task has lost it, and gets another one.
     """
-    return [c for c in found if c.name not in names.get(c.task_id, ()) and c.task_id not in leaving]
+    return [
+        c for c in found if set(c.names).isdisjoint(names.get(c.task_id, ())) and c.task_id not in leaving
+    ]
 
 
 class Strays:
@@ -53,7 +55,9 @@ class Strays:
             "GET", "/containers/json", query={"all": "1", "filters": self._filters}
         )
         return [
-            Found(c["Id"], (c.get("Names") or ["/"])[0].lstrip("/"), c["Labels"].get(LABEL_TASK, ""))
+            Found(
+                c["Id"], tuple(n.lstrip("/") for n in c.get("Names") or ()), c["Labels"].get(LABEL_TASK, "")
+            )
             for c in listed or ()
         ]
 
@@ -62,7 +66,7 @@ class Strays:
         log.info(
             "removing container %s (%s): its task is none of this node's",
             container.id[:12],
-            container.name,
+            ", ".join(container.names),
             extra={"task": container.task_id},
         )
         try:

@@ -47,7 +47,7 @@ class FakeNodeNetwork:
         self._must_run()
         try:
             self._taken_from = self._not_taken(view)
-            wanted = model.plan(view, not_taken=self._taken_from)
+            wanted = model.plan(view, left=model.Left(self._taken_from))
         except ValueError as error:
             raise NetworkError(f"the network view for this node cannot be true: {error}") from error
         self.made.append(model.changes(self.plan, wanted))

@@ -25,7 +25,7 @@ import socket, sys
 kind = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}[sys.argv[1]]
 own = socket.socket(socket.AF_INET, kind)
 own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-own.bind(("", int(sys.argv[2])))
+own.bind((sys.argv[3], int(sys.argv[2])))
 if sys.argv[1] == "tcp":
     own.listen()
 print("up", flush=True)
@@ -73,10 +73,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @contextlib.contextmanager
-def program(host: SwarmHost, protocol: str, port: int) -> Iterator[subprocess.Popen[str]]:
+def program(host: SwarmHost, protocol: str, port: int, address: str = "") -> Iterator[subprocess.Popen[str]]:
     """A program of the host that answers on a port."""
     process = host.spawn(
-        sys.executable, "-c", PROGRAM, protocol, str(port), log="program.log", stdout=subprocess.PIPE
+        sys.executable, "-c", PROGRAM, protocol, str(port), address, log="program.log", stdout=subprocess.PIPE
     )
     try:
         assert process.stdout is not None
@@ -157,6 +157,21 @@ def test_a_program_that_has_the_port_goes_on_being_reached(lab: Lab) -> None:
         PATIENCE_S + 15,
     )
     until(lambda: "not taken" not in lab[1].ctl("why", "early"), "nothing more to tell", 15)
+
+
+def test_a_program_that_listens_for_its_host_alone_keeps_that(lab: Lab) -> None:
+    def inside(number: int) -> str:
+        script = "exec 3<>/dev/tcp/127.0.0.1/8025; read -t 5 line <&3; echo $line"
+        return lab[number].space.run("bash", "-c", script, check=False).strip()
+
+    with program(lab[2], "tcp", 8025, "127.0.0.1"):
+        assert "not taken" not in create(lab, "mail", "--replicas=1", "--publish=8025:7000")
+        lab.running(1, "mail", 1)
+        until(lambda: answer(lab, 2, 8025).startswith("mail "), "the service for those outside", 15)
+        assert inside(2) == "the host's own"
+        assert inside(1).startswith("mail ")
+    until(lambda: inside(2).startswith("mail "), "the service at the loopback address too", 15)
+    lab[1].swarm("service", "rm", "mail")
 
 
 def test_a_port_the_swarm_holds_is_in_use_for_everybody_else(lab: Lab) -> None:

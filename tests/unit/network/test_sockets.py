@@ -7,9 +7,12 @@ import socket
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import pytest
+
 from swarm_agent.network.holds import Holds
 from swarm_agent.network.journal import Journal, PortsEntry
-from swarm_agent.network.model import NetworkView, PublishedPort, plan
+from swarm_agent.network.model import Left, NetworkView, PublishedPort, plan
+from swarm_agent.network.rules import host_table, update_ports
 from swarm_agent.network.sockets import (
     NOBODY_SEEN,
     PATIENCE_S,
@@ -33,9 +36,48 @@ UDP = """   sl  local_address rem_address   st tx_queue rx_queue tr tm->when ret
 
 
 def test_listeners_and_bound_datagram_sockets_count_and_outgoing_connections_do_not() -> None:
-    assert list(parse("tcp", TCP.splitlines())) == [Listener("tcp", 22, 7001), Listener("tcp", 8080, 7002)]
+    assert list(parse("tcp", TCP.splitlines())) == [
+        Listener("tcp", 22, 7001),
+        Listener("tcp", 8080, 7002, True),
+    ]
     assert list(parse("udp", UDP.splitlines())) == [Listener("udp", 53, 7005)]
     assert list(parse("tcp", [])) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "inward"),
+    [
+        ("00000000", False),
+        ("0100007F", True),
+        ("3500007F", True),
+        ("0B4D1EAC", False),
+        ("00000000000000000000000000000000", False),
+        ("00000000000000000000000001000000", True),
+        ("0000000000000000FFFF00000100007F", True),
+        ("0000000000000000FFFF00000B4D1EAC", False),
+        ("B80D012000000000000000000000007F", False),
+    ],
+)
+def test_who_listens_for_the_host_itself_alone(address: str, *, inward: bool) -> None:
+    rows = ["", f"0: {address}:0019 0:0 0A 0:0 0:0 0 0 0 9"]
+    assert [one.loopback for one in parse("tcp", rows)] == [inward]
+
+
+def test_a_port_with_a_program_at_loopback_is_taken_for_everybody_else(tmp_path: Path) -> None:
+    found = [Listener("tcp", 25, 1, True), Listener("tcp", 53, 2, True), Listener("tcp", 53, 3)]
+    seen = HostSockets(lambda: found, Programs(tmp_path)).seen(list)
+    assert (set(seen.holders), seen.inward) == ({("tcp", 53)}, {("tcp", 25)})
+    ports = tuple(PublishedPort("web", "tcp", n, 80, "ingress", ("10.240.4.2",)) for n in (25, 80))
+    view = NetworkView("n1", 1, "192.0.2.1", ports=ports)
+    before, after = plan(view), plan(view, left=Left(spared=seen.inward))
+    assert [key for key, port in after.ports.items() if port.spared] == [("tcp", 25)]
+    assert after.node is not None
+    assert "set spared { type inet_proto . inet_service; elements = { tcp . 25 }; }" in host_table(
+        after.node, after.ports
+    )
+    put = {("tcp", 25): after.ports["tcp", 25]}
+    assert "add element ip swarm spared { tcp . 25 }" in update_ports(before.ports, put, ())
+    assert "delete element ip swarm spared { tcp . 25 }" in update_ports(after.ports, {}, (("tcp", 25),))
 
 
 def test_a_host_without_ipv6_has_fewer_tables(tmp_path: Path) -> None:
@@ -46,15 +88,15 @@ def test_a_host_without_ipv6_has_fewer_tables(tmp_path: Path) -> None:
 
 def test_the_program_that_listens_is_named_with_its_process_id() -> None:
     with closing(socket.socket()) as one, closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as other:
-        one.bind(("127.0.0.1", 0))
+        one.bind(("", 0))
         one.listen()
-        other.bind(("127.0.0.1", 0))
-        holders = HostSockets().holders(())
+        other.bind(("", 0))
+        holders = HostSockets().seen(list).holders
         own = Path("/proc/self/comm").read_text().strip()
         assert holders["tcp", one.getsockname()[1]] == f"{own} (pid {os.getpid()})"
         assert holders["udp", other.getsockname()[1]] == f"{own} (pid {os.getpid()})"
         ours = {os.fstat(one.fileno()).st_ino}
-        assert ("tcp", one.getsockname()[1]) not in HostSockets().holders(ours)
+        assert ("tcp", one.getsockname()[1]) not in HostSockets().seen(lambda: ours).holders
 
 
 def test_a_socket_whose_program_cannot_be_seen_is_held_all_the_same(tmp_path: Path) -> None:
@@ -68,10 +110,10 @@ def test_a_socket_whose_program_cannot_be_seen_is_held_all_the_same(tmp_path: Pa
     found = [Listener("udp", 4789, 7001)]
     sockets = HostSockets(lambda: found, Counted(tmp_path))
     for _ in range(3):
-        assert sockets.holders(()) == {("udp", 4789): NOBODY_SEEN}
+        assert sockets.seen(list).holders == {("udp", 4789): NOBODY_SEEN}
     assert looks == [{7001}], "all processes are looked through once"
     found.append(Listener("tcp", 22, 7002))
-    sockets.holders(())
+    sockets.seen(list)
     assert looks == [{7001}, {7002}]
 
 
@@ -101,7 +143,7 @@ def test_a_port_that_is_not_taken_is_neither_live_nor_closed() -> None:
     )
     view = NetworkView("n1", 1, "192.0.2.1", ports=ports)
     assert set(plan(view).ports) == {("tcp", 22), ("tcp", 80)}
-    assert set(plan(view, not_taken=frozenset({("tcp", 22)})).ports) == {("tcp", 80)}
+    assert set(plan(view, left=Left(frozenset({("tcp", 22)}))).ports) == {("tcp", 80)}
 
 
 def test_a_held_port_is_in_use_for_others_and_refuses_connections(tmp_path: Path) -> None:
@@ -123,7 +165,7 @@ def test_a_held_port_is_in_use_for_others_and_refuses_connections(tmp_path: Path
                 other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 assert _refused(lambda other=other: other.bind(("", port)))  # type: ignore[misc]
         assert _refused(lambda: socket.create_connection(("127.0.0.1", port), 5))
-        assert ("tcp", port) not in HostSockets().holders(set(inodes))
+        assert ("tcp", port) not in HostSockets().seen(lambda: set(inodes)).holders
         journal.put_ports(PortsEntry())
         holds.keep()
         assert journal.get_holds().inodes == ()

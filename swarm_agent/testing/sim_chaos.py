@@ -256,7 +256,7 @@ class _Story:
         try:
             await self._attempt(self.cluster.leave(host.name, force=True))
         finally:
-            del self._leaving[host.name]
+            self._leaving.pop(host.name, None)
         await asyncio.sleep(after_s)
         await self._attempt(self.cluster.join(host, "Worker"))
 

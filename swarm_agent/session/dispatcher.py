@@ -652,6 +652,8 @@ def _network_sees_node(change: Change) -> bool:
 
 
 def _shown(node: Node) -> tuple[object, ...]:
-    """What of a node the network shows: where it is, and whether its tasks are kept although others are to replace them."""
+    """What of a node the network shows: where it is, what it is reached by, and whether its tasks are kept although others are to replace
+    them."""
     away = node.status.state == NodeState.DOWN
-    return (node.number, node.data_addr, away, away and node.status.fenced, away and node.status.message)
+    kept = (away, away and node.status.fenced, away and node.status.message)
+    return (node.number, node.data_addr, derive.addresses((node,)), kept)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 
+from swarm_agent.network.model import NetworkView
 from swarm_agent.node.contents import Piece
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import NodeState, TaskState
@@ -43,7 +44,7 @@ from swarm_agent.objects.specs import (
 from swarm_agent.raft import EntryTooLarge
 from swarm_agent.session import derive
 from swarm_agent.session.dispatcher import FIRST_HELLO_S, Dispatcher
-from swarm_agent.session.wire import Assignments, Beat, Contents, Down, Hello, Silent, Statuses, Up
+from swarm_agent.session.wire import Assignments, Beat, Contents, Down, Hello, Networks, Silent, Statuses, Up
 from swarm_agent.store import ApplyResult, Delete, Entry, Group, Put, Store, encode_entry
 from swarm_agent.testing.virtual_loop import run
 
@@ -339,6 +340,46 @@ def test_a_node_is_told_what_members_are_reached_by() -> None:
     view = derive.NetworkPicture(store).view(worker)
     assert view.members == ("10.0.0.1", "10.0.0.2", "192.0.2.1", "198.51.100.1")
     assert view.control_ports == (2378, 2390)
+
+
+def test_nodes_are_told_when_a_member_comes_to_be_reached_by_something_else() -> None:
+    """The guards of every host let members in and shut others out."""
+    before = Node(id="n1", spec=NodeSpec(), number=1, data_addr="10.0.0.1", rpc_addr="10.0.0.1:2378")
+    moved: dict[str, tuple[dict[str, object], str | int]] = {
+        "status": ({"status": NodeStatus(addr="198.51.100.1")}, "198.51.100.1"),
+        "description": ({"description": NodeDescription(addresses=("192.0.2.9",))}, "192.0.2.9"),
+        "front door": ({"manager_addr": "192.0.2.1:2390"}, "192.0.2.1"),
+        "front door's port": ({"manager_addr": "10.0.0.1:2390"}, 2390),
+        "RPC": ({"rpc_addr": "192.0.2.2:2378"}, "192.0.2.2"),
+    }
+
+    async def main(changes: dict[str, object]) -> list[NetworkView]:
+        log = Log()
+        worker = Node(id="n2", spec=NodeSpec(), number=2, data_addr="10.0.0.2")
+        for node in (before, worker):
+            await log.propose((Group("n", (Put(node, 0),)),))
+        dispatcher = Dispatcher(log.store, log.propose, ids, log.confirm)
+        views: list[NetworkView] = []
+
+        async def up() -> AsyncIterator[Up]:
+            yield Hello(NodeDescription(), "10.0.0.2")
+            await asyncio.sleep(1)
+            found = log.store.nodes.get("n1")
+            assert found is not None
+            assert len(views) == 1
+            await log.propose((Group("n", (Put(msgspec.structs.replace(found, **changes), found.version),)),))
+            await asyncio.sleep(1)
+
+        async for message in dispatcher.session("n2", up(), ""):
+            match message:
+                case Networks(view):
+                    views.append(view)
+        return views
+
+    for what, (changes, known) in moved.items():
+        views = run(main(changes))
+        assert len(views) == 2, what
+        assert known in (*views[1].members, *views[1].control_ports), what
 
 
 def test_a_node_whose_certificate_never_reached_it_is_down_after_a_while() -> None:

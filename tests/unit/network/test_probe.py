@@ -8,7 +8,7 @@ import msgspec
 
 from swarm_agent.network.model import Endpoint, NetworkView, Peer, PublishedPort, node_gateway
 from swarm_agent.network.probe import EVERY_S, MISSES, RARELY, EchoSocket, Prober, Suspects, avoiding
-from swarm_agent.testing.virtual_loop import VirtualLoop
+from swarm_agent.testing.virtual_loop import VirtualLoop, run
 
 PEERS = tuple(Peer(f"n{n}", n, f"192.0.2.{n}") for n in (1, 2, 3))
 
@@ -149,6 +149,26 @@ def test_only_those_the_managers_do_not_hear_are_asked() -> None:
         loop.run_until_complete(main())
     finally:
         loop.close()
+
+
+def test_a_dead_peer_is_avoided_after_four_requests_in_a_second() -> None:
+    """As docs/design/network.md says."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        echoes = Echoes()
+        echoes.dead.add(node_gateway(2))
+        found: asyncio.Future[tuple[float, int]] = loop.create_future()
+        prober = Prober(lambda: echoes, lambda _gone: found.set_result((loop.time(), len(echoes.asked))))
+        task = asyncio.create_task(prober.run())
+        prober.peers("n1", PEERS)
+        await asyncio.sleep(10)
+        prober.silent(("n2",))
+        assert await found == (11.0, 4)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    run(main())
 
 
 def test_without_the_right_to_ask_nobody_is_avoided() -> None:

@@ -20,6 +20,11 @@ class Other(NamedTuple):
 
 def say(others: Sequence[Other], port: int) -> str:
     """``others``: the other voting managers; ``port``: the TCP port at which managers speak Raft."""
+    if not others:
+        return (
+            "this manager is the only one and does not lead: its log says why (journalctl -u swarm-agent). See also that its disk is not "
+            "full, can be written and answers in time"
+        )
     voters = len(others) + 1
     needed = voters // 2 + 1
     head = f"this manager hears no leader: {needed} of {voters} managers have to run and reach each other. "

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 EVERY_S = 0.25
 MISSES = 4  # echo requests without an answer, one after the other: a second
+RARELY = 20  # rounds from one request to the next to a peer that is gone, perhaps for good: five seconds
 _ECHO, _ECHO_REPLY = 8, 0
 _HEAD = struct.Struct("!BBHHH")
 _SOL_RAW, _ICMP_FILTER = 255, 1
@@ -88,11 +89,15 @@ def _checksum(data: bytes) -> int:
 
 # --- the decision ----------------------------------------------------------------------------------------------------
 class Suspects:
-    """Whom the managers do not hear, and how often in a row each did not answer us. Counts, not times: a pause of ours asks nobody."""
+    """Whom the managers do not hear, and for how many rounds each did not answer us. Counts, not times: a pause of ours asks nobody."""
 
     def __init__(self) -> None:
-        self._misses: dict[str, int] = {}  # address -> since its last answer
+        self._misses: dict[str, int] = {}  # address -> rounds since its last answer
         self._nodes: dict[str, str] = {}  # address -> node id
+
+    def __bool__(self) -> bool:
+        """Whether there are any, also when none of them is to be asked now."""
+        return bool(self._nodes)
 
     def are(self, peers: Iterable[Peer]) -> None:
         """From here on these and no others."""
@@ -100,10 +105,12 @@ class Suspects:
         self._misses = {address: self._misses.get(address, 0) for address in self._nodes}
 
     def round(self, answered: set[str]) -> list[str]:
-        """Who answered since the last one; whom to ask now."""
+        """Who answered since the last one; whom to ask now. Who is gone is asked rarely, until it answers once."""
         for address in self._misses:
             self._misses[address] = 0 if address in answered else self._misses[address] + 1
-        return list(self._misses)
+        return [
+            a for a, misses in self._misses.items() if misses <= MISSES or (misses - MISSES) % RARELY == 0
+        ]
 
     def gone(self) -> frozenset[str]:
         """Node ids of those that answer neither the managers nor us."""
@@ -182,8 +189,7 @@ class Prober:
     async def _ask(self, echoes: Echoes) -> None:
         while True:
             await self._any.wait()
-            asked = self._suspects.round(echoes.answered())
-            for address in asked:
+            for address in self._suspects.round(echoes.answered()):
                 echoes.ask(address)
             gone = self._suspects.gone()
             if gone != self._gone:
@@ -196,6 +202,6 @@ class Prober:
                     log.info("a peer is heard again", extra={"node": node_id})
                 self._gone = gone
                 self._changed(gone)
-            if not asked:
+            if not self._suspects:
                 self._any.clear()
             await asyncio.sleep(EVERY_S)

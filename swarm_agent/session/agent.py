@@ -19,6 +19,7 @@ from swarm_agent.objects.leases import RENEW_S
 from swarm_agent.objects.records import Node, NodeDescription, TaskStatus
 from swarm_agent.session.rpc import Call, Redirect, Rpc
 from swarm_agent.session.wire import (
+    BEATS_A_PERIOD,
     Assignments,
     Beat,
     Contents,
@@ -41,7 +42,6 @@ from swarm_agent.session.wire import (
 
 log = logging.getLogger(__name__)
 
-BEATS_A_PERIOD = 5
 REPORT_COALESCE_S = 0.01
 STATUSES_AT_ONCE = 250  # in one message: however long their reasons, it is one a manager takes
 CONNECT_TIMEOUT_S = 3.0

@@ -148,7 +148,7 @@ class NetworkPicture:
             for n in sorted(store.nodes.all(), key=lambda n: n.number)
             if n.number and n.data_addr
         )
-        self._members, self._control_ports = _addresses(store.nodes.all())
+        self._members, self._control_ports = addresses(store.nodes.all())
         self._tasks: defaultdict[str, list[Task]] = defaultdict(list)  # by service, those that hold addresses
         self._on_node: defaultdict[str, list[Task]] = defaultdict(list)
         for task in store.tasks.all():
@@ -272,18 +272,18 @@ class NetworkPicture:
         ]
 
 
-def _addresses(nodes: Iterable[Node]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def addresses(nodes: Iterable[Node]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Every address of a member that is known, and the ports of managers, as far as the records tell."""
-    addresses: set[str] = set()
+    found: set[str] = set()
     ports: set[int] = set()
     for node in nodes:
-        addresses |= {node.data_addr, node.status.addr, *node.description.addresses}
+        found |= {node.data_addr, node.status.addr, *node.description.addresses}
         for place in (node.manager_addr, node.rpc_addr):
             host, _, port = place.rpartition(":")
-            addresses.add(host.strip("[]"))
+            found.add(host.strip("[]"))
             if port.isdigit():
                 ports.add(int(port))
-    return tuple(sorted(addresses - {""})), tuple(sorted(ports))
+    return tuple(sorted(found - {""})), tuple(sorted(ports))
 
 
 def _picked(task: Task, port: PortConfig) -> PublishedPort:

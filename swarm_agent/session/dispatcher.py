@@ -34,6 +34,7 @@ from swarm_agent.session import derive
 from swarm_agent.session.fence import Fence
 from swarm_agent.session.pulse import Pulse
 from swarm_agent.session.wire import (
+    BEATS_A_PERIOD,
     Assignments,
     Beat,
     Contents,
@@ -65,7 +66,9 @@ MAX_CONTENTS = 4 << 20  # bytes of secrets and configs in one message, or one of
 MAX_STATUSES = 1000  # in one entry
 CHECK_S = 0.25
 LONGEST_PAUSE_S = 10.0  # less than a lease lasts, so that a pause makes no strict singleton wait
-SILENT_S = 2.0  # without a beat, of which there is one each second by default: others are told
+SILENT_S = 2.0  # without a beat, and without as many as come in that time: others are told
+SILENT_BEATS = 2.5  # so that one beat may be late or lost
+TELL_SILENT_S = 1.0  # between two lists of silent nodes: each goes to every session
 LATE_S = 0.02  # more than a loop is late that has time to listen
 RETRY_S = 0.05
 
@@ -115,6 +118,7 @@ class Dispatcher:
         self._pulse = Pulse(own)
         self._began = asyncio.get_running_loop().time()
         self._silent_nodes: tuple[str, ...] = ()
+        self._silent_at = self._began - TELL_SILENT_S  # when that last changed
         self._store = store
         self._propose = propose
         self._new_id = new_id
@@ -456,11 +460,14 @@ class Dispatcher:
 
     def _tell_silent(self, now: float) -> None:
         """Nodes hear whom we do not hear, sooner than anybody is taken for lost: they look for themselves (``network.probe``)."""
-        unheard = self._pulse.silent(now, SILENT_S) if now - self._began > SILENT_S else frozenset()
+        if now - self._silent_at < TELL_SILENT_S:
+            return
+        after = max(SILENT_S, SILENT_BEATS * self._period_s() / BEATS_A_PERIOD)
+        unheard = self._pulse.silent(now, after) if now - self._began > after else frozenset()
         away = (n.id for n in self._store.nodes.all() if n.status.state == NodeState.DOWN)
         silent = tuple(sorted({*unheard, *away}))
         if silent != self._silent_nodes:
-            self._silent_nodes = silent
+            self._silent_nodes, self._silent_at = silent, now
             for session in self.sessions.values():
                 session.touch()
 
@@ -645,6 +652,8 @@ def _network_sees_node(change: Change) -> bool:
 
 
 def _shown(node: Node) -> tuple[object, ...]:
-    """What of a node the network shows: where it is, and whether its tasks are kept although others are to replace them."""
+    """What of a node the network shows: where it is, what it is reached by, and whether its tasks are kept although others are to replace
+    them."""
     away = node.status.state == NodeState.DOWN
-    return (node.number, node.data_addr, away, away and node.status.fenced, away and node.status.message)
+    kept = (away, away and node.status.fenced, away and node.status.message)
+    return (node.number, node.data_addr, derive.addresses((node,)), kept)

@@ -13,6 +13,8 @@ from swarm_agent.node.worker import Assignment
 from swarm_agent.objects import features
 from swarm_agent.objects.records import Node, NodeDescription, TaskStatus
 
+BEATS_A_PERIOD = 5  # of a node, in each heartbeat period
+
 
 # --- a node's session: one stream, both ways ---------------------------------------------------------------------------
 class Hello(msgspec.Struct, frozen=True, tag="hello"):

@@ -46,3 +46,11 @@ def test_five_managers() -> None:
     assert "m2 at 10.0.0.2, m3 at 10.0.0.3 and m4 at 10.0.0.4 do not answer" in say(
         others(False, False, False, True), 7946
     )
+
+
+def test_the_only_manager_is_sent_to_its_own_log_and_disk() -> None:
+    said = say([], 7946)
+    assert said.startswith("this manager is the only one and does not lead: its log says why")
+    assert "disk" in said
+    assert "7946" not in said  # nobody is to be reached
+    assert FORCE not in said  # it would change nothing

@@ -7,8 +7,8 @@ import asyncio
 import msgspec
 
 from swarm_agent.network.model import Endpoint, NetworkView, Peer, PublishedPort, node_gateway
-from swarm_agent.network.probe import EVERY_S, MISSES, EchoSocket, Prober, Suspects, avoiding
-from swarm_agent.testing.virtual_loop import VirtualLoop
+from swarm_agent.network.probe import EVERY_S, MISSES, RARELY, EchoSocket, Prober, Suspects, avoiding
+from swarm_agent.testing.virtual_loop import VirtualLoop, run
 
 PEERS = tuple(Peer(f"n{n}", n, f"192.0.2.{n}") for n in (1, 2, 3))
 
@@ -79,6 +79,22 @@ def test_misses_are_counted_not_timed() -> None:
     assert suspects.round(set()) == []
 
 
+def test_who_is_gone_is_asked_rarely() -> None:
+    suspects = Suspects()
+    suspects.are(PEERS[1:2])
+    here = node_gateway(2)
+    asked = [suspects.round(set()) for _ in range(MISSES + 10 * RARELY)]
+    assert [number for number, those in enumerate(asked, 1) if those] == [
+        *range(1, MISSES + 1),
+        *range(MISSES + RARELY, MISSES + 10 * RARELY + 1, RARELY),
+    ]
+    assert suspects.gone() == {"n2"}
+    assert suspects.round({here}) == [here]  # it answered: as often as others from here on
+    assert not suspects.gone()
+    assert [suspects.round(set()) for _ in range(MISSES)] == [[here]] * MISSES
+    assert not suspects.gone()
+
+
 class Echoes:
     """Hosts that answer, or do not."""
 
@@ -114,8 +130,11 @@ def test_only_those_the_managers_do_not_hear_are_asked() -> None:
         echoes.dead.add(node_gateway(2))
         await asyncio.sleep((MISSES + 2) * EVERY_S)
         assert seen == [frozenset({"n2"})]
+        echoes.asked.clear()
+        await asyncio.sleep(60)
+        assert 10 <= len(echoes.asked) <= 13  # down for good, perhaps: not four times a second for ever
         echoes.dead.clear()
-        await asyncio.sleep(3 * EVERY_S)
+        await asyncio.sleep((RARELY + 3) * EVERY_S)
         assert seen[1:] == [frozenset()]
         echoes.dead.add(node_gateway(2))
         await asyncio.sleep(10)
@@ -130,6 +149,26 @@ def test_only_those_the_managers_do_not_hear_are_asked() -> None:
         loop.run_until_complete(main())
     finally:
         loop.close()
+
+
+def test_a_dead_peer_is_avoided_after_four_requests_in_a_second() -> None:
+    """As docs/design/network.md says."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        echoes = Echoes()
+        echoes.dead.add(node_gateway(2))
+        found: asyncio.Future[tuple[float, int]] = loop.create_future()
+        prober = Prober(lambda: echoes, lambda _gone: found.set_result((loop.time(), len(echoes.asked))))
+        task = asyncio.create_task(prober.run())
+        prober.peers("n1", PEERS)
+        await asyncio.sleep(10)
+        prober.silent(("n2",))
+        assert await found == (11.0, 4)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    run(main())
 
 
 def test_without_the_right_to_ask_nobody_is_avoided() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 
+from swarm_agent.network.model import NetworkView
 from swarm_agent.node.contents import Piece
+from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import (
     Cluster,
@@ -27,6 +30,7 @@ from swarm_agent.objects.records import (
 from swarm_agent.objects.specs import (
     ClusterSpec,
     ContainerSpec,
+    DispatcherConfig,
     DNSConfig,
     DriverSpec,
     FileTarget,
@@ -40,7 +44,7 @@ from swarm_agent.objects.specs import (
 from swarm_agent.raft import EntryTooLarge
 from swarm_agent.session import derive
 from swarm_agent.session.dispatcher import FIRST_HELLO_S, Dispatcher
-from swarm_agent.session.wire import Assignments, Contents, Down, Hello, Statuses, Up
+from swarm_agent.session.wire import Assignments, Beat, Contents, Down, Hello, Networks, Silent, Statuses, Up
 from swarm_agent.store import ApplyResult, Delete, Entry, Group, Put, Store, encode_entry
 from swarm_agent.testing.virtual_loop import run
 
@@ -338,6 +342,46 @@ def test_a_node_is_told_what_members_are_reached_by() -> None:
     assert view.control_ports == (2378, 2390)
 
 
+def test_nodes_are_told_when_a_member_comes_to_be_reached_by_something_else() -> None:
+    """The guards of every host let members in and shut others out."""
+    before = Node(id="n1", spec=NodeSpec(), number=1, data_addr="10.0.0.1", rpc_addr="10.0.0.1:2378")
+    moved: dict[str, tuple[dict[str, object], str | int]] = {
+        "status": ({"status": NodeStatus(addr="198.51.100.1")}, "198.51.100.1"),
+        "description": ({"description": NodeDescription(addresses=("192.0.2.9",))}, "192.0.2.9"),
+        "front door": ({"manager_addr": "192.0.2.1:2390"}, "192.0.2.1"),
+        "front door's port": ({"manager_addr": "10.0.0.1:2390"}, 2390),
+        "RPC": ({"rpc_addr": "192.0.2.2:2378"}, "192.0.2.2"),
+    }
+
+    async def main(changes: dict[str, object]) -> list[NetworkView]:
+        log = Log()
+        worker = Node(id="n2", spec=NodeSpec(), number=2, data_addr="10.0.0.2")
+        for node in (before, worker):
+            await log.propose((Group("n", (Put(node, 0),)),))
+        dispatcher = Dispatcher(log.store, log.propose, ids, log.confirm)
+        views: list[NetworkView] = []
+
+        async def up() -> AsyncIterator[Up]:
+            yield Hello(NodeDescription(), "10.0.0.2")
+            await asyncio.sleep(1)
+            found = log.store.nodes.get("n1")
+            assert found is not None
+            assert len(views) == 1
+            await log.propose((Group("n", (Put(msgspec.structs.replace(found, **changes), found.version),)),))
+            await asyncio.sleep(1)
+
+        async for message in dispatcher.session("n2", up(), ""):
+            match message:
+                case Networks(view):
+                    views.append(view)
+        return views
+
+    for what, (changes, known) in moved.items():
+        views = run(main(changes))
+        assert len(views) == 2, what
+        assert known in (*views[1].members, *views[1].control_ports), what
+
+
 def test_a_node_whose_certificate_never_reached_it_is_down_after_a_while() -> None:
     """Its answer was lost, and its host has joined as another node: global services wait for nobody."""
 
@@ -357,5 +401,81 @@ def test_a_node_whose_certificate_never_reached_it_is_down_after_a_while() -> No
         assert found.status.state == NodeState.DOWN
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+    run(main())
+
+
+# --- silence ----------------------------------------------------------------------------------------------------------
+async def beating(node_id: str, every_s: float, after_s: float = 0.0, beats: int = 1000) -> AsyncIterator[Up]:
+    yield Hello(NodeDescription(), f"10.0.0.{node_id[1:]}", feature_level=features.HOST_FACTS)
+    await asyncio.sleep(after_s)
+    for _ in range(beats):
+        yield Beat()
+        await asyncio.sleep(every_s)
+    await asyncio.Event().wait()
+
+
+async def silences(log: Log, seconds: float, ups: dict[str, AsyncIterator[Up]]) -> list[tuple[float, Silent]]:
+    """What the last of these nodes is told of silent ones in so much time, and when."""
+    loop = asyncio.get_running_loop()
+    for node_id in ups:
+        await log.propose((Group("n", (Put(Node(id=node_id, spec=NodeSpec()), 0),)),))
+    dispatcher = Dispatcher(log.store, log.propose, ids, log.confirm)
+    heard: dict[str, list[tuple[float, Silent]]] = {}
+
+    async def listen(node_id: str, up: AsyncIterator[Up]) -> None:
+        mine = heard.setdefault(node_id, [])
+        async for message in dispatcher.session(node_id, up, ""):
+            if isinstance(message, Silent):
+                mine.append((loop.time(), message))
+
+    tasks = [asyncio.create_task(dispatcher.run())]
+    tasks += [asyncio.create_task(listen(*item)) for item in ups.items()]
+    await asyncio.sleep(seconds)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return heard[[*ups][-1]]
+
+
+def test_nodes_that_beat_seldom_as_they_were_told_to_are_not_silent() -> None:
+    async def main() -> None:
+        log = Log()
+        slow = Cluster(
+            id="c",
+            spec=ClusterSpec(dispatcher=DispatcherConfig(heartbeat_period=30 * defaults.SECOND)),
+            root_ca=RootCA(cert=b"", key=b"", digest=""),
+            join_tokens=JoinTokens(worker="", manager=""),
+        )
+        await log.propose((Group("c", (Put(slow, 0),)),))
+        ups = {f"n{n}": beating(f"n{n}", 6.0, n * 0.7) for n in range(1, 5)}
+        told = await silences(log, 120, ups)
+        assert [silent.nodes for _, silent in told] == [()]
+
+    run(main())
+
+
+def test_who_is_silent_is_told_once_a_second_at_most() -> None:
+    async def main() -> None:
+        log = Log()
+        ups = {f"n{n}": beating(f"n{n}", 3.2, n * 0.3) for n in range(1, 10)}  # each is silent for a while
+        ups["n10"] = beating("n10", 1.0)
+        told = await silences(log, 60, ups)
+        times = [at for at, _ in told]
+        assert len(times) > 10
+        assert all(later - at > 0.95 for at, later in itertools.pairwise(times[1:]))
+        assert {name for _, silent in told for name in silent.nodes} == {f"n{n}" for n in range(1, 10)}
+
+    run(main())
+
+
+def test_a_node_that_falls_silent_is_told_of_soon() -> None:
+    async def main() -> None:
+        log = Log()
+        ups = {f"n{n}": beating(f"n{n}", 1.0, n * 0.3) for n in (1, 2, 4)}
+        ups = {"n3": beating("n3", 1.0, beats=11), **ups}  # its last beat is at ten seconds
+        told = await silences(log, 20, ups)
+        (first, *_) = (at for at, silent in told if silent.nodes == ("n3",))
+        assert 12 < first < 13.1
 
     run(main())

@@ -345,3 +345,45 @@ def test_rules_text_is_what_the_kernel_takes(host: Host) -> None:
         == ""
     )
     assert model.changes(full, full) == []
+
+
+def guarded_links(host: Host) -> set[str]:
+    """The links behind which there are containers, as the host's rules have it."""
+    table = json.loads(host.space.run("nft", "-j", "list", "set", "inet", "swarm_guard", "inner"))
+    return {name for part in table["nftables"] for name in part.get("set", {}).get("elem", ())}
+
+
+@pytest.mark.parametrize(
+    "why", ["a port that is no container's", "the address members know", "the default route"]
+)
+def test_a_bridge_that_members_come_in_by_is_not_taken_for_a_containers(host: Host, why: str) -> None:
+    """The engine's bridge may be the host's own way to its LAN: guarded as containers are, the host would be cut off."""
+    host.start_daemon()  # no engine answers: its usual bridges are reckoned with
+    run = host.space.run
+    run("ip", "link", "add", "docker0", "type", "bridge")
+    run("ip", "link", "set", "docker0", "up")
+    run("ip", "link", "add", "inside", "type", "veth", "peer", "name", "task")
+    run("ip", "link", "set", "inside", "master", "docker0")
+    run("ip", "addr", "add", "10.94.0.1/24", "dev", "docker0")
+    only_containers = {"swarm0", "docker0", "docker_gwbridge"}
+    seen = NetworkView("n1", 1, "10.92.0.1")
+    host.call("apply", seen)
+    assert guarded_links(host) == only_containers
+
+    make, take_away = {
+        "a port that is no container's": (
+            "ip link add card type vxlan id 7 dstport 4790 remote 10.94.0.9 dev task && ip link set card master docker0",
+            "ip link del card",
+        ),
+        "the address members know": (
+            "ip addr del 10.92.0.1/32 dev lo && ip addr add 10.92.0.1/24 dev docker0",
+            "ip addr del 10.92.0.1/24 dev docker0 && ip addr add 10.92.0.1/32 dev lo",
+        ),
+        "the default route": ("ip route add default via 10.94.0.254", "ip route del default"),
+    }[why]
+    for command, expected in ((make, only_containers - {"docker0"}), (take_away, only_containers)):
+        run("sh", "-ec", command)
+        host.call("recheck")
+        host.call("apply", seen)
+        assert guarded_links(host) == expected
+    assert (host.folder / "daemon.log").read_text().count("bridge docker0 of the engine") == 1

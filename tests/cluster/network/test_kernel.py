@@ -387,3 +387,23 @@ def test_a_bridge_that_members_come_in_by_is_not_taken_for_a_containers(host: Ho
         host.call("apply", seen)
         assert guarded_links(host) == expected
     assert (host.folder / "daemon.log").read_text().count("bridge docker0 of the engine") == 1
+
+
+def test_a_router_with_thousands_of_routes_tells_few(host: Host) -> None:
+    run = host.space.run
+    run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1")
+    run("ip", "addr", "add", "10.94.0.1/24", "dev", "up0")
+    run("ip", "link", "set", "up0", "up")
+    run("ip", "link", "set", "up1", "up")
+    half = [f"route add 10.{a}.{b}.0/25 via 10.94.0.2" for a in range(10) for b in range(200)]
+    neighbours = [f"route add 172.20.{b}.0/24 via 10.94.0.2" for b in range(256)]
+    run("ip", "-batch", "-", input="\n".join([*half, *neighbours]))
+    more = [f"addr add 10.95.{n // 250}.{1 + n % 250}/32 dev up1" for n in range(400)]
+    run("ip", "-batch", "-", input="\n".join(more))
+    host.start_daemon()
+    subnets, addresses = host.call("host_net")
+    print(f"{host.seconds * 1000:.0f} ms")
+    told = {(one["subnet"], one["device"], one.get("connected", False)) for one in subnets}
+    assert {("10.94.0.0/24", "up0", True), ("172.20.0.0/16", "up0", False)} <= told
+    assert len(subnets) == len(told) == 256
+    assert len(addresses) == 256

@@ -28,13 +28,13 @@ from swarm_agent.member.views import NetworkViews
 from swarm_agent.network.model import NetworkView, NodeNetwork
 from swarm_agent.node.contents import Piece
 from swarm_agent.node.describe import describe, volume_events
-from swarm_agent.node.engine import Engine, EngineError, EngineUnreachable
+from swarm_agent.node.engine import Engine
 from swarm_agent.node.heldports import HeldPorts
 from swarm_agent.node.lease import Lease
 from swarm_agent.node.worker import Assignment, Worker
 from swarm_agent.objects import features
 from swarm_agent.objects.errors import SwarmError, Unavailable
-from swarm_agent.objects.records import Cluster, Node, NodeDescription, TaskStatus
+from swarm_agent.objects.records import Cluster, HostSubnet, Node, NodeDescription, TaskStatus
 from swarm_agent.seams import Seams
 from swarm_agent.session.agent import SessionAgent
 from swarm_agent.session.rpc import Client, Redirect
@@ -80,6 +80,7 @@ class Member:
         self._on_removed = on_removed
         self._description = NodeDescription()
         self._held_ports = HeldPorts()
+        self._host_net: tuple[tuple[HostSubnet, ...], tuple[str, ...]] = ((), ())
         self._describe_now = asyncio.Event()
         self._room = seams.room(state_dir)
         self._told = NodeDescription()  # what a session last said of us
@@ -255,12 +256,17 @@ class Member:
         )
 
     async def _describe(self) -> None:
+        """Raises what the engine raises. Where the host's network cannot be read, what was read last is said again."""
+        try:
+            self._host_net = await self._network.host_net()
+        except (SwarmError, OSError) as err:
+            log.warning("cannot read the addresses and routes of this host: %s", err)
         self._description = await describe(
             self._engine,
             ca.issuer_of(self.identity.root),
             self._config.generic,
             self._held_ports.ports,
-            await self._network.host_net(),
+            self._host_net,
         )
 
     async def _watch_volumes(self) -> None:
@@ -286,7 +292,7 @@ class Member:
             self._describe_now.clear()
             try:
                 await self._describe()
-            except (EngineError, EngineUnreachable) as err:
+            except (SwarmError, OSError) as err:
                 log.warning("cannot describe this node: %s", err)
                 continue
             self._tell()

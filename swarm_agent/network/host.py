@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-from swarm_agent.network import firewall, hostnet, links, model, namespaces, ports, resolvconf, rules
+from swarm_agent.network import firewall, hostnet, links, model, namespaces, ports, resolvconf, rules, uplinks
 from swarm_agent.network import guards as guarding
 from swarm_agent.network.engine import USUAL_BRIDGES, Engine, EngineNetworks, container_network
 from swarm_agent.network.firewall import MissingPart
@@ -97,6 +97,7 @@ class HostNetwork:
     ) -> None:
         self._control_ports = control_ports
         self._bridges: tuple[str, ...] | None = None  # None: not asked yet
+        self._uplinks: frozenset[str] = frozenset()  # those of them that members come in by
         self._journal = journal or Journal()
         self._engine = EngineNetworks(engine, self._journal)
         self._loaders = loaders
@@ -133,7 +134,12 @@ class HostNetwork:
             try:
                 self._published = frozenset((p.protocol, p.published) for p in view.ports)
                 wanted = await self._run(
-                    lambda: model.plan(view, bridges, self._control_ports, self._give_up_ports())
+                    lambda: model.plan(
+                        view,
+                        self._inner(bridges, view.data_addr),
+                        self._control_ports,
+                        self._give_up_ports(),
+                    )
                 )
             except ValueError as error:
                 raise NetworkError(f"the network view for this node cannot be true: {error}") from error
@@ -245,6 +251,16 @@ class HostNetwork:
             ) as error:  # it is away, or it refuses; asked again with the next view
                 log.warning(f"which bridges the engine has is asked later: {error}")
         return self._bridges or USUAL_BRIDGES
+
+    def _inner(self, bridges: tuple[str, ...], data_addr: str) -> tuple[str, ...]:
+        """The bridges with nobody but containers behind them. In the worker thread."""
+        found = uplinks.look(bridges, data_addr, self._s.host().route)
+        for bridge in sorted(found - self._uplinks):
+            log.warning(
+                f"bridge {bridge} of the engine is this host's way to others, too: what containers on it send to the swarm's own ports is not kept off"
+            )
+        self._uplinks = found
+        return tuple(bridge for bridge in bridges if bridge not in found)
 
     # --- engine networks that are no longer wanted
 

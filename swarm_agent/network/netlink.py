@@ -406,6 +406,14 @@ class Netlink:
                 found.add(f"{socket.inet_ntoa(attributes(data[8:])[IFA_LOCAL])}/{length}")
         return found
 
+    def holder(self, address: str) -> int:
+        """Index of the link that has this IPv4 address; 0: none has."""
+        for data in self.dump(RTM_GETADDR, struct.pack("=BBBBI", socket.AF_INET, 0, 0, 0, 0)):
+            owner: int = struct.unpack_from("=BBBBI", data)[4]
+            if socket.inet_ntoa(attributes(data[8:])[IFA_LOCAL]) == address:
+                return owner
+        return 0
+
     def address_message(self, device: str, address: str, *, add: bool) -> Message:
         packed, length = _split(address)
         body = struct.pack("=BBBBI", socket.AF_INET, length, 0, 0, self.index(device))
@@ -446,6 +454,20 @@ class Netlink:
                 )
             )
         return found
+
+    def way_to(self, address: str) -> int:
+        """Index of the link by which the kernel would send to an IPv4 address; 0: there is no way."""
+        self._sequence += 1
+        body = struct.pack("=BBBBBBBBI", socket.AF_INET, 32, *([0] * 7))
+        body += attribute(RTA_DST, socket.inet_aton(address))
+        header = struct.pack("=IHHII", 16 + len(body), RTM_GETROUTE, NLM_F_REQUEST, self._sequence, 0)
+        self._socket.send(header + body)
+        while True:
+            for kind, sequence, data in self._receive():
+                if sequence != self._sequence:
+                    continue
+                found = attributes(data[12:]) if kind == RTM_NEWROUTE else {}
+                return int(struct.unpack("=i", found.get(RTA_OIF, b"\0" * 4))[0])
 
     def route_message(self, route: Route, *, add: bool) -> Message:
         packed, length = _split(route.destination)

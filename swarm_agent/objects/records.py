@@ -87,7 +87,7 @@ class HeldPort(Part, frozen=True, kw_only=True):
 
     protocol: str  # "tcp" | "udp"
     number: int
-    holder: str = ""  # for people: "sshd (pid 612)"
+    holder: str = ""  # for people: "sshd"
 
 
 class HostSubnet(Part, frozen=True, kw_only=True):

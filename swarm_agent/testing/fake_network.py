@@ -38,6 +38,10 @@ class FakeNodeNetwork:
         """The next call of that name raises ``error`` and changes nothing."""
         self._faults.setdefault(call, []).append(error)
 
+    def fails(self, call: str) -> bool:
+        """Whether the next call of that name will."""
+        return bool(self._faults.get(call))
+
     async def start(self) -> None:
         self._called("start", None)
         self.started = True
@@ -85,6 +89,7 @@ class FakeNodeNetwork:
         self.attached.pop(task_id, None)
 
     async def host_net(self) -> tuple[tuple[HostSubnet, ...], tuple[str, ...]]:
+        self._called("host_net", None)
         return self.own_net
 
     async def missing(self, endpoints: Mapping[str, str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from swarm_agent.network.netlink import NetlinkError
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.testing.sim_chaos import SimPlan, chaos
@@ -62,6 +64,26 @@ def test_three_managers_and_two_workers_join_by_token() -> None:
         assert sorted(nodes) == ["m1", "m2", "m3", "w1", "w2"]
         assert [n for n in sorted(nodes) if nodes[n].role == "manager"] == ["m1", "m2", "m3"]
         assert sorted(n.number for n in nodes.values()) == [1, 2, 3, 4, 5]
+
+    play(story)
+
+
+def test_a_node_goes_on_describing_itself_after_its_network_could_not_be_read() -> None:
+    async def story(c: SimCluster) -> None:
+        network = c["w1"].network
+
+        def told() -> tuple[str, ...]:
+            (node,) = (n for n in c.store.nodes.all() if n.description.hostname == "w1")
+            return node.description.addresses
+
+        network.own_net = ((), ("192.0.2.1",))
+        await c.until("w1 told its address", lambda: "" if told() == ("192.0.2.1",) else str(told()), 60)
+        for error in (NetlinkError(errno.ENOBUFS, "dump 26"), OSError(errno.EMFILE, "Too many open files")):
+            network.fail("host_net", error)
+            await c.until("the read failed", lambda: "yet to fail" if network.fails("host_net") else "", 60)
+            assert told() == ("192.0.2.1",)
+        network.own_net = ((), ("192.0.2.2",))
+        await c.until("w1 told the other one", lambda: "" if told() == ("192.0.2.2",) else str(told()), 60)
 
     play(story)
 

@@ -345,3 +345,65 @@ def test_rules_text_is_what_the_kernel_takes(host: Host) -> None:
         == ""
     )
     assert model.changes(full, full) == []
+
+
+def guarded_links(host: Host) -> set[str]:
+    """The links behind which there are containers, as the host's rules have it."""
+    table = json.loads(host.space.run("nft", "-j", "list", "set", "inet", "swarm_guard", "inner"))
+    return {name for part in table["nftables"] for name in part.get("set", {}).get("elem", ())}
+
+
+@pytest.mark.parametrize(
+    "why", ["a port that is no container's", "the address members know", "the default route"]
+)
+def test_a_bridge_that_members_come_in_by_is_not_taken_for_a_containers(host: Host, why: str) -> None:
+    """The engine's bridge may be the host's own way to its LAN: guarded as containers are, the host would be cut off."""
+    host.start_daemon()  # no engine answers: its usual bridges are reckoned with
+    run = host.space.run
+    run("ip", "link", "add", "docker0", "type", "bridge")
+    run("ip", "link", "set", "docker0", "up")
+    run("ip", "link", "add", "inside", "type", "veth", "peer", "name", "task")
+    run("ip", "link", "set", "inside", "master", "docker0")
+    run("ip", "addr", "add", "10.94.0.1/24", "dev", "docker0")
+    only_containers = {"swarm0", "docker0", "docker_gwbridge"}
+    seen = NetworkView("n1", 1, "10.92.0.1")
+    host.call("apply", seen)
+    assert guarded_links(host) == only_containers
+
+    make, take_away = {
+        "a port that is no container's": (
+            "ip link add card type vxlan id 7 dstport 4790 remote 10.94.0.9 dev task && ip link set card master docker0",
+            "ip link del card",
+        ),
+        "the address members know": (
+            "ip addr del 10.92.0.1/32 dev lo && ip addr add 10.92.0.1/24 dev docker0",
+            "ip addr del 10.92.0.1/24 dev docker0 && ip addr add 10.92.0.1/32 dev lo",
+        ),
+        "the default route": ("ip route add default via 10.94.0.254", "ip route del default"),
+    }[why]
+    for command, expected in ((make, only_containers - {"docker0"}), (take_away, only_containers)):
+        run("sh", "-ec", command)
+        host.call("recheck")
+        host.call("apply", seen)
+        assert guarded_links(host) == expected
+    assert (host.folder / "daemon.log").read_text().count("bridge docker0 of the engine") == 1
+
+
+def test_a_router_with_thousands_of_routes_tells_few(host: Host) -> None:
+    run = host.space.run
+    run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1")
+    run("ip", "addr", "add", "10.94.0.1/24", "dev", "up0")
+    run("ip", "link", "set", "up0", "up")
+    run("ip", "link", "set", "up1", "up")
+    half = [f"route add 10.{a}.{b}.0/25 via 10.94.0.2" for a in range(10) for b in range(200)]
+    neighbours = [f"route add 172.20.{b}.0/24 via 10.94.0.2" for b in range(256)]
+    run("ip", "-batch", "-", input="\n".join([*half, *neighbours]))
+    more = [f"addr add 10.95.{n // 250}.{1 + n % 250}/32 dev up1" for n in range(400)]
+    run("ip", "-batch", "-", input="\n".join(more))
+    host.start_daemon()
+    subnets, addresses = host.call("host_net")
+    print(f"{host.seconds * 1000:.0f} ms")
+    told = {(one["subnet"], one["device"], one.get("connected", False)) for one in subnets}
+    assert {("10.94.0.0/24", "up0", True), ("172.20.0.0/16", "up0", False)} <= told
+    assert len(subnets) == len(told) == 256
+    assert len(addresses) == 256

@@ -9,8 +9,8 @@ from swarm_agent.config import AgentConfig
 from swarm_agent.objects.records import HeldPort, NodeDescription
 from tests.unit.api.backend_double import NODE_ID, House, a_node, play, replace
 
-SSH = HeldPort(protocol="tcp", number=22, holder="sshd (pid 7)")
-SAID = "port 22/tcp is not taken on node host1, where sshd (pid 7) holds it"
+SSH = HeldPort(protocol="tcp", number=22, holder="sshd")
+SAID = "port 22/tcp is not taken on node host1, where sshd holds it"
 
 
 def service(*ports: dict[str, Any], name: str = "web") -> dict[str, Any]:
@@ -124,7 +124,7 @@ def test_a_host_mode_task_goes_where_the_port_is_free_and_waits_with_the_reason(
 
 def test_an_automatic_port_is_one_that_no_host_uses(tmp_path: Path) -> None:
     async def story(home: House) -> None:
-        taken = tuple(HeldPort(protocol="tcp", number=n, holder="x (pid 1)") for n in (30000, 30001))
+        taken = tuple(HeldPort(protocol="tcp", number=n, holder="x") for n in (30000, 30001))
         with_hosts(home, *taken)
         await home.ask("POST", "/services/create", service({"TargetPort": 80}))
         home.backend.settle()

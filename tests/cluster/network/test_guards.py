@@ -200,6 +200,37 @@ def test_members_and_people_reach_them(cluster: Cluster) -> None:
     )
 
 
+def test_members_reach_a_host_whose_network_card_is_in_the_engines_bridge(
+    cluster: Cluster, attack: Attack
+) -> None:
+    """As on hosts of virtual machines: the engine was told to use the bridge that is the host's own way to its LAN."""
+    host = cluster.hosts[HERE]
+    run_here = host.space.run
+    enter = cluster.hosts[THERE].space.enter
+    try:
+        named = "com.docker.network.bridge.name=brlan"
+        host.docker("network", "create", "--subnet", "10.95.0.0/24", "-o", named, "lan")
+        run_here("ip", "link", "set", "eth0", "master", "brlan")
+        run_here("ip", "addr", "del", "10.92.0.1/24", "dev", "eth0")
+        run_here("ip", "addr", "add", "10.92.0.1/24", "dev", "brlan")
+        run_here("ip", "route", "add", "default", "via", "10.92.0.254")
+        guarded(cluster)
+        for port in CONTROL_PORTS:
+            answer = until(lambda: probe(enter, "tcp", "10.92.0.1", port, 1)[0], "an answer")  # noqa: B023
+            assert answer.get("name") == "host", answer
+        attack.arrives(enter, 4096, ATTACKED)  # waits for what comes from a true member to arrive
+        for kept in ("bridge", "named"):  # containers on other bridges are guarded as before
+            (answer,) = probe(container(cluster, HERE, kept), "tcp", "10.92.0.1", CONTROL_PORTS[0], 1)
+            assert answer.get("error") == "ConnectionRefusedError"
+    finally:
+        run_here("ip", "link", "set", "eth0", "nomaster", check=False)
+        run_here("ip", "addr", "del", "10.92.0.1/24", "dev", "brlan", check=False)
+        host.docker("network", "rm", "lan", check=False)
+        run_here("ip", "addr", "add", "10.92.0.1/24", "dev", "eth0", check=False)
+        run_here("ip", "route", "add", "default", "via", "10.92.0.254", check=False)
+        guarded(cluster)
+
+
 def test_a_container_may_use_those_numbers_itself(cluster: Cluster) -> None:
     """On its own networks, and towards what is no member."""
     target = cluster.hosts[HERE]

@@ -133,7 +133,11 @@ class SimHost:
         """As SIGTERM."""
         process, self.process = self.process, None
         if process is not None:
-            await process.stop()
+            try:
+                await process.stop()
+            finally:  # whoever loses patience kills it: another one is started here
+                if not process.dead:
+                    await process.kill()
 
     async def power_cut(self) -> None:
         """The machine is gone, with everything that ran on it."""

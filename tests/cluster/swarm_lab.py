@@ -146,7 +146,7 @@ class Lab:
     def greeting(self, number: int, port: int) -> list[str]:
         """What the task program says to the client outside: its name, the address it sees, the port."""
         script = f"exec 3<>/dev/tcp/{self.hosts[number].address}/{port}; read -t 5 line <&3; echo $line"
-        return self.client.run("bash", "-c", script, check=False).split()
+        return self.client.run("timeout", "6", "bash", "-c", script, check=False).split()
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:

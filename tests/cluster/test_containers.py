@@ -82,7 +82,8 @@ def test_what_carries_our_label_and_is_nobodys_ends_and_dockers_own_stays(lab: L
 
     def run(name: str, labels: list[str]) -> None:
         flags = [word for label in labels for word in ("--label", label)]
-        lab[2].docker("run", "-d", "--name", name, *flags, SHELL, *STUBBORN)
+        # one of ours may be gone before the engine has started it
+        lab[2].docker("run", "-d", "--name", name, *flags, SHELL, *STUBBORN, check=name == "foreign")
 
     run("copy", ours)
     run("foreign", dockers)

@@ -117,15 +117,16 @@ def test_a_damaged_log(lab: Lab) -> None:
     host, other = lab[number], lab[leader]
     node_id = lab.node_id(number)
     other.swarm(*CREATE, "web", "--replicas", "3", *LOOP)
-    tasks = {t["ID"] for t in lab.running(leader, "web", 3)}
-    here = set(host.docker("ps", "-q", "--no-trunc").split())
-    assert here
+    lab.running(leader, "web", 3)
+    assert host.docker("ps", "-q")
     host.kill_agent()
     raft = host.folder / "state" / "raft"
     host.space.run(sys.executable, "-c", DAMAGE, str(raft))
     host.start_agent()
     until(lambda: "Unreachable (damaged log)" in listed(other, node_id), "node ls tells of the damage")
-    assert lab.nodes(leader)[node_id]["Status"]["State"] == "ready"
+    until(lambda: lab.nodes(leader)[node_id]["Status"]["State"] == "ready", "its node is ready")
+    tasks = {t["ID"] for t in lab.running(leader, "web", 3)}
+    here = set(host.docker("ps", "-q", "--no-trunc").split())
     told = host.swarm("info", check=False)
     assert "damaged" in told
     assert "promote" in told

@@ -107,6 +107,9 @@ def rebalance(p: Pass, service_id: str) -> None:
     begun = _moves(p, service, room, pretend=False) if room > 0 else []
     if not begun and not under_way:
         p.put(msgspec.structs.replace(service, rebalancing=0))
+        if options(service.spec.labels).rebalance == "continuous" and service.revision_id in p.ledger.failed:
+            # a node that failures spoke against is one again when they are forgotten
+            p.wake(Key("even", service_id), p.ledger.forgiven_at(service.revision_id, p.now))
 
 
 def note_join(p: Pass, node: Node) -> None:

@@ -252,6 +252,22 @@ def test_the_clock_of_the_next_leader_may_be_behind(cluster: PaperCluster) -> No
     assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 3, "n2": 3, "n3": 3, "n4": 3}
 
 
+def test_continuous_goes_on_when_a_nodes_failures_are_forgotten(cluster: PaperCluster) -> None:
+    """Failures speak against a node for five minutes; nothing else happens afterwards."""
+    sick = {"n2"}
+    cluster.outcome = lambda task: TaskState.FAILED if task.node_id in sick else TaskState.RUNNING
+    sid = cluster.create(a_spec(4, labels={"swarm-agent.rebalance": "continuous"}))
+    cluster.advance(120)
+    sick.clear()
+    cluster.advance(60)
+    assert len(cluster.running(sid)) == 4
+    crowd = Counter(t.node_id for t in cluster.running(sid))
+    assert max(crowd.values()) - min(crowd.get(n, 0) for n in ("n1", "n2", "n3")) > 1, crowd
+    cluster.advance(400)
+    crowd = Counter(t.node_id for t in cluster.running(sid))
+    assert max(crowd.values()) - min(crowd.get(n, 0) for n in ("n1", "n2", "n3")) <= 1, crowd
+
+
 def test_continuous_rests_when_nothing_is_left_to_move(cluster: PaperCluster) -> None:
     sid = uneven(cluster, {"swarm-agent.rebalance": "continuous"})
     cluster.advance(300)

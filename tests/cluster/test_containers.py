@@ -98,11 +98,12 @@ def test_what_carries_our_label_and_is_nobodys_ends_and_dockers_own_stays(lab: L
     assert lab[2].docker("ps", "-q", "--filter", "name=^foreign$"), (
         "made by Docker's own swarm, for all we know"
     )
-    assert as_assigned(lab, "plain") or lab[2].docker("rm", "-f", "foreign")
     lab[2].docker("rm", "-f", "foreign")
+    until(lambda: as_assigned(lab, "plain"), "one container a node, that of its task", 30)
 
 
 def test_a_host_that_lost_its_state_has_none_of_its_former_containers(lab: Lab) -> None:
+    until(lambda: as_assigned(lab, "plain"), "one container a node, that of its task", 30)
     (former,) = lab.containers("plain")[2]
     node = lab.node_id(2)
     lab[2].kill_agent(signal.SIGKILL)

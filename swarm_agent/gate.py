@@ -30,7 +30,7 @@ import msgspec
 log = logging.getLogger(__name__)
 
 ACCEPTS_AT_ONCE = 32  # then everything else on the loop has its turn
-BACKLOG = 1024
+BACKLOG = 4096  # a unix socket whose backlog is full refuses at once (EAGAIN), where TCP tries again; the kernel's own default bound
 LOOK_S = 0.5
 RETRY_S = 0.05
 OUT_OF_FILES_S = 0.1

@@ -81,6 +81,7 @@ class _Session:
         self.level = hello.feature_level
         self.description = hello.description  # as told last
         self.leaving = False
+        self.period_s = 0.0  # as told when it began: how often the node beats, until it says hello again
         self.id = session_id
         self.wake = asyncio.Event()
         self.closed = False
@@ -187,20 +188,21 @@ class Dispatcher:
             raise SwarmError("a session starts with Hello")
         session = _Session(node_id, self._new_id(), hello)
         self._heard.add(node_id)
-        self._beat(node_id)
+        self._beat(node_id, self._period_s())
         await self._register(node_id, hello, peer)
         previous = self.sessions.get(node_id)
         if previous is not None:
             previous.closed = True
             previous.touch()
+        session.period_s = self._period_s()
         self.sessions[node_id] = session
         self.on_level()
-        self._beat(node_id)
+        self._beat(node_id, session.period_s)
         reader = asyncio.create_task(self._read(session, requests), name=f"session {node_id}")
         try:
             cluster = self._store.cluster
             root = cluster.root_ca.cert if cluster is not None else b""
-            yield Welcome(session.id, int(self._period_s() * 1e9), root, answers=True, pauses=True)
+            yield Welcome(session.id, int(session.period_s * 1e9), root, answers=True, pauses=True)
             async for message in self._messages(session):
                 yield message
         finally:
@@ -224,7 +226,7 @@ class Dispatcher:
         async for message in requests:
             if session.closed:
                 return  # taken for lost, or replaced by a newer one: its word is stale
-            self._beat(node_id)
+            self._beat(node_id, session.period_s)
             match message:
                 case Beat(number, answer):
                     if number:
@@ -408,6 +410,7 @@ class Dispatcher:
                 case Cluster():
                     if change.old is None or change.old.feature_level != change.row.feature_level:
                         self._level_news.set()
+                    self._period_changed()
                 case _:
                     pass
         if network:
@@ -434,8 +437,15 @@ class Dispatcher:
                     session.touch()
 
     # --- pulse -----------------------------------------------------------------------------------------------------
-    def _beat(self, node_id: str) -> None:
-        self._pulse.heard(node_id, asyncio.get_running_loop().time(), self._period_s())
+    def _beat(self, node_id: str, period_s: float) -> None:
+        self._pulse.heard(node_id, asyncio.get_running_loop().time(), period_s)
+
+    def _period_changed(self) -> None:
+        """A node beats as often as it was told when its session began: those that were told another period say hello again."""
+        for session in self.sessions.values():
+            if session.period_s != self._period_s():
+                session.closed = True
+                session.touch()
 
     async def _watch_silence(self) -> None:
         """Look for silent nodes. Time we did not run ourselves is not held against them, nor is what may be our own deafness."""

@@ -21,6 +21,7 @@ import resource, socket, sys, time
 resource.setrlimit(resource.RLIMIT_NOFILE, (8192, 8192))
 where, count = sys.argv[1], int(sys.argv[2])
 path = where.startswith("/")
+at_once = 1500 if path else 2000  # two of these stay below what the kernel keeps waiting at a unix socket
 address = where if path else (where.rpartition(":")[0], int(where.rpartition(":")[2]))
 held, done = [], 0
 while done < count:
@@ -30,12 +31,14 @@ while done < count:
         one.connect(address)
         if done % 3 == 0:
             one.send(b"\\x16\\x03\\x01\\x02\\x00\\x01")
-    except OSError:
+    except OSError as err:
+        if path:
+            sys.exit(f"after {done}: {err}")
         one.close()
     else:
         held.append(one)
     done += 1
-    if len(held) == 2000:
+    if len(held) == at_once:
         time.sleep(0.5)
         for old in held:
             old.close()
@@ -89,10 +92,13 @@ def test_strangers_cost_neither_an_election_nor_a_write(lab: Lab, target: str) -
             n += 1
             name = f"w{target}-{n}"
             host = lab[(leader.number, *followers)[n % 3]]  # by way of followers too
-            status, answer = host.call_api(
-                "POST", "/services/create",
-                {"Name": name, "TaskTemplate": {"ContainerSpec": {"Image": "none"}}, "Mode": {"Replicated": {"Replicas": 0}}},
-            )  # fmt: skip
+            try:
+                status, answer = host.call_api(
+                    "POST", "/services/create",
+                    {"Name": name, "TaskTemplate": {"ContainerSpec": {"Image": "none"}}, "Mode": {"Replicated": {"Replicas": 0}}},
+                )  # fmt: skip
+            except OSError as err:
+                status, answer = 0, repr(err)
             (written if status == 201 else failed).append(
                 name if status == 201 else f"{name}: {status} {answer}"
             )
@@ -115,7 +121,7 @@ def test_strangers_cost_neither_an_election_nor_a_write(lab: Lab, target: str) -
         writer.join()
     assert leader.agent.poll() is None
     assert not failed
-    assert len(written) >= (3 if target == "socket" else 20)  # that storm is over in a second
+    assert len(written) >= (10 if target == "socket" else 20)  # that storm is over in two seconds
     assert metric(leader, "swarm_raft_term") == term
     assert metric(leader, "swarm_manager_leader") == 1
     names = {s["Spec"]["Name"] for s in lab[followers[1]].get("/services")}

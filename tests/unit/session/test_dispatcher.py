@@ -7,6 +7,7 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
+import pytest
 
 from swarm_agent.network.model import NetworkView
 from swarm_agent.node.contents import Piece
@@ -44,7 +45,19 @@ from swarm_agent.objects.specs import (
 from swarm_agent.raft import EntryTooLarge
 from swarm_agent.session import derive
 from swarm_agent.session.dispatcher import FIRST_HELLO_S, Dispatcher
-from swarm_agent.session.wire import Assignments, Beat, Contents, Down, Hello, Networks, Silent, Statuses, Up
+from swarm_agent.session.wire import (
+    BEATS_A_PERIOD,
+    Assignments,
+    Beat,
+    Contents,
+    Down,
+    Hello,
+    Networks,
+    Silent,
+    Statuses,
+    Up,
+    Welcome,
+)
 from swarm_agent.store import ApplyResult, Delete, Entry, Group, Put, Store, encode_entry
 from swarm_agent.testing.virtual_loop import run
 
@@ -451,6 +464,61 @@ def test_nodes_that_beat_seldom_as_they_were_told_to_are_not_silent() -> None:
         ups = {f"n{n}": beating(f"n{n}", 6.0, n * 0.7) for n in range(1, 5)}
         told = await silences(log, 120, ups)
         assert [silent.nodes for _, silent in told] == [()]
+
+    run(main())
+
+
+@pytest.mark.parametrize(("before", "after"), [(30, 5), (5, 30)])
+def test_a_node_beats_as_a_new_heartbeat_period_says_and_is_never_taken_for_lost(
+    before: int, after: int
+) -> None:
+    def periods(seconds: int) -> Cluster:
+        return Cluster(
+            id="c",
+            spec=ClusterSpec(dispatcher=DispatcherConfig(heartbeat_period=seconds * defaults.SECOND)),
+            root_ca=RootCA(cert=b"", key=b"", digest=""),
+            join_tokens=JoinTokens(worker="", manager=""),
+        )
+
+    async def main() -> None:
+        log = Log()
+        await log.propose((Group("c", (Put(periods(before), 0),)),))
+        names = [f"n{n}" for n in range(1, 5)]
+        for node_id in names:
+            await log.propose((Group("n", (Put(Node(id=node_id, spec=NodeSpec()), 0),)),))
+        dispatcher = Dispatcher(log.store, log.propose, ids, log.confirm)
+        told: list[int] = []
+
+        async def live(node_id: str) -> None:
+            while True:
+                welcome: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
+
+                async def up(welcome: asyncio.Future[Welcome] = welcome) -> AsyncIterator[Up]:
+                    yield Hello(NodeDescription(), f"10.0.0.{node_id[1:]}", feature_level=features.HOST_FACTS)
+                    period = (await welcome).heartbeat_period / defaults.SECOND
+                    while True:
+                        yield Beat()
+                        await asyncio.sleep(period / BEATS_A_PERIOD)
+
+                async for message in dispatcher.session(node_id, up(), ""):
+                    if isinstance(message, Welcome):
+                        told.append(message.heartbeat_period // defaults.SECOND)
+                        welcome.set_result(message)
+                await asyncio.sleep(0.3)
+
+        running = [asyncio.create_task(dispatcher.run()), *(asyncio.create_task(live(n)) for n in names)]
+        await asyncio.sleep(40)
+        cluster = log.store.cluster
+        assert cluster is not None
+        changed = msgspec.structs.replace(cluster, spec=periods(after).spec)
+        await log.propose((Group("c", (Put(changed, cluster.version),)),))
+        for _ in range(600):
+            await asyncio.sleep(0.1)
+            assert {n.status.state for n in log.store.nodes.all()} == {NodeState.READY}
+        assert told == [before] * 4 + [after] * 4
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
     run(main())
 

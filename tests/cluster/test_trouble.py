@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.network.lab import ROOT, until
-from tests.cluster.swarm_lab import IMAGE, Lab, swarm_lab
+from tests.cluster.swarm_lab import IMAGE, SHELL, Lab, swarm_lab
 
 pytestmark = [pytest.mark.engine, pytest.mark.host, pytest.mark.slow]
 
@@ -39,6 +39,38 @@ def test_an_engine_in_its_own_swarm_mode_is_refused(lab: Lab) -> None:
     )
     assert status == 503
     assert "cannot reach the Docker Engine" in answer["message"]
+    host.start_engine()
+
+
+def test_what_dockers_own_swarm_runs_on_the_same_engine_is_left_alone(lab: Lab) -> None:
+    host = lab[1]
+    host.stop_engine()
+    host.start_engine(live_restore=False)
+    host.swarm("swarm", "init", "--advertise-addr", host.address, "--listen-addr", f"{host.address}:2377")
+    host.docker("swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1:12377")
+    command = ("-d", "--no-resolve-image", "--stop-grace-period=1s", SHELL, "sleep", "10000")
+    host.docker("service", "create", "--name", "theirs", *command)
+    host.swarm("service", "create", "--name", "ours", *command)
+
+    def running(name: str) -> list[str]:
+        return host.docker("ps", "-q", "--filter", f"label=com.docker.swarm.service.name={name}").split()
+
+    until(lambda: running("theirs") and running("ours"), "a container of each", 60)
+    theirs, ours = running("theirs"), running("ours")
+    host.kill_agent()
+    host.start_agent()  # which looks at everything the engine has
+    host.docker("restart", "-t", "0", *ours)
+    until(
+        lambda: running("ours") and set(ours).isdisjoint(running("ours")),
+        "what was restarted by hand ends, its successor runs",
+        30,
+    )
+    assert running("theirs") == theirs
+    host.swarm("swarm", "leave", "--force")
+    assert running("theirs") == theirs
+    assert not running("ours")
+    host.docker("swarm", "leave", "--force")
+    host.stop_engine()
     host.start_engine()
 
 

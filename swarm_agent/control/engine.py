@@ -213,7 +213,10 @@ class Controllers:
         task: Task = change.row
         service = self.store.services.get(task.service_id)
         moved_on = (
-            change.old is None or change.new is None or change.old.status.state != change.new.status.state
+            change.old is None
+            or change.new is None
+            or change.old.status.state != change.new.status.state
+            or change.old.desired_state != change.new.desired_state  # all that is heard of one whose node is lost
         )
         if service is None or change.new is None:
             self._dirty[Key("service", task.service_id)] = None

@@ -332,7 +332,8 @@ class Controllers:
                 pass
 
     def _look_later(self, key: Key, at: int) -> None:
-        if key not in self._due:
+        """At the latest then."""
+        if self._due.get(key, at + 1) > at:
             self._due[key] = at
             heapq.heappush(self._timers, (at, key))
 
@@ -374,7 +375,9 @@ class Controllers:
         for key in p.for_health:
             self._for_health[key.id].add(key)
         for key, at in p.wakes.items():
-            if self._due.get(key) != at:
+            if key.kind == "even":  # asked for by others than itself, too
+                self._look_later(key, at)
+            elif self._due.get(key) != at:
                 self._due[key] = at
                 heapq.heappush(self._timers, (at, key))
         return groups

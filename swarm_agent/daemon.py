@@ -20,19 +20,20 @@ from pathlib import Path
 import uvloop
 
 from swarm_agent import __version__
+from swarm_agent.agent.engine_client import EngineClient
 from swarm_agent.api.backend import ManagerHealth, RemoteManager
 from swarm_agent.api.events import ClusterEvents
-from swarm_agent.api.http import HttpServer
-from swarm_agent.api.server import Api
+from swarm_agent.api.router import Api
 from swarm_agent.config import DEFAULT_PATH, AgentConfig, check_devices, parse_config, read_config
-from swarm_agent.control.engine import Controllers
-from swarm_agent.host import Host
+from swarm_agent.control.controllers import Controllers
+from swarm_agent.environment import Seams
+from swarm_agent.http.server import HttpServer
 from swarm_agent.manager.manager import Manager
-from swarm_agent.member.member import Member
 from swarm_agent.network.host import HostNetwork
-from swarm_agent.network.journal import Journal
 from swarm_agent.network.model import NodeNetwork
-from swarm_agent.node.engine import EngineClient
+from swarm_agent.network.state_files import Journal
+from swarm_agent.node.member import Member
+from swarm_agent.node.node import Host
 from swarm_agent.objects.errors import (
     AlreadyExists,
     InvalidSpec,
@@ -46,9 +47,8 @@ from swarm_agent.objects.records import Task
 from swarm_agent.objects.specs import InitRequest, JoinRequest, RecoverOptions
 from swarm_agent.observe.logs import set_up_logging
 from swarm_agent.observe.server import ObserveServer
-from swarm_agent.seams import Seams
-from swarm_agent.session.rpc import Grpc
-from swarm_agent.session.wire import ForwardedAnswer, ForwardedCall, LogPiece
+from swarm_agent.rpc.grpc import Grpc
+from swarm_agent.rpc.messages import ForwardedAnswer, ForwardedCall, LogPiece
 from swarm_agent.store import ApplyResult, Group, Store
 
 log = logging.getLogger(__name__)

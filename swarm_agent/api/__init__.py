@@ -1,5 +1,5 @@
-"""The Docker Engine HTTP API: one module a resource, views, engine pass-through.
+"""The Docker Engine HTTP API: one module a resource, views, and the router that says which calls are ours.
 
-Owns what clients see: routes, Docker's JSON and texts, which calls are ours and which the engine's. Refuses decisions and
+Owns what clients see: routes, Docker's JSON and texts. Refuses decisions and
 state: it normalises, validates, proposes writes through :class:`~swarm_agent.api.backend.Backend`, and renders records.
 """

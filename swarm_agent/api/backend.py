@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
-from swarm_agent.control.engine import Controllers
-from swarm_agent.node.engine import EngineClient
+from swarm_agent.agent.engine_client import EngineClient
+from swarm_agent.control.controllers import Controllers
 from swarm_agent.objects.ports import PortKey
 from swarm_agent.objects.records import Task
 from swarm_agent.objects.specs import InitRequest, JoinRequest, RecoverOptions
-from swarm_agent.session.wire import ForwardedAnswer, ForwardedCall, LogPiece
+from swarm_agent.rpc.messages import ForwardedAnswer, ForwardedCall, LogPiece
 from swarm_agent.store import ApplyResult, Group, Store
 
 

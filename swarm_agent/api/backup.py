@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 from swarm_agent.api.backend import Backend
-from swarm_agent.api.http import HttpError, Request, Response, Streamed, json_response
-from swarm_agent.manager.archive import parse_backup_key
+from swarm_agent.http.server import HttpError, Request, Response, Streamed, json_response
+from swarm_agent.manager.backup import parse_backup_key
 from swarm_agent.objects.base import Spec
 from swarm_agent.objects.normalise import normalise, parse_json
 from swarm_agent.objects.specs import RecoverOptions

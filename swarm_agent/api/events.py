@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from swarm_agent.agent.engine_client import EngineClient, EngineError, json_lines
 from swarm_agent.api.filters import Filters, label_matches
-from swarm_agent.api.http import HttpError
-from swarm_agent.node.engine import EngineClient, EngineError, EngineUnreachable, json_lines
+from swarm_agent.http.client import EngineUnreachable
+from swarm_agent.http.server import HttpError
 from swarm_agent.objects import defaults
 from swarm_agent.objects.records import Config, Network, Node, Secret, Service, Task
 from swarm_agent.store import Change, Store

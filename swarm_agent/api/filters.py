@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from swarm_agent.api.http import HttpError
+from swarm_agent.http.server import HttpError
 
 T = TypeVar("T")
 Filters = dict[str, list[str]]

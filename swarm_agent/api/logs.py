@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 
 from swarm_agent.api.backend import Backend
 from swarm_agent.api.events import parse_time
-from swarm_agent.api.http import HttpError, Request, Streamed
 from swarm_agent.api.resolve import resolve
+from swarm_agent.http.server import HttpError, Request, Streamed
 from swarm_agent.objects import defaults
 from swarm_agent.objects.records import Service, Task
 

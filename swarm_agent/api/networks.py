@@ -11,12 +11,12 @@ import msgspec
 from swarm_agent.api import views
 from swarm_agent.api.backend import Backend
 from swarm_agent.api.filters import keep, label_matches, parse_filters
-from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
 from swarm_agent.api.writes import write, write_until
 from swarm_agent.control import subnets
 from swarm_agent.control.subnets import NODE_NETWORK
-from swarm_agent.network.engine import DRIVER
+from swarm_agent.http.server import HttpError, Request, Response, json_response
+from swarm_agent.network.engine_networks import DRIVER
 from swarm_agent.objects import validate
 from swarm_agent.objects.errors import AlreadyExists, FailedPrecondition, InvalidSpec
 from swarm_agent.objects.normalise import normalise, parse_json

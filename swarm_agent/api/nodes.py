@@ -7,10 +7,10 @@ import msgspec
 from swarm_agent.api import views
 from swarm_agent.api.backend import Backend
 from swarm_agent.api.filters import keep, label_matches, one_of, parse_filters
-from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
 from swarm_agent.api.swarm import the_cluster
 from swarm_agent.api.writes import version_of, write_spec, write_until
+from swarm_agent.http.server import HttpError, Request, Response, json_response
 from swarm_agent.objects import validate
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.errors import FailedPrecondition

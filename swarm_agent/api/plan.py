@@ -9,11 +9,11 @@ import msgspec
 
 from swarm_agent.api import services, views
 from swarm_agent.api.backend import Backend
-from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
-from swarm_agent.control.passes import Key
+from swarm_agent.control.explain import standing, story
 from swarm_agent.control.plan import Step, forecast
-from swarm_agent.control.why import standing, story
+from swarm_agent.control.transaction import Key
+from swarm_agent.http.server import HttpError, Request, Response, json_response
 from swarm_agent.objects.diff import service_diff
 from swarm_agent.objects.normalise import normalise, parse_json
 from swarm_agent.objects.records import Node, Service, Task

@@ -12,9 +12,9 @@ import msgspec
 from swarm_agent.api import networks
 from swarm_agent.api.backend import Backend
 from swarm_agent.api.filters import Filters, label_matches, parse_filters
-from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.writes import write_until
-from swarm_agent.network.engine import OPTION
+from swarm_agent.http.server import HttpError, Request, Response, json_response
+from swarm_agent.network.engine_networks import OPTION
 from swarm_agent.objects.durations import parse_duration
 from swarm_agent.objects.errors import FailedPrecondition
 from swarm_agent.objects.records import Network

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from swarm_agent.api.http import HttpError
+from swarm_agent.http.server import HttpError
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.records import Config, Network, Node, Secret, Service, Task
 from swarm_agent.store import Store

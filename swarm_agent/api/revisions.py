@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 
 from swarm_agent.api.backend import Backend
-from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
 from swarm_agent.api.services import back_to, must_know_rollback
 from swarm_agent.api.views import host_name, time_text
 from swarm_agent.api.writes import write_spec
-from swarm_agent.control.orchestration import jobs
-from swarm_agent.control.orchestration.rebalance import movable, suggest
+from swarm_agent.control.orchestrator import jobs
+from swarm_agent.control.orchestrator.rebalance import movable, suggest
+from swarm_agent.http.server import HttpError, Request, Response, json_response
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.errors import FailedPrecondition, InvalidSpec, Unimplemented
 from swarm_agent.objects.normalise import parse_json

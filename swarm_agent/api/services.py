@@ -7,19 +7,20 @@ from urllib.parse import quote
 
 import msgspec
 
+from swarm_agent.agent.engine_client import EngineError
 from swarm_agent.api import views
 from swarm_agent.api.backend import Backend
 from swarm_agent.api.filters import keep, label_matches, parse_filters
-from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.resolve import resolve
 from swarm_agent.api.writes import version_of, write, write_spec, write_until
-from swarm_agent.control.contents import dealt_with, must_be_kept, resolve_contents
-from swarm_agent.control.orchestration import jobs
-from swarm_agent.control.orchestration.depends import cycle
-from swarm_agent.control.orchestration.update import going
-from swarm_agent.control.ports import held, held_everywhere, must_be_free, must_not_be_the_swarms
+from swarm_agent.control.admission import held, held_everywhere, must_be_free, must_not_be_the_swarms
+from swarm_agent.control.orchestrator import jobs
+from swarm_agent.control.orchestrator.dependencies import cycle
+from swarm_agent.control.orchestrator.update import going
+from swarm_agent.control.references import dealt_with, must_be_kept, resolve_contents
 from swarm_agent.control.revisions import next_number, previous_of, revision_of
-from swarm_agent.node.engine import EngineError, EngineUnreachable
+from swarm_agent.http.client import EngineUnreachable
+from swarm_agent.http.server import HttpError, Request, Response, json_response
 from swarm_agent.objects import defaults, features, validate
 from swarm_agent.objects.errors import (
     AlreadyExists,

@@ -6,10 +6,10 @@ import msgspec
 
 from swarm_agent.api import views
 from swarm_agent.api.backend import Backend
-from swarm_agent.api.http import HttpError, Request, Response, json_response
 from swarm_agent.api.writes import version_of, write_spec, write_until
-from swarm_agent.identity.tokens import new_token
-from swarm_agent.identity.unlock import new_unlock_key, parse_unlock_key, shown
+from swarm_agent.ca.tokens import new_token
+from swarm_agent.ca.unlock import new_unlock_key, parse_unlock_key, shown
+from swarm_agent.http.server import HttpError, Request, Response, json_response
 from swarm_agent.objects import features, validate
 from swarm_agent.objects.defaults import cluster_defaults
 from swarm_agent.objects.errors import FailedPrecondition

@@ -5,10 +5,10 @@ from __future__ import annotations
 from swarm_agent.api import views
 from swarm_agent.api.backend import Backend
 from swarm_agent.api.filters import Filters, keep, label_matches, one_of, parse_filters
-from swarm_agent.api.http import Request, Response, json_response
 from swarm_agent.api.resolve import resolve
-from swarm_agent.control.ports import held_ingress
+from swarm_agent.control.admission import held_ingress
 from swarm_agent.control.revisions import same_but_placement
+from swarm_agent.http.server import Request, Response, json_response
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import TaskState

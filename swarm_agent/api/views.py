@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from swarm_agent.api.backend import ManagerHealth
+from swarm_agent.ca.ca import issuer_of
 from swarm_agent.control.subnets import NODE_NETWORK
 from swarm_agent.control.tasks import lost_node
-from swarm_agent.identity.ca import issuer_of
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.ports import PortKey

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from swarm_agent.api.backend import Backend
-from swarm_agent.api.http import HttpError, Request
+from swarm_agent.http.server import HttpError, Request
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.errors import OutOfSequence
 from swarm_agent.store import Delete, Group, Put

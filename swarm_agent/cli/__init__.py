@@ -11,10 +11,10 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from swarm_agent import __version__
-from swarm_agent.cli import contents, services
+from swarm_agent.cli import secrets, services
 from swarm_agent.cli.client import Connection, Failed, call
 from swarm_agent.config import AgentConfig
-from swarm_agent.manager.archive import new_backup_key, shown
+from swarm_agent.manager.backup import new_backup_key, shown
 from swarm_agent.observe.logs import LOG_LEVELS
 
 EXIT_FAILED = 2
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
     word.add_argument("--advertise-addr", default="", help="as of docker swarm init")
     word.add_argument("--listen-addr", default="", help="as of docker swarm init")
     word.add_argument("--data-path-addr", default="", help="as of docker swarm init")
-    contents.register(words)
+    secrets.register(words)
     word = words.add_parser("log-level", help="change the agent's log level until it restarts")
     word.add_argument("level", choices=LOG_LEVELS)
     word.set_defaults(run=log_level)

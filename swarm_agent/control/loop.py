@@ -7,8 +7,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from swarm_agent.control.engine import Aside, Controllers
-from swarm_agent.control.passes import MAX_WRITES, Key
+from swarm_agent.control.controllers import Aside, Controllers
+from swarm_agent.control.transaction import MAX_WRITES, Key
 from swarm_agent.objects.errors import SwarmError, UserError
 from swarm_agent.store import ApplyResult, Change, Group, Store
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import msgspec
 
-from swarm_agent.control.allocate import allocate_service
-from swarm_agent.control.ledger import Ledger
-from swarm_agent.control.orchestration.orchestrate import reconcile_service
-from swarm_agent.control.passes import Pass
-from swarm_agent.control.schedule import place
+from swarm_agent.control.allocator import allocate_service
+from swarm_agent.control.orchestrator.service import reconcile_service
+from swarm_agent.control.scheduler.scheduler import place
+from swarm_agent.control.scheduler.usage import Ledger
 from swarm_agent.control.tasks import live
+from swarm_agent.control.transaction import Pass
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Reason, Revision, Service, Task, TaskStatus
 from swarm_agent.objects.specs import UpdateConfig

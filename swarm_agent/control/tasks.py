@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from swarm_agent.control.passes import Pass
+from swarm_agent.control.transaction import Pass
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import NodeState, TaskState

@@ -11,18 +11,19 @@ from pathlib import Path
 
 import msgspec
 
-from swarm_agent.identity.ca import Subject
-from swarm_agent.identity.door import FrontDoor, Issued, IssueRequest
-from swarm_agent.identity.files import NodeIdentity
-from swarm_agent.identity.keyfile import KeyFile
+from swarm_agent.ca.ca import Subject
+from swarm_agent.ca.identity_files import NodeIdentity
+from swarm_agent.ca.join_server import FrontDoor, Issued, IssueRequest
+from swarm_agent.ca.key_file import KeyFile
+from swarm_agent.environment import Seams
 from swarm_agent.manager import leaderless
-from swarm_agent.manager.archive import Recovery
-from swarm_agent.manager.authority import Authority
-from swarm_agent.manager.duties import Duties
-from swarm_agent.manager.keys import KeyKeeper
-from swarm_agent.manager.logs import LogBroker
-from swarm_agent.manager.roles import admit
-from swarm_agent.manager.surface import ServeForwarded, Surface
+from swarm_agent.manager.backup import Recovery
+from swarm_agent.manager.certificate_issuer import Authority
+from swarm_agent.manager.key_manager import KeyKeeper
+from swarm_agent.manager.leader import Duties
+from swarm_agent.manager.log_broker import LogBroker
+from swarm_agent.manager.role_manager import admit
+from swarm_agent.manager.rpc_handlers import ServeForwarded, Surface
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.errors import NoLeader, NotLeading, PermissionDenied, SwarmError, Unavailable
 from swarm_agent.objects.records import Cluster, Node, Task
@@ -37,17 +38,16 @@ from swarm_agent.raft import (
     Retention,
     run_on,
 )
+from swarm_agent.raft.force_new_cluster import begin_from, stand_alone
 from swarm_agent.raft.node import Begin
-from swarm_agent.raft.rescue import begin_from, stand_alone
-from swarm_agent.seams import Seams
-from swarm_agent.session.peers import PeerTransport
-from swarm_agent.session.rpc import Client, NotTaken, Redirect
-from swarm_agent.session.wire import (
+from swarm_agent.rpc.grpc import Client, NotTaken, Redirect
+from swarm_agent.rpc.messages import (
     ForwardedAnswer,
     ForwardedCall,
     IssueFor,
     LogPiece,
 )
+from swarm_agent.rpc.raft_transport import PeerTransport
 from swarm_agent.store import ApplyResult, Entry, Group, Put, Store, encode_entry
 
 log = logging.getLogger(__name__)

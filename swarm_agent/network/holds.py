@@ -18,7 +18,7 @@ import os
 import resource
 import socket
 
-from swarm_agent.network.journal import HoldsEntry, Journal
+from swarm_agent.network.state_files import HoldsEntry, Journal
 
 log = logging.getLogger(__name__)
 

@@ -20,19 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-from swarm_agent.network import firewall, hostnet, links, model, namespaces, ports, resolvconf, rules, uplinks
+from swarm_agent.network import firewall, hostnet, links, model, namespaces, resolvconf, rules, uplinks, veth
 from swarm_agent.network import guards as guarding
-from swarm_agent.network.engine import USUAL_BRIDGES, Engine, EngineNetworks, container_network
+from swarm_agent.network.engine_networks import USUAL_BRIDGES, Engine, EngineNetworks, container_network
 from swarm_agent.network.firewall import MissingPart
-from swarm_agent.network.journal import (
-    EndpointEntry,
-    Journal,
-    NamesEntry,
-    NetworkEntry,
-    PortsEntry,
-    ResolverEntry,
-    TaskEntry,
-)
 from swarm_agent.network.mend import TICK_S, Found, Mender, Told
 from swarm_agent.network.model import (
     NODE_NETNS,
@@ -50,6 +41,15 @@ from swarm_agent.network.model import (
 )
 from swarm_agent.network.nft import Loaders, NftError
 from swarm_agent.network.sockets import HostSockets, Seen, Yielded
+from swarm_agent.network.state_files import (
+    EndpointEntry,
+    Journal,
+    NamesEntry,
+    NetworkEntry,
+    PortsEntry,
+    ResolverEntry,
+    TaskEntry,
+)
 from swarm_agent.objects.errors import FailedPrecondition, SwarmError, Unavailable
 from swarm_agent.objects.records import HostSubnet
 
@@ -406,7 +406,7 @@ class HostNetwork:
 
     def _joined(self) -> set[str]:
         """The links that containers should have, by what the engine asked netd for and has not given back."""
-        return {ports.port_name(key) for key in self._journal.keys(EndpointEntry)}
+        return {veth.port_name(key) for key in self._journal.keys(EndpointEntry)}
 
     def _look_at_ports(self, network_id: str, netns: str) -> frozenset[str]:
         """Containers' links that are there."""
@@ -432,7 +432,7 @@ class HostNetwork:
             if not known:
                 continue  # nothing is known of it yet
             netns = NODE_NETNS if network_id == NODE_NETWORK_ID else model.netns_of(network_id)
-            if ports.port_name(endpoint) not in self._s.get(netns).route.links():
+            if veth.port_name(endpoint) not in self._s.get(netns).route.links():
                 found.append(network_id)
         return tuple(found)
 

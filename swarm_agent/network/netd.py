@@ -26,10 +26,10 @@ from pathlib import Path
 from swarm_agent import guard as guarding
 from swarm_agent.network.dnsserver import Forwarder, NameServer
 from swarm_agent.network.holds import Holds
-from swarm_agent.network.journal import DEFAULT_FOLDER, FOLDERS, Journal
 from swarm_agent.network.plugin import Plugin
-from swarm_agent.network.ports import Sweeper
 from swarm_agent.network.resolver import Zone
+from swarm_agent.network.state_files import DEFAULT_FOLDER, FOLDERS, Journal
+from swarm_agent.network.veth import Sweeper
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from swarm_agent.network import ports
-from swarm_agent.network.journal import EndpointEntry, EngineNetworkEntry, Journal
+from swarm_agent.network import veth
 from swarm_agent.network.netlink import mac_of
+from swarm_agent.network.state_files import EndpointEntry, EngineNetworkEntry, Journal
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Plugin:
             if not isinstance(request, dict):
                 raise Refused("the request is not a JSON object")
             answer = call(request)
-        except (Refused, ports.NoNetwork) as error:
+        except (Refused, veth.NoNetwork) as error:
             log.warning(f"{path}: {error}")
             answer = {"Err": str(error)}
         except Exception as error:  # one bad call must not end the process all containers rely on
@@ -106,7 +106,7 @@ class Plugin:
         address = (interface.get("Address") or "").partition("/")[0]
         if not address:
             raise Refused("an endpoint of a swarm network needs an address")
-        network = ports.network_of(self._journal, request["NetworkID"])
+        network = veth.network_of(self._journal, request["NetworkID"])
         given = interface.get("MacAddress") or ""
         # Other hosts derive the MAC from the address: one given by hand would make the container unreachable there.
         mac = mac_of(address)
@@ -123,11 +123,11 @@ class Plugin:
         return {}
 
     def _join(self, request: Request) -> Answer:
-        network = ports.network_of(self._journal, request["NetworkID"])
+        network = veth.network_of(self._journal, request["NetworkID"])
         endpoint = self._journal.get(EndpointEntry, request["EndpointID"])
         if endpoint is None:
             raise Refused(f"endpoint {request['EndpointID'][:12]} was never created")
-        inner = ports.join(network, endpoint)
+        inner = veth.join(network, endpoint)
         answer: Answer = {
             "InterfaceName": {"SrcName": inner, "DstPrefix": "eth"},
             "DisableGatewayService": True,
@@ -142,10 +142,10 @@ class Plugin:
 
     def _leave(self, request: Request) -> Answer:
         try:
-            network = ports.network_of(self._journal, request["NetworkID"])
-        except ports.NoNetwork:
+            network = veth.network_of(self._journal, request["NetworkID"])
+        except veth.NoNetwork:
             network = None
-        ports.leave(network, request["EndpointID"])
+        veth.leave(network, request["EndpointID"])
         return {}
 
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from swarm_agent.network import dnswire
 from swarm_agent.network.dnswire import Question
-from swarm_agent.network.journal import Journal, NamesEntry, TaskEntry
+from swarm_agent.network.state_files import Journal, NamesEntry, TaskEntry
 
 log = logging.getLogger(__name__)
 

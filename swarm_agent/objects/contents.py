@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from swarm_agent.objects import templates
 from swarm_agent.objects.errors import InvalidSpec, Unimplemented, UserError
+from swarm_agent.objects.records import Revision
 from swarm_agent.objects.specs import (
     ConfigReference,
     ConfigSpec,
@@ -166,3 +167,8 @@ def _places(ctr: ContainerSpec) -> None:
                 f"{target.kind} '{target.name}' and {taken[target.path]} have a conflicting target: '{target.path}'"
             )
         taken[target.path] = f"{target.kind} '{target.name}'"
+
+
+def content_ids(revision: Revision) -> tuple[str, ...]:
+    """The ids of the contents a revision's tasks need, ``<owner>.<number>``."""
+    return tuple(f"{ref.owner}.{ref.number}" for ref in revision.contents)

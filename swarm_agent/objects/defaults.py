@@ -140,6 +140,12 @@ def container(template: TaskTemplate) -> ContainerSpec:
     return template.container_spec or ContainerSpec()
 
 
+def name_servers(template: TaskTemplate) -> tuple[str, ...]:
+    """Those a service states for its containers."""
+    dns = container(template).dns_config
+    return (dns and dns.nameservers) or ()
+
+
 def constraints(template: TaskTemplate) -> tuple[str, ...]:
     return (template.placement and template.placement.constraints) or ()
 

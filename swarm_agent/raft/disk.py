@@ -1,7 +1,7 @@
 """The seam to the disk: one flat directory, and one worker that runs what blocks.
 
 Owns file handles and the worker thread. Refuses formats: what the bytes mean is the business of ``raft.log``.
-``swarm_agent.testing.fake_disk.FakeDisk`` is the other implementation; both pass the same contract tests.
+``tests.lib.fake_disk.FakeDisk`` is the other implementation; both pass the same contract tests.
 """
 
 from __future__ import annotations

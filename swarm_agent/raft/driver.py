@@ -38,9 +38,9 @@ from swarm_agent.raft.disk import Disk
 from swarm_agent.raft.errors import NotLeader, Overloaded, Stopped, TransferFailed
 from swarm_agent.raft.log import Log, Recovered
 from swarm_agent.raft.membership import Membership
+from swarm_agent.raft.pending import Logged, settle
 from swarm_agent.raft.status import PeerProgress, RaftStatus
 from swarm_agent.raft.transfer import SnapshotReceiver, SnapshotSender
-from swarm_agent.raft.waiters import Logged, settle
 
 log = logging.getLogger(__name__)
 FRAME_BYTES = 1 << 20  # a frame takes no more messages once it holds so many bytes of entries

@@ -34,8 +34,8 @@ from swarm_agent.raft.driver import Driver
 from swarm_agent.raft.errors import EntryTooLarge, NotLeader, OutcomeUnknown, Stopped
 from swarm_agent.raft.log import Codec, Log, Owner, Recovered
 from swarm_agent.raft.loops import Home, SameLoop, run_on
+from swarm_agent.raft.pending import Proposals, Reads
 from swarm_agent.raft.status import RaftStatus, StateMachine
-from swarm_agent.raft.waiters import Proposals, Reads
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ Owns what an entry of the log means. Refuses to know how an entry gets agreed on
 
 from __future__ import annotations
 
-from swarm_agent.store.overlay import Overlay
+from swarm_agent.store.pending_view import Overlay
 from swarm_agent.store.snapshots import DamagedSnapshot
 from swarm_agent.store.store import ApplyResult, Change, Store
 from swarm_agent.store.tables import Rows, View, slot_key

@@ -20,14 +20,14 @@ import grpc.aio
 import msgspec
 import uvloop
 
-from swarm_agent.identity import ca
-from swarm_agent.identity.files import NodeIdentity
+from swarm_agent.ca import ca
+from swarm_agent.ca.identity_files import NodeIdentity
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.raft import Member, OwnThread, RaftConfig, RaftNode, RealDisk, run_on
 from swarm_agent.raft.log import DataKey, DataKeys, SealedCodec
 from swarm_agent.raft.status import StateMachine
-from swarm_agent.session.links import Link, Listener, Take, Tls
-from swarm_agent.session.peers import PeerTransport
+from swarm_agent.rpc.raft_links import Link, Listener, Take, Tls
+from swarm_agent.rpc.raft_transport import PeerTransport
 from swarm_agent.store import Store
 
 CLUSTER = "bench"

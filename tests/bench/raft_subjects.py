@@ -27,8 +27,8 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
-from swarm_agent.identity import ca
-from swarm_agent.identity.files import NodeIdentity
+from swarm_agent.ca import ca
+from swarm_agent.ca.identity_files import NodeIdentity
 from tests.bench.raft_process import CLUSTER, SERVICE, Spec
 from tests.cluster.network.lab import ROOT
 from tests.cluster.raft_lab import free_ports

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from swarm_agent.control.passes import MAX_WRITES
+from swarm_agent.control.transaction import MAX_WRITES
 from swarm_agent.objects.records import Generic
 from swarm_agent.objects.specs import (
     GenericDiscrete,
@@ -30,8 +30,8 @@ from swarm_agent.objects.specs import (
     Resources,
     SpreadOver,
 )
-from swarm_agent.testing.placing import Desk, GiB
 from tests.bench.sections import write_section
+from tests.lib.scheduler_fixture import Desk, GiB
 
 ROOT = Path(__file__).parents[2]
 BEGIN = "<!-- from here on: written by ./run bench scheduler -->"

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from swarm_agent.control.engine import Controllers
+from swarm_agent.control.controllers import Controllers
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import NodeState, TaskState

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import msgspec
 
-from swarm_agent.testing.key_value import Command, Value, encode
-from swarm_agent.testing.linearizability import History
-from swarm_agent.testing.raft_clients import Keys
 from tests.cluster.raft_process import Reply, Request, Spec, read_frame, until_closed, write_frame
+from tests.lib.key_value import Command, Value, encode
+from tests.lib.linearizability import History
+from tests.lib.raft_clients import Keys
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 1.0

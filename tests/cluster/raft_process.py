@@ -31,7 +31,7 @@ from swarm_agent.raft import (
     RealDisk,
     run_on,
 )
-from swarm_agent.testing.key_value import Applied, KeyValue
+from tests.lib.key_value import Applied, KeyValue
 
 QUEUED_FRAMES = 1000
 

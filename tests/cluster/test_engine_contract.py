@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from swarm_agent.node.engine import EngineClient
+from swarm_agent.agent.engine_client import EngineClient
 from tests.cluster.swarm_lab import SHELL, SwarmHost, swarm_lab
 from tests.sim.engine_contract import CONTRACT, Bodies
 

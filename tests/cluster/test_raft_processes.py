@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from swarm_agent.testing.linearizability import NotLinearizable, check
-from swarm_agent.testing.raft_clients import Keys
 from tests.cluster.raft_lab import RaftLab
+from tests.lib.linearizability import NotLinearizable, check
+from tests.lib.raft_clients import Keys
 
 ROUNDS = int(os.environ.get("SWARM_KILL_ALL", "5"))
 

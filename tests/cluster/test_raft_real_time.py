@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from swarm_agent.raft import Member, RaftConfig, RaftNode, RealDisk
-from swarm_agent.testing.raft_cluster import Ledger
+from tests.lib.raft_cluster import Ledger
 
 
 class Wire:

@@ -13,13 +13,13 @@ from typing import Self
 import pytest
 import uvloop
 
-from swarm_agent.identity import ca
-from swarm_agent.identity.files import NodeIdentity
+from swarm_agent.ca import ca
+from swarm_agent.ca.identity_files import NodeIdentity
 from swarm_agent.objects.errors import PermissionDenied, Unavailable
 from swarm_agent.raft import Member, OwnThread, RaftConfig, RaftNode, RealDisk, run_on
-from swarm_agent.session.links import Tls
-from swarm_agent.session.peers import PeerTransport
-from swarm_agent.testing.raft_cluster import Ledger, until
+from swarm_agent.rpc.raft_links import Tls
+from swarm_agent.rpc.raft_transport import PeerTransport
+from tests.lib.raft_cluster import Ledger, until
 
 PORT = 27946
 ROOT = ca.make_root()

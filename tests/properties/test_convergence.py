@@ -6,11 +6,11 @@ import random
 
 import pytest
 
-from swarm_agent.control.orchestration import everywhere, survey
-from swarm_agent.control.orchestration.slots import is_current
-from swarm_agent.control.passes import Pass
+from swarm_agent.control.orchestrator import global_, slot_index
+from swarm_agent.control.orchestrator.slot import is_current
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.control.tasks import live
+from swarm_agent.control.transaction import Pass
 from swarm_agent.objects import defaults
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import NodeState, TaskState
@@ -27,7 +27,7 @@ from swarm_agent.objects.specs import (
     TaskTemplate,
     UpdateConfig,
 )
-from swarm_agent.testing.cluster_model import PaperCluster
+from tests.lib.model_cluster import PaperCluster
 
 STATES = [s for s in TaskState if s != TaskState.REMOVE]
 DESIRED = (TaskState.READY, TaskState.RUNNING, TaskState.SHUTDOWN, TaskState.REMOVE)
@@ -112,7 +112,7 @@ def a_mess(rng: random.Random, c: PaperCluster, sid: str, revisions: list[str], 
 def test_from_any_state_to_the_declared_one(seed: int, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """``kept``: as if these few slots were thousands, of which a leader does not look at all each time."""
     if kept:
-        monkeypatch.setattr(survey, "KEPT", 0)
+        monkeypatch.setattr(slot_index, "KEPT", 0)
     rng = random.Random(seed)
     c = PaperCluster(seed=seed)
     for n in range(rng.randrange(2, 6)):
@@ -174,7 +174,7 @@ def test_from_any_state_to_the_declared_one(seed: int, kept: bool, monkeypatch: 
 def settled(c: PaperCluster, service: Service) -> None:
     tasks = list(c.store.tasks.by("service", service.id))
     alive = [t for t in tasks if live(t) and not t.status.state.terminal]
-    usable = [n for n in c.store.nodes.all() if everywhere.gets(service, n)]
+    usable = [n for n in c.store.nodes.all() if global_.gets(service, n)]
     if service.job is None:
         everywhere_ = defaults.is_global(service.spec)
         wanted = len(usable) if everywhere_ else defaults.replicas(service.spec)

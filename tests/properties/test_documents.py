@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_agent.api.filters import parse_filters
-from swarm_agent.api.http import HttpError
 from swarm_agent.control.revisions import revision_of
+from swarm_agent.http.server import HttpError
 from swarm_agent.objects import specs, validate
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.objects.normalise import Malformed, normalise, parse_json

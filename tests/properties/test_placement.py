@@ -14,15 +14,15 @@ import msgspec
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from swarm_agent.control.ranking import boards
-from swarm_agent.control.ranking.filters import (
+from swarm_agent.control.scheduler import ranking_cache
+from swarm_agent.control.scheduler.feasibility import (
     ARCHITECTURES,
     demand_of,
     host_ports,
     local_volumes,
     options_of,
 )
-from swarm_agent.control.ranking.spread import path_of
+from swarm_agent.control.scheduler.spread import path_of
 from swarm_agent.control.tasks import live
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches
@@ -41,7 +41,7 @@ from swarm_agent.objects.specs import (
     Resources,
     SpreadOver,
 )
-from swarm_agent.testing.placing import Desk, GiB
+from tests.lib.scheduler_fixture import Desk, GiB
 
 replace = msgspec.structs.replace
 EXAMPLES = int(os.environ.get("SWARM_EXAMPLES", "0"))
@@ -431,7 +431,7 @@ def test_placements_are_those_of_the_plain_rules_and_give_nothing_twice(
 ) -> None:
     """``large``: as if these few nodes were many."""
     few, again, kept = (0, 2, 2) if large else (8, 4, 1000)
-    with mock.patch.multiple(boards, FEW=few, AGAIN=again, MAX_REMEMBERED=kept):
+    with mock.patch.multiple(ranking_cache, FEW=few, AGAIN=again, MAX_REMEMBERED=kept):
         _go(steps)
 
 
@@ -443,7 +443,7 @@ def _go(steps: list[Any]) -> None:
         waiting = desk.waiting()
         expected = Plain(desk).place(waiting)
         desk.run()
-        forgetful.ledger.boards = boards.Boards(forgetful.ledger)
+        forgetful.ledger.boards = ranking_cache.Boards(forgetful.ledger)
         forgetful.run()
         assert {t.id: desk.task(t).node_id for t in waiting} == expected
         assert {t.id: t for t in desk.store.tasks.all()} == {t.id: t for t in forgetful.store.tasks.all()}

@@ -10,7 +10,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_agent.control.ledger import Ledger
+from swarm_agent.control.scheduler.usage import Ledger
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import (
     Generic,

@@ -1,5 +1,5 @@
 """Stories on paper: people change services and nodes while nodes come and go, leaders change and tasks fail; every entry is judged
-(``testing.decisions``), and once it is quiet everything is as declared. Thousands of decisions a second, where a whole cluster takes
+(``tests.lib.invariants``), and once it is quiet everything is as declared. Thousands of decisions a second, where a whole cluster takes
 seconds for a hundred."""
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import random
 import msgspec
 import pytest
 
-from swarm_agent.control.orchestration import survey
-from swarm_agent.control.orchestration.rebalance import suggest
-from swarm_agent.control.ranking.filters import local_volumes
+from swarm_agent.control.orchestrator import slot_index
+from swarm_agent.control.orchestrator.rebalance import suggest
+from swarm_agent.control.scheduler.feasibility import local_volumes
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.defaults import SECOND
@@ -31,8 +31,8 @@ from swarm_agent.objects.specs import (
     TaskTemplate,
     UpdateConfig,
 )
-from swarm_agent.testing.cluster_model import PaperCluster
-from swarm_agent.testing.decisions import Decisions
+from tests.lib.invariants import Decisions
+from tests.lib.model_cluster import PaperCluster
 from tests.properties.test_convergence import settled
 
 DEEDS = 60
@@ -249,7 +249,7 @@ class Story:
 def test_a_story(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every other one as if its services were so large that what is found out about them is kept."""
     if seed % 2:
-        monkeypatch.setattr(survey, "KEPT", 0)
+        monkeypatch.setattr(slot_index, "KEPT", 0)
     story = Story(seed)
     story.run()
     story.peace()

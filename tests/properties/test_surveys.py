@@ -8,10 +8,10 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_agent.control.orchestration import jobs
-from swarm_agent.control.orchestration import survey as surveys
-from swarm_agent.control.orchestration.survey import Survey, survey
-from swarm_agent.control.passes import Pass
+from swarm_agent.control.orchestrator import jobs
+from swarm_agent.control.orchestrator import slot_index as surveys
+from swarm_agent.control.orchestrator.slot_index import Survey, survey
+from swarm_agent.control.transaction import Pass
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.specs import (
@@ -24,7 +24,7 @@ from swarm_agent.objects.specs import (
     TaskTemplate,
     UpdateConfig,
 )
-from swarm_agent.testing.cluster_model import PaperCluster
+from tests.lib.model_cluster import PaperCluster
 
 STEP = st.one_of(
     st.tuples(st.just("scale"), st.integers(0, 12)),

@@ -34,7 +34,7 @@ from swarm_agent.objects.normalise import normalise
 from swarm_agent.objects.records import Generic, Node, Service, Task
 from swarm_agent.objects.specs import ServiceSpec
 from swarm_agent.store import Change, Delete, Group
-from swarm_agent.testing.cluster_model import GiB, PaperCluster
+from tests.lib.model_cluster import GiB, PaperCluster
 
 
 class Script:

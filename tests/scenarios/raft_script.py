@@ -56,7 +56,7 @@ from swarm_agent.raft.core import (
     VoteRequest,
 )
 from swarm_agent.raft.core.conf import decode_change
-from swarm_agent.testing.raft_cores import members
+from tests.lib.raft_cores import members
 
 ELECTION_TICKS = 12
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from swarm_agent.node.describe import check_engine
-from swarm_agent.node.engine import EngineClient, EngineError, json_lines
-from swarm_agent.node.resources import reported
+from swarm_agent.agent.describe import check_engine
+from swarm_agent.agent.engine_client import EngineClient, EngineError, json_lines
+from swarm_agent.agent.resources import reported
 from swarm_agent.objects.records import Generic
 
 LABEL = "com.docker.swarm.task.id"

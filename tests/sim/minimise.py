@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from swarm_agent.testing.raft_chaos import ChaosPlan, Failure, attempt
+from tests.lib.raft_chaos import ChaosPlan, Failure, attempt
 
 Plan = TypeVar("Plan")
 Numbers = tuple[int, ...]

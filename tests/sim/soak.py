@@ -21,9 +21,9 @@ from collections.abc import Iterator
 
 import msgspec
 
-from swarm_agent.testing import raft_chaos, sim_chaos
-from swarm_agent.testing.raft_chaos import Failure, Totals
-from swarm_agent.testing.transitions import SEEN
+from tests.lib import raft_chaos, sim_chaos
+from tests.lib.raft_chaos import Failure, Totals
+from tests.lib.transitions import SEEN
 from tests.sim.minimise import minimise_raft, shrink
 
 
@@ -71,9 +71,7 @@ class Soak:
             result = sim_chaos.chaos(seed)
         except Exception as error:  # noqa: BLE001
             self._failed(error)
-            print(
-                f'-- replay: python -c "from swarm_agent.testing.sim_chaos import chaos; print(chaos({seed}))"'
-            )
+            print(f'-- replay: python -c "from tests.lib.sim_chaos import chaos; print(chaos({seed}))"')
             fails = functools.partial(cluster_fails, seed, type(error))
             small = shrink(sim_chaos.SimPlan(), smaller_cluster, fails)
             print(f"-- the same, made small: sim_chaos.chaos({seed}, {small})")

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from swarm_agent.node.engine import EngineError, EngineUnreachable
-from swarm_agent.testing.fake_engine import FakeEngine, Program
-from swarm_agent.testing.virtual_loop import run
+from swarm_agent.agent.engine_client import EngineError
+from swarm_agent.http.client import EngineUnreachable
+from tests.lib.fake_engine import FakeEngine, Program
+from tests.lib.virtual_loop import run
 from tests.sim.engine_contract import CONTRACT, Bodies
 
 BODIES = Bodies(deaf={"Image": "deaf:1"}, ends={"Image": "ends:1"})

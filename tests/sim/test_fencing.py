@@ -14,19 +14,19 @@ from typing import Any
 
 import pytest
 
-from swarm_agent.manager.duties import Duties
-from swarm_agent.node.lease import Lease
+from swarm_agent.agent.lease import Lease
+from swarm_agent.agent.session import SessionAgent
+from swarm_agent.dispatcher.fencing import Fence
+from swarm_agent.manager.leader import Duties
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.objects.leases import FENCE_S, LEASE_S
 from swarm_agent.raft.core.leading import Leading
-from swarm_agent.session.agent import SessionAgent
-from swarm_agent.session.fence import Fence
-from swarm_agent.testing.fake_engine import Program
-from swarm_agent.testing.fake_guard import FakeGuard
-from swarm_agent.testing.sim_checks import ClusterChecks, Violation, unsettled
-from swarm_agent.testing.sim_cluster import SimCluster, simulation
-from swarm_agent.testing.sim_host import ApiError, SimHost
+from tests.lib.fake_engine import Program
+from tests.lib.fake_guard import FakeGuard
+from tests.lib.sim_checks import ClusterChecks, Violation, unsettled
+from tests.lib.sim_cluster import SimCluster, simulation
+from tests.lib.sim_host import ApiError, SimHost
 
 SEEDS = int(os.environ.get("SWARM_SIM_SEEDS", "12"))
 Story = Callable[[SimCluster], Awaitable[None]]
@@ -442,7 +442,7 @@ def nobody_guards(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_leader_does_not_wait(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("swarm_agent.session.fence.FENCE_S", 0.0)
+    patch.setattr("swarm_agent.dispatcher.fencing.FENCE_S", 0.0)
 
 
 def a_new_leader_does_not_wait(patch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from swarm_agent.testing.raft_chaos import ChaosPlan, ChaosResult, Failure, attempt
+from tests.lib.raft_chaos import ChaosPlan, ChaosResult, Failure, attempt
 from tests.sim import test_planted_bugs as core_bugs
 from tests.sim import test_planted_driver_bugs as driver_bugs
 

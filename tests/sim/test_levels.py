@@ -16,9 +16,9 @@ from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.objects.features import LEVEL
 from swarm_agent.store import writes
-from swarm_agent.testing.sim_checks import ClusterChecks, unsettled
-from swarm_agent.testing.sim_cluster import SimCluster, simulation
-from swarm_agent.testing.sim_host import ApiError
+from tests.lib.sim_checks import ClusterChecks, unsettled
+from tests.lib.sim_cluster import SimCluster, simulation
+from tests.lib.sim_host import ApiError
 
 Story = Callable[[SimCluster], Awaitable[None]]
 

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from swarm_agent.manager.duties import Duties
+from swarm_agent.agent import session
+from swarm_agent.agent.session import SessionAgent
+from swarm_agent.dispatcher import dispatcher, network_view
+from swarm_agent.dispatcher.fencing import Fence
+from swarm_agent.dispatcher.liveness import Pulse
+from swarm_agent.manager.leader import Duties
 from swarm_agent.objects.enums import NodeState
-from swarm_agent.session import agent, derive, dispatcher
-from swarm_agent.session.agent import SessionAgent
-from swarm_agent.session.fence import Fence
-from swarm_agent.session.pulse import Pulse
-from swarm_agent.session.wire import Beat, Welcome
-from swarm_agent.testing.fake_engine import Program
-from swarm_agent.testing.sim_checks import ClusterChecks, unsettled
-from swarm_agent.testing.sim_cluster import SimCluster, simulation
+from swarm_agent.rpc.messages import Beat, Welcome
+from tests.lib.fake_engine import Program
+from tests.lib.sim_checks import ClusterChecks, unsettled
+from tests.lib.sim_cluster import SimCluster, simulation
 
 Story = Callable[[SimCluster], Awaitable[None]]
 
@@ -120,7 +121,7 @@ def test_a_leader_that_knows_no_answers_keeps_its_sessions(monkeypatch: pytest.M
 
 
 def test_an_agent_that_asks_for_no_answers_keeps_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "Beat", lambda lease=0, answer=False: Beat(lease))
+    monkeypatch.setattr(session, "Beat", lambda lease=0, answer=False: Beat(lease))
     monkeypatch.setattr(SessionAgent, "_asked", lambda self, now, leasing: None)
     count = counted(monkeypatch)
     test_sessions_of_an_idle_cluster_last(monkeypatch)
@@ -235,6 +236,6 @@ def test_what_runs_is_stopped_when_its_replacement_runs(seed: int) -> None:
 
 
 def test_or_there_would_be_fewer_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(derive, "held", lambda store, task: False)
+    monkeypatch.setattr(network_view, "held", lambda store, task: False)
     with pytest.raises(AssertionError):
         play(a_node_comes_back_while_its_tasks_are_begun_elsewhere, 0)

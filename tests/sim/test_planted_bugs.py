@@ -27,11 +27,11 @@ from swarm_agent.raft.core import (
 )
 from swarm_agent.raft.core.leading import Leading
 from swarm_agent.raft.log import Log, Owner
-from swarm_agent.raft.waiters import Reads
-from swarm_agent.testing.fake_disk import FakeDisk, FakeProcessDisk
-from swarm_agent.testing.raft_cluster import RaftCluster
-from swarm_agent.testing.raft_cores import drain, elect, make, members, of
-from swarm_agent.testing.virtual_loop import run
+from swarm_agent.raft.pending import Reads
+from tests.lib.fake_disk import FakeDisk, FakeProcessDisk
+from tests.lib.raft_cluster import RaftCluster
+from tests.lib.raft_cores import drain, elect, make, members, of
+from tests.lib.virtual_loop import run
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 Schedule = Callable[[], None]

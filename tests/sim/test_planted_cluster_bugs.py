@@ -13,36 +13,36 @@ from typing import Any
 import msgspec
 import pytest
 
+from swarm_agent.agent.executor import Executor
+from swarm_agent.agent.runner import Runner
+from swarm_agent.agent.worker import Worker
 from swarm_agent.api import services
-from swarm_agent.control import allocate, engine
-from swarm_agent.control.ledger import Ledger
-from swarm_agent.control.orchestration import (
-    depends,
+from swarm_agent.control import allocator, controllers
+from swarm_agent.control.orchestrator import (
+    dependencies,
+    drain,
     jobs,
-    moves,
-    progress,
-    reap,
     rebalance,
-    slots,
-    survey,
+    slot,
+    slot_index,
+    task_reaper,
     update,
+    update_progress,
 )
-from swarm_agent.control.ranking import filters
-from swarm_agent.manager.duties import Duties
+from swarm_agent.control.scheduler import feasibility
+from swarm_agent.control.scheduler.usage import Ledger
+from swarm_agent.dispatcher.dispatcher import Dispatcher
+from swarm_agent.manager.leader import Duties
 from swarm_agent.manager.manager import Manager
-from swarm_agent.member.managing import ManagerSide
-from swarm_agent.member.member import Member
-from swarm_agent.node.executor import Executor
-from swarm_agent.node.runner import Runner
-from swarm_agent.node.worker import Worker
+from swarm_agent.node.manager_role import ManagerSide
+from swarm_agent.node.member import Member
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.objects.records import Service, Task
-from swarm_agent.session.dispatcher import Dispatcher
 from swarm_agent.store import ApplyResult, Group, Put
-from swarm_agent.testing.sim_chaos import chaos
-from swarm_agent.testing.sim_checks import ClusterChecks, unsettled
-from swarm_agent.testing.sim_cluster import SimCluster, simulation
+from tests.lib.sim_chaos import chaos
+from tests.lib.sim_checks import ClusterChecks, unsettled
+from tests.lib.sim_cluster import SimCluster, simulation
 
 Story = Callable[[SimCluster], Awaitable[None]]
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -400,7 +400,7 @@ def lower_states_count(m: pytest.MonkeyPatch) -> None:
 
 
 def nobody_waits_for_the_old_task(m: pytest.MonkeyPatch) -> None:
-    m.setattr(slots, "stopped", lambda view, task: True)
+    m.setattr(slot, "stopped", lambda view, task: True)
 
 
 def ports_are_never_given_back(m: pytest.MonkeyPatch) -> None:
@@ -414,17 +414,17 @@ def ports_are_never_given_back(m: pytest.MonkeyPatch) -> None:
 
 
 def ports_are_not_looked_at(m: pytest.MonkeyPatch) -> None:
-    m.setattr(filters, "host_ports", lambda revision: [])
+    m.setattr(feasibility, "host_ports", lambda revision: [])
 
 
 def taken_addresses_are_given(m: pytest.MonkeyPatch) -> None:
-    real = allocate._free
+    real = allocator._free
 
     def free(ledger: Ledger, pool: str, subnet: Any, used: Any, gateway: str, given: Any) -> str:
         ledger.cursors.pop(pool, None)
         return real(ledger, pool, subnet, (), gateway, given)
 
-    m.setattr(allocate, "_free", free)
+    m.setattr(allocator, "_free", free)
 
 
 def a_new_leader_is_told_nothing(m: pytest.MonkeyPatch) -> None:
@@ -475,13 +475,13 @@ def writes_are_answered_before_they_are_agreed_on(m: pytest.MonkeyPatch) -> None
 
 
 def movers_do_not_wait(m: pytest.MonkeyPatch) -> None:
-    m.setattr(slots, "moves_start_first", lambda service: True)
-    m.setattr(moves, "moves_start_first", lambda service: True)
+    m.setattr(slot, "moves_start_first", lambda service: True)
+    m.setattr(drain, "moves_start_first", lambda service: True)
 
 
 def new_leaders_count_attempts_from_nothing(m: pytest.MonkeyPatch) -> None:
     began = [0]
-    real_init, real_restart = Duties.__init__, slots.restart
+    real_init, real_restart = Duties.__init__, slot.restart
 
     def init(self: Duties, *parts: Any) -> None:
         began[0] = parts[4]()  # now
@@ -493,7 +493,7 @@ def new_leaders_count_attempts_from_nothing(m: pytest.MonkeyPatch) -> None:
         return real_restart(service, task, tasks, now)
 
     m.setattr(Duties, "__init__", init)
-    m.setattr(slots, "restart", restart)
+    m.setattr(slot, "restart", restart)
 
 
 def rollback_forgets_the_old_revision(m: pytest.MonkeyPatch) -> None:
@@ -531,33 +531,33 @@ def secrets_are_left_on_the_node(m: pytest.MonkeyPatch) -> None:
 
 
 def updates_do_not_count_who_is_on_its_way(m: pytest.MonkeyPatch) -> None:
-    real = progress.Touched.__init__
+    real = update_progress.Touched.__init__
 
-    def init(self: progress.Touched, *arguments: Any) -> None:
+    def init(self: update_progress.Touched, *arguments: Any) -> None:
         real(self, *arguments)
         self.unreached = 0
 
-    m.setattr(progress.Touched, "__init__", init)
+    m.setattr(update_progress.Touched, "__init__", init)
 
 
 def whoever_has_begun_has_come_to_run(m: pytest.MonkeyPatch) -> None:
     """A place counts as updated as soon as its new task is made."""
-    real = progress.Place.__init__
+    real = update_progress.Place.__init__
 
-    def init(self: progress.Place, *arguments: Any) -> None:
+    def init(self: update_progress.Place, *arguments: Any) -> None:
         real(self, *arguments)
         if self.fresh and not self.reached_at:
             self.reached_at, self.stalled_at = 1, 0
 
-    m.setattr(progress.Place, "__init__", init)
+    m.setattr(update_progress.Place, "__init__", init)
 
 
 def start_first_stops_at_once(m: pytest.MonkeyPatch) -> None:
-    real = slots._may_take_over
+    real = slot._may_take_over
     m.setattr(
-        slots,
+        slot,
         "_may_take_over",
-        lambda p, service, new, old: slots.starts_first(service, new) or real(p, service, new, old),
+        lambda p, service, new, old: slot.starts_first(service, new) or real(p, service, new, old),
     )
 
 
@@ -583,16 +583,16 @@ def updates_begin_with_the_first_place(m: pytest.MonkeyPatch) -> None:
 
 def steps_of_an_update_are_never_forgotten(m: pytest.MonkeyPatch) -> None:
     """What it found out about a place, of a service so large that it is kept."""
-    m.setattr(survey, "KEPT", 0)
-    real = survey.Survey._forget
+    m.setattr(slot_index, "KEPT", 0)
+    real = slot_index.Survey._forget
 
-    def forget(self: survey.Survey, slot: int | str) -> None:
+    def forget(self: slot_index.Survey, slot: int | str) -> None:
         kept = self.steps.get(slot)
         real(self, slot)
         if kept is not None:
             self.steps[slot] = kept
 
-    m.setattr(survey.Survey, "_forget", forget)
+    m.setattr(slot_index.Survey, "_forget", forget)
 
 
 def joins_are_remembered_by_the_leader_alone(m: pytest.MonkeyPatch) -> None:
@@ -614,11 +614,11 @@ def nodes_that_are_unknown_join_anew(m: pytest.MonkeyPatch) -> None:
         if bool(since) != bool(node.active_since):
             p.put(msgspec.structs.replace(node, active_since=since))
 
-    m.setattr(engine, "note_join", note)
+    m.setattr(controllers, "note_join", note)
 
 
 def required_volumes_are_preferred(m: pytest.MonkeyPatch) -> None:
-    real = filters.options
+    real = feasibility.options
 
     def lax(labels: Any) -> Any:
         found = real(labels)
@@ -626,18 +626,18 @@ def required_volumes_are_preferred(m: pytest.MonkeyPatch) -> None:
             found = found._replace(volume_affinity="prefer")
         return found
 
-    m.setattr(filters, "options", lax)
+    m.setattr(feasibility, "options", lax)
 
 
 def nobody_waits_for_others(m: pytest.MonkeyPatch) -> None:
-    m.setattr(depends, "waits", lambda p, service: "")
+    m.setattr(dependencies, "waits", lambda p, service: "")
 
 
 def one_completion_is_enough(m: pytest.MonkeyPatch) -> None:
     def completed(view: Any, service: Service) -> bool:
         return any(t.status.state == TaskState.COMPLETE for t in view.tasks.by("service", service.id))
 
-    m.setattr(depends, "completed", completed)
+    m.setattr(dependencies, "completed", completed)
 
 
 def trouble_is_over_once_it_has_started(m: pytest.MonkeyPatch) -> None:
@@ -649,7 +649,7 @@ def trouble_is_over_once_it_has_started(m: pytest.MonkeyPatch) -> None:
 
 def a_place_of_a_job_is_filled_twice(m: pytest.MonkeyPatch) -> None:
     """A task that waits for its restart delay is taken for none, and nobody minds two."""
-    real, hand_over = jobs._fill, slots._hand_over
+    real, hand_over = jobs._fill, slot._hand_over
 
     def fill(p: Any, service: Service, run: Any) -> None:
         waiting = {t.slot for slot in run.busy for t in p.at(service.id, slot) if t.start_after}
@@ -659,12 +659,12 @@ def a_place_of_a_job_is_filled_twice(m: pytest.MonkeyPatch) -> None:
 
     m.setattr(jobs, "_fill", fill)
     m.setattr(
-        slots, "_hand_over", lambda p, service, tasks: None if service.job else hand_over(p, service, tasks)
+        slot, "_hand_over", lambda p, service, tasks: None if service.job else hand_over(p, service, tasks)
     )
 
 
 def the_last_of_a_place_is_forgotten(m: pytest.MonkeyPatch) -> None:
-    m.setattr(reap, "newest", lambda tasks: None)
+    m.setattr(task_reaper, "newest", lambda tasks: None)
 
 
 CASES: tuple[tuple[Patch, Story], ...] = (

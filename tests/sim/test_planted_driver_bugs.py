@@ -37,14 +37,14 @@ from swarm_agent.raft.driver import Driver
 from swarm_agent.raft.errors import LogCorrupt, LogError
 from swarm_agent.raft.log import Log, Owner, store
 from swarm_agent.raft.membership import Membership
+from swarm_agent.raft.pending import Logged, Reads
 from swarm_agent.raft.transfer import SnapshotReceiver, SnapshotSender
-from swarm_agent.raft.waiters import Logged, Reads
 from swarm_agent.raft.wire import ChunkReceipt, SnapshotChunk
-from swarm_agent.testing.fake_disk import DiskFaults, FakeDisk, FakeProcessDisk
-from swarm_agent.testing.fake_net import LinkFaults
-from swarm_agent.testing.raft_cluster import RaftCluster, until
-from swarm_agent.testing.raft_cores import drain, elect, group_of, make, members, of, ticks
-from swarm_agent.testing.virtual_loop import run
+from tests.lib.fake_disk import DiskFaults, FakeDisk, FakeProcessDisk
+from tests.lib.fake_net import LinkFaults
+from tests.lib.raft_cluster import RaftCluster, until
+from tests.lib.raft_cores import drain, elect, group_of, make, members, of, ticks
+from tests.lib.virtual_loop import run
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 Schedule = Callable[[], None]

@@ -12,10 +12,10 @@ import pytest
 
 from swarm_agent.raft import NotLeader, RaftNode
 from swarm_agent.raft.core.leading import Leading
-from swarm_agent.raft.waiters import Logged, Proposals
-from swarm_agent.testing.key_value import Applied, Command, KeyValue
-from swarm_agent.testing.linearizability import NotLinearizable
-from swarm_agent.testing.raft_chaos import ChaosPlan, chaos
+from swarm_agent.raft.pending import Logged, Proposals
+from tests.lib.key_value import Applied, Command, KeyValue
+from tests.lib.linearizability import NotLinearizable
+from tests.lib.raft_chaos import ChaosPlan, chaos
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 SEEDS = range(1, 13)

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from swarm_agent.testing.raft_rotation import rotating_chaos
+from tests.lib.raft_rotation import rotating_chaos
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from swarm_agent.testing.raft_chaos import ChaosPlan, ChaosResult, Totals, chaos, plan_of
+from tests.lib.raft_chaos import ChaosPlan, ChaosResult, Totals, chaos, plan_of
 
 SEEDS = int(os.environ.get("SWARM_SIM_SEEDS", "20"))
 FIRST = int(os.environ.get("SWARM_SIM_FIRST", "1"))

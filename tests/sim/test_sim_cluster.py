@@ -20,10 +20,10 @@ import pytest
 from swarm_agent.network.netlink import NetlinkError
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.errors import SwarmError
-from swarm_agent.testing.sim_chaos import SimPlan, chaos
-from swarm_agent.testing.sim_checks import ClusterChecks, unsettled
-from swarm_agent.testing.sim_cluster import NotSettled, SimCluster, simulation
-from swarm_agent.testing.sim_host import ApiError
+from tests.lib.sim_chaos import SimPlan, chaos
+from tests.lib.sim_checks import ClusterChecks, unsettled
+from tests.lib.sim_cluster import NotSettled, SimCluster, simulation
+from tests.lib.sim_host import ApiError
 
 SEEDS = int(os.environ.get("SWARM_SIM_SEEDS", "12"))
 ONCE_FAILED = [
@@ -635,7 +635,7 @@ def test_a_join_cut_short_is_taken_up_again() -> None:
 @pytest.mark.slow
 def test_the_same_seed_is_the_same_run() -> None:
     """In this process twice, and in another one that hashes differently."""
-    program = "from swarm_agent.testing.sim_chaos import chaos; print(chaos(7).trace)"
+    program = "from tests.lib.sim_chaos import chaos; print(chaos(7).trace)"
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": str(Path(__file__).parents[2])}
     found = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True

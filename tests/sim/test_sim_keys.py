@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from swarm_agent.identity.keyfile import KeyFile, LockedKeys, load_keys, remove_keys
-from swarm_agent.identity.unlock import parse_unlock_key
-from swarm_agent.member.membership import load_membership
+from swarm_agent.ca.key_file import KeyFile, LockedKeys, load_keys, remove_keys
+from swarm_agent.ca.unlock import parse_unlock_key
+from swarm_agent.node.membership import load_membership
 from swarm_agent.raft.log import DataKey, DataKeys, Log, Owner, SealedCodec
-from swarm_agent.testing.sim_checks import ClusterChecks, unsettled
-from swarm_agent.testing.sim_cluster import SimCluster, simulation
-from swarm_agent.testing.sim_host import ApiError, SimHost
+from tests.lib.sim_checks import ClusterChecks, unsettled
+from tests.lib.sim_cluster import SimCluster, simulation
+from tests.lib.sim_host import ApiError, SimHost
 
 Story = Callable[[SimCluster], Awaitable[None]]
 LOCKED = "Swarm is encrypted and needs to be unlocked before it can be used"

@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from swarm_agent.manager.archive import ArchiveUnreadable
+from swarm_agent.manager.backup import ArchiveUnreadable
 from swarm_agent.objects.specs import RecoverOptions
-from swarm_agent.testing.sim_checks import unsettled
-from swarm_agent.testing.sim_cluster import SimCluster, simulation
-from swarm_agent.testing.sim_host import ApiError
+from tests.lib.sim_checks import unsettled
+from tests.lib.sim_cluster import SimCluster, simulation
+from tests.lib.sim_host import ApiError
 
 FORCE = {"ListenAddr": "0.0.0.0:2377", "ForceNewCluster": True, "Spec": {}}
 

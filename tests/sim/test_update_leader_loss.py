@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from swarm_agent.objects.enums import TaskState
-from swarm_agent.testing.sim_checks import ClusterChecks, unsettled
-from swarm_agent.testing.sim_cluster import SimCluster, service_spec, simulation
+from tests.lib.sim_checks import ClusterChecks, unsettled
+from tests.lib.sim_cluster import SimCluster, service_spec, simulation
 
 POINTS = range(12)
 REPLICAS = 6

@@ -18,10 +18,10 @@ import msgspec
 
 from swarm_agent.network import namespaces, nft
 from swarm_agent.network.host import HostNetwork
-from swarm_agent.network.journal import Journal
 from swarm_agent.network.model import AttachRequest, NetworkView
 from swarm_agent.network.netlink import Netlink
 from swarm_agent.network.nft import Loaders
+from swarm_agent.network.state_files import Journal
 
 CONTROL_PORTS = (2377, 2378, 7946)
 

@@ -240,9 +240,9 @@ def test_links_left_behind_are_swept(host: Host) -> None:
     code = """
 import sys, time
 from pathlib import Path
-from swarm_agent.network.journal import *
+from swarm_agent.network.state_files import *
 from swarm_agent.network.plugin import Plugin
-from swarm_agent.network.ports import Sweeper
+from swarm_agent.network.veth import Sweeper
 import json, os, subprocess
 journal = Journal(Path(sys.argv[1]))
 journal.put("net", EngineNetworkEntry("net", "app"))

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from swarm_agent.network.journal import HoldsEntry, Journal
 from swarm_agent.network.model import VirtualIP, node_gateway
+from swarm_agent.network.state_files import HoldsEntry, Journal
 from tests.cluster.network.lab import CLIENT, Cluster, Held, Host, probe, until
 
 pytestmark = pytest.mark.engine

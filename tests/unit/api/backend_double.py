@@ -11,20 +11,20 @@ from typing import Any
 
 import msgspec
 
+from swarm_agent.agent.engine_client import Answer, EngineClient
 from swarm_agent.api.backend import ManagerHealth, RemoteManager
 from swarm_agent.api.events import ClusterEvents
-from swarm_agent.api.http import HttpServer
-from swarm_agent.api.server import Api
-from swarm_agent.control.engine import Controllers
-from swarm_agent.identity import ca
-from swarm_agent.identity.tokens import new_tokens
-from swarm_agent.identity.unlock import InvalidUnlockKey
-from swarm_agent.node.engine import Answer, EngineClient
+from swarm_agent.api.router import Api
+from swarm_agent.ca import ca
+from swarm_agent.ca.tokens import new_tokens
+from swarm_agent.ca.unlock import InvalidUnlockKey
+from swarm_agent.control.controllers import Controllers
+from swarm_agent.http.server import HttpServer
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Cluster, Node, NodeDescription, NodeStatus, Task, TaskStatus
 from swarm_agent.objects.specs import ClusterSpec, InitRequest, JoinRequest, NodeSpec, RecoverOptions
-from swarm_agent.session.wire import ForwardedAnswer, ForwardedCall, LogPiece
+from swarm_agent.rpc.messages import ForwardedAnswer, ForwardedCall, LogPiece
 from swarm_agent.store import ApplyResult, Entry, Group, Put, Store, encode_entry
 from tests.unit.api.engine_double import EngineDouble, engine_double
 

@@ -37,7 +37,7 @@ from swarm_agent.objects.specs import (
     ServiceSpec,
     TaskTemplate,
 )
-from swarm_agent.session.wire import ForwardedAnswer, ForwardedCall, LogPiece
+from swarm_agent.rpc.messages import ForwardedAnswer, ForwardedCall, LogPiece
 from tests.unit.api.backend_double import NODE_ID, House, a_node, play, replace
 from tests.unit.api.engine_double import Call
 

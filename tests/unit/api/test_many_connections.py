@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from swarm_agent.api import http
-from swarm_agent.api.http import HttpServer, Request, Response
 from swarm_agent.gate import Limits
+from swarm_agent.http import server
+from swarm_agent.http.server import HttpServer, Request, Response
 
 ASK = b"GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -94,7 +94,7 @@ def test_a_storm_of_connections_that_ask_nothing(tmp_path: Path, data: bytes) ->
                     fresh = await connect(path)
                     assert b"200 OK" in await ask(fresh)
                     fresh.close()
-            await until(lambda: sum(map(is_open, held)) <= http.LIMITS.waiting)
+            await until(lambda: sum(map(is_open, held)) <= server.LIMITS.waiting)
             for one in (*held, kept):
                 one.close()
 
@@ -102,7 +102,7 @@ def test_a_storm_of_connections_that_ask_nothing(tmp_path: Path, data: bytes) ->
 
 
 def test_half_a_request_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "LIMITS", Limits(seconds=0.2))
+    monkeypatch.setattr(server, "LIMITS", Limits(seconds=0.2))
 
     async def main() -> None:
         async with serving(tmp_path) as (_, path):
@@ -119,7 +119,7 @@ def test_half_a_request_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_so_many_stay_between_two_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_IDLE", 5)
+    monkeypatch.setattr(server, "MAX_IDLE", 5)
 
     async def main() -> None:
         async with serving(tmp_path) as (_, path):

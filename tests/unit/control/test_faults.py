@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from swarm_agent.control import engine, schedule
+from swarm_agent.control import controllers
+from swarm_agent.control.explain import standing
 from swarm_agent.control.loop import ASIDE_NS, ControlLoop
-from swarm_agent.control.orchestration import moves
-from swarm_agent.control.passes import Key
-from swarm_agent.control.why import standing
+from swarm_agent.control.orchestrator import drain
+from swarm_agent.control.scheduler import scheduler
+from swarm_agent.control.transaction import Key
 from swarm_agent.objects.records import Service
 from swarm_agent.store import ApplyResult, Group
-from swarm_agent.testing.cluster_model import PaperCluster
-from swarm_agent.testing.specs import a_spec
-from swarm_agent.testing.virtual_loop import run
+from tests.lib.model_cluster import PaperCluster
+from tests.lib.specs import a_spec
+from tests.lib.virtual_loop import run
 
 SECOND = 1_000_000_000
 
@@ -91,11 +92,11 @@ def test_one_service_nobody_can_decide_about_does_not_stop_the_others(
         cluster = leader.cluster
         with monkeypatch.context() as patch:
             if where == "orchestrating":
-                broken(patch, engine, "reconcile_service", lambda p, id_: named(cluster, id_) == "bad")
+                broken(patch, controllers, "reconcile_service", lambda p, id_: named(cluster, id_) == "bad")
             else:
                 broken(
                     patch,
-                    schedule,
+                    scheduler,
                     "_place_group",
                     lambda p, revision, *_: named(cluster, revision.service_id) == "bad",
                 )
@@ -126,7 +127,7 @@ def test_a_drain_goes_on_without_the_service_that_cannot_be_moved(monkeypatch: p
         cluster = leader.cluster
         bad, good = declare(cluster, "bad"), declare(cluster, "good")
         await asyncio.sleep(1)
-        broken(monkeypatch, moves, "move", lambda p, service, *_: service.spec.name == "bad")
+        broken(monkeypatch, drain, "move", lambda p, service, *_: service.spec.name == "bad")
         cluster.set_node("n1", availability="drain")
         await asyncio.sleep(1)
         movers = [t for t in cluster.store.tasks.all() if t.replaces]
@@ -140,7 +141,7 @@ def test_what_nobody_can_be_blamed_for_ends_the_loop(monkeypatch: pytest.MonkeyP
     async def main() -> None:
         cluster = PaperCluster.of("n1")
         leader = Leader(cluster)
-        broken(monkeypatch, engine, "place", lambda *_: True)
+        broken(monkeypatch, controllers, "place", lambda *_: True)
         with pytest.raises(Bug):
             await leader.loop.run()
 
@@ -155,15 +156,15 @@ def test_an_entry_that_cannot_be_booked_is_committed_all_the_same(
     async def story(leader: Leader) -> None:
         cluster = leader.cluster
         ours: set[object] = set()
-        real = engine.Controllers.changed
+        real = controllers.Controllers.changed
 
-        def changed(self: engine.Controllers, changes: Any) -> None:
+        def changed(self: controllers.Controllers, changes: Any) -> None:
             if self is leader.loop.controllers and not ours:
                 ours.add(self)
                 raise Bug("booking")
             real(self, changes)
 
-        monkeypatch.setattr(engine.Controllers, "changed", changed)
+        monkeypatch.setattr(controllers.Controllers, "changed", changed)
         first = declare(cluster, "first")
         assert cluster.store.services.get(first) is not None
         await asyncio.sleep(1)

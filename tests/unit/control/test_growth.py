@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from swarm_agent.control.engine import Controllers
+from swarm_agent.control.controllers import Controllers
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.specs import Replicated, ReplicatedJob, ServiceMode, ServiceSpec, UpdateConfig
-from swarm_agent.testing.cluster_model import PaperCluster
+from tests.lib.model_cluster import PaperCluster
 
 replace = msgspec.structs.replace
 SMALL, LARGE = 40, 400
@@ -115,7 +115,7 @@ def test_no_pass_of_a_large_bring_up_costs_more_than_a_pass_of_a_small_one() -> 
 
 
 def test_tasks_that_cannot_be_placed_are_not_looked_at_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swarm_agent.control.engine.MAX_PLACED", 50)
+    monkeypatch.setattr("swarm_agent.control.controllers.MAX_PLACED", 50)
     costs = []
     for waiting in (60, 600):
         cluster = PaperCluster()
@@ -133,7 +133,7 @@ def test_tasks_that_cannot_be_placed_are_not_looked_at_all_at_once(monkeypatch: 
 
 
 def test_a_new_leader_books_so_many_tasks_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swarm_agent.control.engine.MAX_BOOKED", 50)
+    monkeypatch.setattr("swarm_agent.control.controllers.MAX_BOOKED", 50)
     made, booked = [], []
     for replicas in (40, 400):
         cluster, _ = a_cluster(1, replicas)
@@ -210,7 +210,7 @@ def test_an_update_of_many_slots_that_wait_is_no_dearer_for_the_waiting_ones() -
 def test_a_completion_of_a_large_job_costs_what_it_costs_in_a_small_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("swarm_agent.control.orchestration.jobs.KEPT", 10)
+    monkeypatch.setattr("swarm_agent.control.orchestrator.jobs.KEPT", 10)
     costs = []
     for total in (40, 400):
         cluster, _ = a_cluster(0, 0)
@@ -228,7 +228,7 @@ def test_a_completion_of_a_large_job_costs_what_it_costs_in_a_small_one(
 
 
 def test_an_update_few_at_a_time_costs_what_the_few_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swarm_agent.control.orchestration.survey.KEPT", 10)
+    monkeypatch.setattr("swarm_agent.control.orchestrator.slot_index.KEPT", 10)
     costs = []
     for replicas in (40, 400):
         cluster, (service_id,) = a_cluster(1, replicas)
@@ -249,7 +249,7 @@ def test_a_node_that_changes_is_no_reason_to_look_at_a_service_as_a_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """But for the slots of the tasks it has."""
-    monkeypatch.setattr("swarm_agent.control.orchestration.survey.KEPT", 10)
+    monkeypatch.setattr("swarm_agent.control.orchestrator.slot_index.KEPT", 10)
     costs = []
     for replicas in (40, 400):
         cluster, (service_id,) = a_cluster(1, replicas)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from swarm_agent.control.orchestration import jobs
+from swarm_agent.control.orchestrator import jobs
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Task
@@ -23,8 +23,8 @@ from swarm_agent.objects.specs import (
     UpdateConfig,
 )
 from swarm_agent.store import Delete, Group
-from swarm_agent.testing.cluster_model import GiB, PaperCluster
-from swarm_agent.testing.specs import a_spec
+from tests.lib.model_cluster import GiB, PaperCluster
+from tests.lib.specs import a_spec
 
 GLOBAL = ServiceMode(global_=Empty())
 GLOBAL_JOB = ServiceMode(global_job=Empty())

@@ -7,8 +7,8 @@ from collections import Counter
 import msgspec
 import pytest
 
-from swarm_agent.control.reasons import explain
-from swarm_agent.control.why import Told, standing
+from swarm_agent.control.explain import Told, standing
+from swarm_agent.control.scheduler.rejections import explain
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Generic, Network, Reason, Task
@@ -32,8 +32,8 @@ from swarm_agent.objects.specs import (
     TaskTemplate,
     VolumeOptions,
 )
-from swarm_agent.testing.cluster_model import PaperCluster
-from swarm_agent.testing.placing import Desk, GiB
+from tests.lib.model_cluster import PaperCluster
+from tests.lib.scheduler_fixture import Desk, GiB
 
 replace = msgspec.structs.replace
 MiB = 1 << 20

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from swarm_agent.control.orchestration.rebalance import movable, suggest
+from swarm_agent.control.explain import standing
+from swarm_agent.control.orchestrator.rebalance import movable, suggest
 from swarm_agent.control.plan import Step, forecast
 from swarm_agent.control.revisions import revision_of
-from swarm_agent.control.why import standing
 from swarm_agent.objects import features
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.diff import service_diff
@@ -30,8 +30,8 @@ from swarm_agent.objects.specs import (
     TaskTemplate,
     UpdateConfig,
 )
-from swarm_agent.testing.cluster_model import GiB, PaperCluster
-from swarm_agent.testing.specs import a_spec
+from tests.lib.model_cluster import GiB, PaperCluster
+from tests.lib.specs import a_spec
 
 
 def spec(replicas: int = 6, image: str = "web:1", *, order: str | None = None, **more: Any) -> ServiceSpec:

@@ -18,8 +18,8 @@ from swarm_agent.objects.specs import (
     RestartPolicy,
     UpdateConfig,
 )
-from swarm_agent.testing.cluster_model import GiB, PaperCluster
-from swarm_agent.testing.specs import a_spec as spec
+from tests.lib.model_cluster import GiB, PaperCluster
+from tests.lib.specs import a_spec as spec
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections import Counter
 import msgspec
 import pytest
 
-from swarm_agent.control.engine import Key
+from swarm_agent.control.controllers import Key
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Task
@@ -24,8 +24,8 @@ from swarm_agent.objects.specs import (
     UpdateConfig,
 )
 from swarm_agent.objects.timetable import Timetable
-from swarm_agent.testing.cluster_model import GiB, PaperCluster
-from swarm_agent.testing.specs import a_spec as spec
+from tests.lib.model_cluster import GiB, PaperCluster
+from tests.lib.specs import a_spec as spec
 
 AT_ONCE = UpdateConfig(parallelism=0, monitor=1)
 STRICT = {"swarm-agent.singleton": "strict"}
@@ -242,7 +242,7 @@ def test_a_service_that_is_dearer_than_a_pass_to_look_at_is_rebalanced(
     cluster.settle()
     cluster.set_node("n2", availability="active")
     cluster.settle()
-    monkeypatch.setattr("swarm_agent.control.passes.MAX_LOOKS", 20)
+    monkeypatch.setattr("swarm_agent.control.transaction.MAX_LOOKS", 20)
     cluster.write(msgspec.structs.replace(cluster.service(sid), rebalancing=1))
     cluster.settle()
     assert Counter(t.node_id for t in cluster.tasks(sid)) == {"n1": 10, "n2": 10}
@@ -332,7 +332,7 @@ def test_a_join_that_a_faster_clock_wrote_down_is_not_waited_for(cluster: PaperC
 def test_what_is_remembered_of_constraints_does_not_grow_for_ever(
     cluster: PaperCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("swarm_agent.control.engine.MAX_STANDINGS", 10)
+    monkeypatch.setattr("swarm_agent.control.controllers.MAX_STANDINGS", 10)
     for number in range(30):
         where = Placement(constraints=(f"node.labels.rack != {number}",))
         sid = cluster.create(spec(placement=where))

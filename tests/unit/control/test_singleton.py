@@ -7,7 +7,7 @@ import msgspec
 from swarm_agent.objects import features
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.specs import ContainerSpec, ServiceSpec, TaskTemplate, UpdateConfig
-from swarm_agent.testing.cluster_model import PaperCluster
+from tests.lib.model_cluster import PaperCluster
 
 
 def spec(*, singleton: bool = True) -> ServiceSpec:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import msgspec
 
-from swarm_agent.control.contents import resolve_contents, versions
-from swarm_agent.control.engine import Controllers
+from swarm_agent.control.controllers import Controllers
+from swarm_agent.control.references import resolve_contents, versions
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.normalise import normalise
 from swarm_agent.objects.records import Content, ContentRef, Secret, Service, Task
 from swarm_agent.objects.specs import SecretSpec, ServiceSpec, UpdateConfig
 from swarm_agent.store import Delete, Group
-from swarm_agent.testing.cluster_model import PaperCluster
+from tests.lib.model_cluster import PaperCluster
 
 
 def cluster() -> PaperCluster:

@@ -23,8 +23,8 @@ from swarm_agent.objects.specs import (
     TaskTemplate,
     UpdateConfig,
 )
-from swarm_agent.testing.cluster_model import PaperCluster
-from swarm_agent.testing.specs import a_spec
+from tests.lib.model_cluster import PaperCluster
+from tests.lib.specs import a_spec
 
 
 def spec(image: str, replicas: int = 10, **more: Any) -> ServiceSpec:

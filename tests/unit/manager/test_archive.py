@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from swarm_agent.manager.archive import (
+from swarm_agent.manager.backup import (
     ArchiveUnreadable,
     Head,
     new_backup_key,

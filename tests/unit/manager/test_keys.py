@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from swarm_agent.identity import ca
-from swarm_agent.identity.keyfile import KeyFile, LockedKeys, load_keys
-from swarm_agent.identity.tokens import new_tokens
-from swarm_agent.manager.keys import RETRY_S, KeyKeeper
+from swarm_agent.ca import ca
+from swarm_agent.ca.key_file import KeyFile, LockedKeys, load_keys
+from swarm_agent.ca.tokens import new_tokens
+from swarm_agent.manager.key_manager import RETRY_S, KeyKeeper
 from swarm_agent.objects.errors import Unavailable
 from swarm_agent.objects.records import Cluster, UnlockKey
 from swarm_agent.objects.specs import ClusterSpec
 from swarm_agent.store import Entry, Group, Put, Store, encode_entry
-from swarm_agent.testing.fake_disk import FakeDisk
-from swarm_agent.testing.raft_cluster import until
-from swarm_agent.testing.virtual_loop import run
+from tests.lib.fake_disk import FakeDisk
+from tests.lib.raft_cluster import until
+from tests.lib.virtual_loop import run
 
 ROOT = ca.make_root()
 FIRST, SECOND = b"1" * 32, b"2" * 32

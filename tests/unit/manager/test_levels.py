@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from swarm_agent.config import load_config
-from swarm_agent.manager.levels import Outlook, outlook
+from swarm_agent.manager.feature_level import Outlook, outlook
 from swarm_agent.objects import features
 from swarm_agent.objects.errors import FailedPrecondition, InvalidSpec, ReleaseTooOld
-from swarm_agent.session.rpc import error_of, refusal_of
-from swarm_agent.session.wire import Hello, JoinRaft
+from swarm_agent.rpc.grpc import error_of, refusal_of
+from swarm_agent.rpc.messages import Hello, JoinRaft
 
 
 @pytest.mark.parametrize(

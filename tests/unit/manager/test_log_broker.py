@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from swarm_agent.identity.ca import Subject
-from swarm_agent.manager import logs
-from swarm_agent.manager.logs import MAX_QUEUED, LogBroker
+from swarm_agent.ca.ca import Subject
+from swarm_agent.manager import log_broker
+from swarm_agent.manager.log_broker import MAX_QUEUED, LogBroker
 from swarm_agent.objects.records import Task
-from swarm_agent.session.wire import LogPiece
+from swarm_agent.rpc.messages import LogPiece
 
 
 class Sessions:
@@ -59,7 +59,7 @@ def test_a_node_speaks_for_its_own_tasks_only() -> None:
 
 
 def test_a_reader_that_leaves_holds_up_no_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "LOOK_S", 0.01)
+    monkeypatch.setattr(log_broker, "LOOK_S", 0.01)
 
     async def main() -> None:
         broker = LogBroker(lambda: "r")

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from swarm_agent.identity.ca import SYSTEM
-from swarm_agent.identity.keyfile import KeyFile
+from swarm_agent.ca.ca import SYSTEM
+from swarm_agent.ca.key_file import KeyFile
 from swarm_agent.manager.manager import Manager, ManagerSettings
 
 

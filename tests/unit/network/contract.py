@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from swarm_agent.network.host import HostNetwork, NetworkError
-from swarm_agent.network.journal import Journal
 from swarm_agent.network.model import (
     AttachRequest,
     ContainerNetwork,
@@ -22,6 +21,7 @@ from swarm_agent.network.model import (
     PublishedPort,
     VirtualIP,
 )
+from swarm_agent.network.state_files import Journal
 from swarm_agent.objects.errors import FailedPrecondition
 
 VIEW = NetworkView(

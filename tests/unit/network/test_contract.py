@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from swarm_agent.network.model import NodeNetwork
-from swarm_agent.testing.fake_network import FakeNodeNetwork
+from tests.lib.fake_network import FakeNodeNetwork
 from tests.unit.network.contract import CONTRACT, VIEW, refuses
 
 

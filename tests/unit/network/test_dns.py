@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from swarm_agent.network import dnswire
 from swarm_agent.network.dnswire import NotAQuestion, Question
-from swarm_agent.network.journal import Journal, NamesEntry, TaskEntry
 from swarm_agent.network.resolver import TTL, Zone, upstreams
+from swarm_agent.network.state_files import Journal, NamesEntry, TaskEntry
 
 labels = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1, max_size=63)
 hostnames = st.lists(labels, min_size=1, max_size=3).map(".".join).filter(lambda name: len(name) < 250)

@@ -13,8 +13,8 @@ import pytest
 
 from swarm_agent.network import dnsserver, dnswire
 from swarm_agent.network.dnsserver import Forwarder, NameServer
-from swarm_agent.network.journal import Journal, NamesEntry, TaskEntry
 from swarm_agent.network.resolver import Zone
+from swarm_agent.network.state_files import Journal, NamesEntry, TaskEntry
 
 HOME = "127.0.0.1"
 

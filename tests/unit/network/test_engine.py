@@ -3,8 +3,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from swarm_agent.network.engine import EngineNetworks, EngineRefused
-from swarm_agent.network.journal import EngineNetworkEntry, Journal
+from swarm_agent.network.engine_networks import EngineNetworks, EngineRefused
+from swarm_agent.network.state_files import EngineNetworkEntry, Journal
 from tests.unit.network.contract import ScriptedEngine, refuses
 
 

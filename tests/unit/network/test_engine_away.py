@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from swarm_agent.network.host import HostNetwork
-from swarm_agent.network.journal import Journal
 from swarm_agent.network.model import NetworkView
+from swarm_agent.network.state_files import Journal
 from swarm_agent.objects.errors import SwarmError
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_agent.network.journal import (
+from swarm_agent.network.state_files import (
     EndpointEntry,
     EngineNetworkEntry,
     Journal,

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from swarm_agent.network.journal import EndpointEntry, EngineNetworkEntry, Journal, NetworkEntry
 from swarm_agent.network.plugin import Plugin
+from swarm_agent.network.state_files import EndpointEntry, EngineNetworkEntry, Journal, NetworkEntry
 
 GENERIC = "com.docker.network.generic"
 

@@ -8,7 +8,7 @@ import msgspec
 
 from swarm_agent.network.model import Endpoint, NetworkView, Peer, PublishedPort, node_gateway
 from swarm_agent.network.probe import EVERY_S, MISSES, RARELY, EchoSocket, Prober, Suspects, avoiding
-from swarm_agent.testing.virtual_loop import VirtualLoop, run
+from tests.lib.virtual_loop import VirtualLoop, run
 
 PEERS = tuple(Peer(f"n{n}", n, f"192.0.2.{n}") for n in (1, 2, 3))
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from swarm_agent.network.holds import Holds
-from swarm_agent.network.journal import Journal, PortsEntry
 from swarm_agent.network.model import Left, NetworkView, PublishedPort, plan
 from swarm_agent.network.rules import host_table, update_ports
 from swarm_agent.network.sockets import (
@@ -23,6 +22,7 @@ from swarm_agent.network.sockets import (
     listeners,
     parse,
 )
+from swarm_agent.network.state_files import Journal, PortsEntry
 
 TCP = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 7001 1 0 100 0 0 10 0

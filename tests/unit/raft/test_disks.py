@@ -12,8 +12,8 @@ import pytest
 from swarm_agent.raft.core import ConfState, Entry, HardState, Member, SnapshotMeta
 from swarm_agent.raft.disk import Disk, RealDisk
 from swarm_agent.raft.log import Log, Owner
-from swarm_agent.testing.fake_disk import DiskFaults, FakeDisk, PowerCut
-from swarm_agent.testing.virtual_loop import run
+from tests.lib.fake_disk import DiskFaults, FakeDisk, PowerCut
+from tests.lib.virtual_loop import run
 
 OWNER = Owner("c", "n", 1)
 

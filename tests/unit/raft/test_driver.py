@@ -26,9 +26,9 @@ from swarm_agent.raft import (
     wire,
 )
 from swarm_agent.raft.core import Append, AppendReply
-from swarm_agent.testing.fake_disk import DiskFaults
-from swarm_agent.testing.raft_cluster import RaftCluster, until
-from swarm_agent.testing.virtual_loop import run
+from tests.lib.fake_disk import DiskFaults
+from tests.lib.raft_cluster import RaftCluster, until
+from tests.lib.virtual_loop import run
 
 
 def config(**changes: object) -> RaftConfig:

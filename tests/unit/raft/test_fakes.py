@@ -8,8 +8,8 @@ import random
 import msgspec
 import pytest
 
-from swarm_agent.testing.fake_net import FakeNet, LinkFaults
-from swarm_agent.testing.virtual_loop import Deadlock, VirtualLoop, run
+from tests.lib.fake_net import FakeNet, LinkFaults
+from tests.lib.virtual_loop import Deadlock, VirtualLoop, run
 
 
 class Address(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ import pytest
 from swarm_agent.raft.core import ConfState, Entry, HardState, Member, SnapshotMeta
 from swarm_agent.raft.errors import LogCorrupt, LogError, WrongOwner
 from swarm_agent.raft.log import Log, Owner, Recovered
-from swarm_agent.testing.fake_disk import DiskFaults, FakeDisk, PowerCut
+from tests.lib.fake_disk import DiskFaults, FakeDisk, PowerCut
 
 OWNER = Owner("cluster", "node1", 1)
 CONF = ConfState((Member(1, "node1", "a1"),))

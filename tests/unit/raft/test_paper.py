@@ -25,7 +25,7 @@ from swarm_agent.raft.core import (
     VoteReply,
     VoteRequest,
 )
-from swarm_agent.testing.raft_cores import CoreGroup, drain, elect, group_of, make, members, of, ticks
+from tests.lib.raft_cores import CoreGroup, drain, elect, group_of, make, members, of, ticks
 
 
 def vote(

@@ -24,7 +24,7 @@ from swarm_agent.raft.core import (
     VoteRequest,
 )
 from swarm_agent.raft.core.conf import encode_change
-from swarm_agent.testing.raft_cores import CoreGroup, drain, elect, make, members, of
+from tests.lib.raft_cores import CoreGroup, drain, elect, make, members, of
 
 FIVE = (1, 2, 3, 4, 5)
 

@@ -8,9 +8,9 @@ import pytest
 
 from swarm_agent.raft import LogCorrupt, Stopped
 from swarm_agent.raft.log import DataKeys, Log, Owner, SealedCodec
-from swarm_agent.testing.raft_cluster import RaftCluster, RaftHost, until
-from swarm_agent.testing.raft_rotation import check_only_key
-from swarm_agent.testing.virtual_loop import run
+from tests.lib.raft_cluster import RaftCluster, RaftHost, until
+from tests.lib.raft_rotation import check_only_key
+from tests.lib.virtual_loop import run
 
 SMALL = {"snapshot_interval": 25, "keep_entries": 10, "segment_bytes": 2000}
 

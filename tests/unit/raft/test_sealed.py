@@ -20,8 +20,8 @@ from swarm_agent.raft.log import (
 )
 from swarm_agent.raft.log.records import MAGIC, frame, record_at, scan
 from swarm_agent.raft.log.sealed import SEALED
-from swarm_agent.testing.fake_disk import FakeDisk, PowerCut
-from swarm_agent.testing.raft_keys import load_keys, save_keys
+from tests.lib.fake_disk import FakeDisk, PowerCut
+from tests.lib.raft_keys import load_keys, save_keys
 
 OWNER = Owner("cluster", "node1", 1)
 CONF = ConfState((Member(1, "node1", "a1"),))

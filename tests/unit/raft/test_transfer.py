@@ -13,7 +13,7 @@ from swarm_agent.raft import RaftConfig
 from swarm_agent.raft.core import ConfState, SnapshotMeta
 from swarm_agent.raft.transfer import SnapshotReceiver, SnapshotSender
 from swarm_agent.raft.wire import ChunkReceipt, SnapshotChunk
-from swarm_agent.testing.virtual_loop import run
+from tests.lib.virtual_loop import run
 
 META = SnapshotMeta(5, 1, ConfState())
 CONFIG = RaftConfig(cluster_id="c", raft_id=1, node_id="n", addr="a", chunk_bytes=10, chunk_timeout_s=0.1)

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 
 import pytest
 
-from swarm_agent.testing.linearizability import NEVER, History, NotLinearizable, Operation, check, step
+from tests.lib.linearizability import NEVER, History, NotLinearizable, Operation, check, step
 
 
 def op(

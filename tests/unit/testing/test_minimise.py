@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swarm_agent.raft import RaftNode
-from swarm_agent.testing.raft_chaos import ChaosPlan, Failure, attempt
+from tests.lib.raft_chaos import ChaosPlan, Failure, attempt
 from tests.sim.minimise import minimise_raft
 
 

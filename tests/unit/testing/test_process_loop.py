@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from swarm_agent.testing.process_loop import HostClock, LoopProcess, ProcessLoop
+from tests.lib.process_loop import HostClock, LoopProcess, ProcessLoop
 
 
 def test_a_stopped_process_runs_nothing_and_then_everything_at_once() -> None:

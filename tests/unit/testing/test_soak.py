@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from swarm_agent.raft import RaftNode
-from swarm_agent.testing import raft_chaos, sim_chaos
-from swarm_agent.testing.raft_chaos import ChaosPlan, Failure, attempt
-from swarm_agent.testing.sim_checks import Violation
+from tests.lib import raft_chaos, sim_chaos
+from tests.lib.raft_chaos import ChaosPlan, Failure, attempt
+from tests.lib.sim_checks import Violation
 from tests.sim.soak import Soak, entry
 
 SHORT = ChaosPlan(size=3, seconds=8, operations=0, faults=0, invariants=False)

@@ -1,0 +1,260 @@
+"""Why a task is not placed, for people: how many nodes each filter refuses, Docker's words for it, and the nearest miss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from swarm_agent.control.scheduler.feasibility import (
+    ARCHITECTURES,
+    TEXTS,
+    Demand,
+    Wish,
+    demand_of,
+    free_generic,
+    held_ports,
+    missing_plugins,
+    refusal,
+    state_of,
+    wish_of,
+    wish_refusal,
+)
+from swarm_agent.control.scheduler.feasible_nodes import Pool
+from swarm_agent.control.scheduler.usage import Ledger, NodeUse, takes_tasks
+from swarm_agent.objects import ports
+from swarm_agent.objects.constraints import parse_constraint, value_of
+from swarm_agent.objects.records import Node, Reason, Revision, Service
+from swarm_agent.store import View
+
+ADDRESS = "address"  # what is missing is no node's matter: an address, a port, a network
+
+
+class Explanation(NamedTuple):
+    """What would become of a task: so many nodes would do, the others are refused for these reasons."""
+
+    fits: int
+    reasons: tuple[Reason, ...]
+
+
+def explain(
+    view: View,
+    ledger: Ledger,
+    revision: Revision,
+    service: Service | None,
+    avoid: str = "",
+    preset: str = "",
+) -> Explanation:
+    """What would become of a task of a revision, stored or not. Looks at every node and changes nothing.
+
+    ``avoid``: the id of a node it is to leave. ``preset``: of the only one it may go to.
+    """
+    demand = demand_of(revision, view)
+    wish = wish_of(revision, service, view, ledger, avoid, preset=bool(preset))
+    if preset and preset not in ledger.rows:
+        return Explanation(0, texts(ledger, wish, {"ready": 1}))
+    nodes = (ledger.rows[preset],) if preset else ledger.rows.values()
+    counts, fits = _count(ledger, demand, wish, nodes)
+    return Explanation(fits, reasons(ledger, view, demand, wish, counts, preset))
+
+
+def _count(ledger: Ledger, demand: Demand, wish: Wish, nodes: Iterable[Node]) -> tuple[dict[str, int], int]:
+    counts: dict[str, int] = {}
+    fits = 0
+    for node in nodes:
+        code = refusal_of(ledger, demand, wish, node)
+        if code:
+            counts[code] = counts.get(code, 0) + 1
+        else:
+            fits += 1
+    return counts, fits
+
+
+def refusal_of(ledger: Ledger, demand: Demand, wish: Wish, node: Node) -> str:
+    """The code of the first filter that refuses a node, "" when none does."""
+    if not takes_tasks(node):
+        return "ready"
+    use = ledger.nodes.get(node.id) or NodeUse()
+    given = len(ledger.node_addresses.get(node.id, ())) if demand.addressed else 0
+    return refusal(demand, node, use, given) or wish_refusal(wish, node.id, use, ledger)
+
+
+def count_refusals(pool: Pool, wish: Wish) -> dict[str, int]:
+    """By filter, how many nodes it refuses, once no node is left that will do."""
+    ledger = pool.ledger
+    away = len(ledger.rows) - len(ledger.up)
+    counts = {"ready": away} if away else {}
+    if pool.best() is None:
+        return {**counts, **{code: n for code, n in pool.counts.items() if n}}
+    for node in ledger.rows.values():
+        if takes_tasks(node):
+            code = pool.verdict(node.id) or wish_refusal(wish, node.id, ledger.nodes[node.id], ledger)
+            if code:
+                counts[code] = counts.get(code, 0) + 1
+    pool.boards.looks += len(ledger.up)
+    return counts
+
+
+def texts(ledger: Ledger, wish: Wish, counts: Mapping[str, int]) -> tuple[Reason, ...]:
+    """Reasons without the nearest misses, most nodes first; of as many, the filter first asked."""
+    order = list(TEXTS)
+    return tuple(
+        Reason(code=code, nodes=n, text=_volumes(ledger, wish) if code == "volume" else TEXTS[code](n))
+        for code, n in sorted(counts.items(), key=lambda item: (-item[1], order.index(item[0])))
+        if n
+    )
+
+
+def reasons(
+    ledger: Ledger, view: View, demand: Demand, wish: Wish, counts: Mapping[str, int], only: str = ""
+) -> tuple[Reason, ...]:
+    """Reasons with the nearest miss of each filter. Looks at every node, or at the one called ``only``."""
+    nodes = [ledger.rows[only]] if only in ledger.rows else ([] if only else list(ledger.rows.values()))
+    refused: dict[str, list[Node]] = {}
+    for node in nodes:
+        code = refusal_of(ledger, demand, wish, node)
+        if code:
+            refused.setdefault(code, []).append(node)
+    out = []
+    for reason in texts(ledger, wish, counts):
+        miss = _MISSES.get(reason.code)
+        found = refused.get(reason.code)
+        best = min(miss(ledger, view, demand, wish, n) for n in found)[1] if miss and found else ""
+        out.append(Reason(code=reason.code, nodes=reason.nodes, text=reason.text, best=best))
+    return tuple(out)
+
+
+# --- nearest misses: (how far off, text), for one node a filter refused ------------------------------------------------
+_Miss = tuple[float, str]
+
+
+def _name(node: Node) -> str:
+    return node.description.hostname or node.id
+
+
+def _ready(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+    order = ("paused", "drained", "disconnected", "unknown", "down")
+    state = state_of(node)
+    return (order.index(state) if state in order else len(order), f"{_name(node)} is {state}")
+
+
+def _resources(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+    use = ledger.nodes.get(node.id) or NodeUse()
+    total = node.description
+    wanted: list[tuple[str, int, int, Callable[[int], str]]] = [
+        ("CPUs", demand.cpu, total.nano_cpus - use.cpu, lambda n: f"{n / 1e9:g}"),
+        ("of memory", demand.memory, total.memory_bytes - use.memory, _size),
+        *((kind, n, free_generic(node, use, kind), str) for kind, n in demand.generic),
+    ]
+    short = [(what, n, max(0, free), show) for what, n, free, show in wanted if n and n > free]
+    far = max((1 - free / n for _, n, free, _ in short), default=0.0)
+    parts = [
+        f"needs {show(n)} {what}, most free is {show(free)} on {_name(node)}" for what, n, free, show in short
+    ]
+    return (len(short) - 1 + far, "; ".join(parts))
+
+
+def _size(n: int) -> str:
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if n >= size:
+            return f"{n / size:.4g} {unit}"
+    return f"{n} B"
+
+
+def _plugins(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+    missing = missing_plugins(demand, node)
+    text = " and ".join(f"{kind.lower()} plugin {name}" for kind, name in missing)
+    return (len(missing), f"{_name(node)} has no {text}")
+
+
+def _constraints(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+    parts = []
+    for text in demand.constraints:
+        constraint = parse_constraint(text)
+        if constraint.matches(node):
+            continue
+        value = value_of(constraint, node)
+        if value is None:
+            parts.append(f"{constraint.key} is nothing a node has")
+        elif not constraint.equal:
+            parts.append(f"{constraint.key} is {value} on {_name(node)}, wanted any other")
+        else:
+            held = f"is {value}" if value else "is not set"
+            parts.append(f"{constraint.key} {held} on {_name(node)}, wanted {constraint.value}")
+    return (len(parts), "; ".join(parts))
+
+
+def _platform(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+    about = node.description
+    architecture = ARCHITECTURES.get(about.architecture, about.architecture)
+    wanted = " or ".join("/".join(part or "any" for part in p) for p in demand.platforms)
+    far = all(os and os != about.os for os, _ in demand.platforms)
+    return (far, f"{_name(node)} is {about.os}/{architecture}, wanted {wanted}")
+
+
+def _ports(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+    taken = [
+        f"{port}/{protocol}"
+        for protocol, port in demand.ports
+        if (protocol, port) in ledger.nodes[node.id].ports
+    ]
+    return (len(taken), f"{' and '.join(taken)} {'is' if len(taken) == 1 else 'are'} taken on {_name(node)}")
+
+
+def _held_ports(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+    held = held_ports(demand, node)
+    return (len(held), "; ".join(ports.not_taken(ports.key(p), [(_name(node), p.holder)]) for p in held))
+
+
+def _addresses(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+    if not node.number:
+        return (0, f"{_name(node)} has no number on the node network yet")
+    return (1, f"every address of {_name(node)} is given")
+
+
+def _replicas(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+    has = ledger.nodes[node.id].by_service.get(wish.service_id, 0)
+    return (has, f"{_name(node)} has {has} of at most {wish.max_replicas}")
+
+
+def _affinity(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+    def name(service_id: str) -> str:
+        service = view.services.get(service_id)
+        return (service and service.spec.name) or "that does not exist"
+
+    apart = [s for s in wish.apart_hard if node.id in ledger.hosting.get(s, ())]
+    parts = [
+        f"no task of service {name(s)} on {_name(node)}"
+        for s in wish.with_hard
+        if node.id not in ledger.hosting.get(s, ())
+    ]
+    parts += [f"a task of service {name(s)} is on {_name(node)}" for s in apart]
+    return (len(parts), "; ".join(parts))
+
+
+_MISSES: dict[str, Callable[[Ledger, View, Demand, Wish, Node], _Miss]] = {
+    "ready": _ready,
+    "resources": _resources,
+    "plugins": _plugins,
+    "constraints": _constraints,
+    "platform": _platform,
+    "held-ports": _held_ports,
+    "ports": _ports,
+    "addresses": _addresses,
+    "max-replicas": _replicas,
+    "affinity": _affinity,
+}
+
+
+# --- volumes ----------------------------------------------------------------------------------------------------------------
+def _volumes(ledger: Ledger, wish: Wish) -> str:
+    return "; ".join(where(ledger, name) for name in wish.held)
+
+
+def where(ledger: Ledger, volume: str) -> str:
+    """Which node holds a volume, and why it takes no task when it does not: ``volume "data" is on node n1, which is down``."""
+    holders = [ledger.rows[id_] for id_ in ledger.volumes.get(volume, ())]
+    if not holders:
+        return f'volume "{volume}" is on no node'
+    node = min(holders, key=lambda n: (not takes_tasks(n), n.id))
+    state = state_of(node)
+    return f'volume "{volume}" is on node {_name(node)}' + (f", which is {state}" if state else "")

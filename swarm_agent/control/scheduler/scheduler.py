@@ -1,0 +1,218 @@
+"""Where tasks go: filters say which nodes can, ranking says which should, and each refusal leaves its reason.
+
+Tasks of one revision are placed one after another, each on the node that is then best: fewest recent failures, most soft
+wishes met, fewest tasks of the service, fewest tasks. What is known about nodes is kept (``boards``). A task whose
+node is set from the beginning is only asked whether it can run there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from swarm_agent.control.allocator import allocate_task
+from swarm_agent.control.names import names_itself
+from swarm_agent.control.scheduler.feasibility import Demand, Wish, options_of, pick_generic, wish_of
+from swarm_agent.control.scheduler.rejections import (
+    ADDRESS,
+    count_refusals,
+    reasons,
+    refusal_of,
+    texts,
+    where,
+)
+from swarm_agent.control.subnets import Exhausted
+from swarm_agent.control.tasks import moved_from
+from swarm_agent.control.transaction import PLACING, Pass
+from swarm_agent.objects import features
+from swarm_agent.objects.enums import TaskState
+from swarm_agent.objects.records import Node, Reason, Revision, Service, Task
+
+_ASSIGNED = "scheduler assigned task to node"
+_CONFIRMED = "scheduler confirmed task can run on preassigned node"
+
+
+def place(p: Pass, tasks: list[Task], *, in_any_case: bool = False) -> list[Task]:
+    """Assign every task that can be; the others get PENDING with the reasons. Returns those this pass has no room for, or no looks left
+    (``in_any_case``: it has)."""
+    left: list[Task] = []
+    groups: dict[tuple[str, str], list[Task]] = {}
+    moving: dict[str, list[Task]] = {}  # node -> tasks whose successors are to be placed
+    for task in tasks:
+        if task.preset:
+            _confirm(p, task, left)
+            continue
+        replaced = moved_from(p.view, task)
+        avoid = "" if replaced is None else replaced.node_id
+        if replaced is not None:
+            moving.setdefault(avoid, []).append(replaced)
+        groups.setdefault((task.revision_id, avoid), []).append(task)
+    # what moves comes last, and counts no more where it stands while its successor is placed; nobody may take its place before it has left
+    for (revision_id, avoid), group in sorted(groups.items(), key=lambda item: item[0][1] != ""):
+        revision = p.view.revisions.get(revision_id)
+        if revision is None:
+            continue
+        if not in_any_case and (
+            p.looks >= 2 * p.most_looks
+            or (p.looks >= p.most_looks and not any(t.id in p.unplaced for t in group))
+        ):
+            left += group
+            continue
+        p.view.group(group[0].service_id)
+        before = p.ledger.boards.looks
+        discounted = [task for task in moving.get(avoid, ()) if p.discount(task)]
+        left += _place_group(p, revision, avoid, sorted(group, key=lambda t: t.slot))
+        for task in discounted:
+            p.recount(task)
+        p.looked(PLACING + p.ledger.boards.looks - before)
+    return left
+
+
+# --- tasks that may go anywhere -------------------------------------------------------------------------------------------
+def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> list[Task]:
+    service = p.view.services.get(revision.service_id)
+    boards = p.ledger.boards
+    demand = boards.demand(revision, p.view)
+    wish = wish_of(revision, service, p.view, p.ledger, avoid)
+    pool = boards.pool(demand, wish.strategy)
+    one = boards.single(wish, pool, p.now) if len(tasks) == 1 and pool.best() is not None else None
+    group = boards.group(wish, pool, p.now) if one is None and pool.best() is not None else None
+    together = _keeps_together(service)
+    left: list[Task] = []
+    refused: Mapping[str, int] | None = None
+    trouble = ""
+    for task in tasks:
+        if not p.room_for(task):
+            left.append(task)
+            continue
+        node_id = one or ""
+        if group is not None and refused is None and not trouble:
+            node_id = group.best(p.now)
+        if node_id:
+            try:
+                _assign(p, task, p.ledger.rows[node_id], revision, demand, wish, _ASSIGNED)
+            except Exhausted as err:
+                trouble = str(err)
+            if trouble:
+                pend(p, task, trouble)
+            elif group is not None:
+                group.placed(node_id)
+                if together:
+                    wish = wish_of(revision, service, p.view, p.ledger, avoid)
+                    group = boards.group(wish, pool, p.now)
+            continue
+        if trouble:
+            pend(p, task, trouble)
+            continue
+        if refused is None:
+            refused = count_refusals(pool, wish)
+        _pend_refused(p, task, demand, wish, refused)
+    return left
+
+
+def _keeps_together(service: Service | None) -> bool:
+    """Whether a service's tasks go where others of it are: the first may go anywhere, the rest follows."""
+    return service is not None and any(
+        a.together and names_itself(service, a.service) for a in options_of(service).affinities
+    )
+
+
+def _assign(
+    p: Pass, task: Task, node: Node, revision: Revision, demand: Demand, wish: Wish, message: str
+) -> None:
+    status = msgspec.structs.replace(
+        task.status, state=TaskState.ASSIGNED, message=message, err="", timestamp=p.now
+    )
+    generic = pick_generic(node, p.ledger.nodes[node.id], demand.generic) if demand.generic else ()
+    placed = msgspec.structs.replace(
+        task,
+        node_id=node.id,
+        status=status,
+        reasons=_moved(p, wish, node) if wish.preferred else (),
+        generic=generic,
+    )
+    allocate_task(p, placed, revision)
+
+
+def _moved(p: Pass, wish: Wish, node: Node) -> tuple[Reason, ...]:
+    """A warning for a task that does not go where its volume is: it begins with an empty one."""
+    elsewhere = [v for v in wish.preferred if node.id not in p.ledger.volumes.get(v, ())]
+    if not elsewhere:
+        return ()
+    here = node.description.hostname or node.id
+    text = "; ".join(f"{where(p.ledger, v)}, the task starts without it on {here}" for v in elsewhere)
+    return (Reason(code="volume-moved", nodes=0, text=text),)
+
+
+# --- tasks that have their node -------------------------------------------------------------------------------------------
+def _confirm(p: Pass, task: Task, left: list[Task]) -> None:
+    revision = p.view.revisions.get(task.revision_id)
+    if revision is None:
+        return
+    if not p.room_for(task):
+        left.append(task)
+        return
+    p.looked(1)
+    p.view.group(task.service_id)
+    demand = p.ledger.boards.demand(revision, p.view)
+    service = p.view.services.get(task.service_id)
+    wish = wish_of(revision, service, p.view, p.ledger, preset=True)
+    node = p.ledger.rows.get(task.preset)
+    code = "ready" if node is None else refusal_of(p.ledger, demand, wish, node)
+    if node is not None and not code:
+        try:
+            _assign(p, task, node, revision, demand, wish, _CONFIRMED)
+        except Exhausted as err:
+            pend(p, task, str(err))
+        return
+    _pend_refused(p, task, demand, wish, {code: 1})
+
+
+# --- tasks that have to wait ------------------------------------------------------------------------------------------------
+def pend(p: Pass, task: Task, trouble: str) -> None:
+    """Say that a task waits for something that is no node's matter: an address, a port, a network."""
+    _pend(p, task, (Reason(code=ADDRESS, nodes=0, text=trouble),))
+
+
+def _pend_refused(p: Pass, task: Task, demand: Demand, wish: Wish, refused: Mapping[str, int]) -> None:
+    """Say which filters refused how many nodes. The nearest misses are found only when something is to be written."""
+    p.ledger.boards.awaited.update(wish.with_hard)
+    brief = texts(p.ledger, wish, refused)
+    if _is_told(task, brief):
+        return
+    if p.level >= features.ORCHESTRATION:
+        p.looked(1 if task.preset else len(p.ledger.rows))
+        _pend(p, task, reasons(p.ledger, p.view, demand, wish, refused, task.preset))
+    else:
+        _pend(p, task, brief)
+
+
+def _pend(p: Pass, task: Task, why: tuple[Reason, ...]) -> None:
+    """Written only when the reason changed; a nearest miss that did is none."""
+    if _is_told(task, why):
+        return
+    status = msgspec.structs.replace(
+        task.status,
+        state=TaskState.PENDING,
+        message="pending task scheduling",
+        err=_line(task, why),
+        timestamp=p.now,
+    )
+    p.put(msgspec.structs.replace(task, status=status, reasons=why))
+
+
+def _is_told(task: Task, why: tuple[Reason, ...]) -> bool:
+    return (
+        task.status.state == TaskState.PENDING
+        and task.status.err == _line(task, why)
+        and [(r.code, r.nodes, r.text) for r in task.reasons] == [(r.code, r.nodes, r.text) for r in why]
+    )
+
+
+def _line(task: Task, why: tuple[Reason, ...]) -> str:
+    """Docker's one line."""
+    explanation = "; ".join(r.text for r in why)
+    if task.preset:
+        return explanation
+    return f"no suitable node ({explanation})" if explanation else "no suitable node"

@@ -1,1 +1,0 @@
-"""Who you are: certificate authority, join tokens, certificates and their renewal."""

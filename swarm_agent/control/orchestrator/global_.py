@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 
 from swarm_agent.control.orchestrator.slot import given_up, newest
-from swarm_agent.control.tasks import aim, draining, live, lost_node, make
+from swarm_agent.control.tasks import aim, draining, live, lost_node, make, stopped
 from swarm_agent.control.transaction import Key, Pass
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches
@@ -48,7 +48,8 @@ def fill(p: Pass, service: Service, node_id: str) -> None:
                 aim(p, task, TaskState.SHUTDOWN)
         return
     if gets(service, node) and not _has(service, tasks):
-        make(p, service, node_id, cause="create")
+        leaving = any(not stopped(p.view, t) for t in tasks)  # the node was drained, and is active again
+        make(p, service, node_id, ready=leaving, cause="create")
 
 
 def _done(service: Service, task: Task) -> bool:

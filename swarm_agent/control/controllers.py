@@ -166,6 +166,7 @@ class Controllers:
             kind, slash, id_ = key.rpartition("/")
             self._dirty[Key(kind if slash else "service", id_)] = None
             if not slash:
+                self._dirty[Key(TRACK, id_)] = None
                 self._ask_prepared(id_)
                 self._dirty[Key("rebalance", id_)] = None
                 self._dirty[Key("even", id_)] = None
@@ -423,7 +424,7 @@ class Controllers:
                         orphan(p, node)
                         note_join(p, p.view.nodes.get(key.id) or node)
                 case "track":
-                    p.view.group(f"{TRACK}/{key.id}")
+                    p.view.group(key.id)  # with what the same pass makes of the new revision, or of neither
                     reconcile_tracking(p, key.id)
                 case "contents":
                     p.view.group(f"{CONTENTS}/{key.id}")

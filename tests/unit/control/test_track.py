@@ -10,7 +10,7 @@ from swarm_agent.control.revisions import revision_of
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.normalise import normalise
 from swarm_agent.objects.records import Content, ContentRef, Secret, Service, Task
-from swarm_agent.objects.specs import SecretSpec, ServiceSpec, UpdateConfig
+from swarm_agent.objects.specs import Replicated, SecretSpec, ServiceMode, ServiceSpec, UpdateConfig
 from swarm_agent.store import Delete, Group
 from tests.lib.model_cluster import PaperCluster
 
@@ -204,3 +204,24 @@ def test_an_update_whose_way_back_is_gone_pauses() -> None:
         ", and cannot be rolled back: version 1 of secret key is not kept any more"
     )
     assert number(paper, id_) == 2
+
+
+def test_what_the_same_pass_makes_of_a_new_version_stands_or_falls_with_it() -> None:
+    """A service is changed while a pass that rolls it to a new version is on its way to the log."""
+    paper = cluster()
+    id_ = web(paper)
+    publish(paper, 2)
+    service = paper.service(id_)
+    scaled = msgspec.structs.replace(service.spec, mode=ServiceMode(replicated=Replicated(replicas=3)))
+    paper.write(msgspec.structs.replace(service, spec=scaled))
+    groups = paper.controllers.run(paper.now)
+    labelled = msgspec.structs.replace(scaled, labels={**scaled.labels, "a": "b"})
+    paper.write(msgspec.structs.replace(paper.service(id_), spec=labelled))
+    accepted = paper.commit(groups)
+    assert not all(accepted)
+    for task in paper.store.tasks.all():
+        assert paper.store.revisions.get(task.revision_id) is not None
+    paper.controllers.retry(g.key for g, done in zip(groups, accepted, strict=True) if not done)
+    paper.advance(10)
+    assert number(paper, id_) == 2
+    assert len(paper.running(id_)) == 3

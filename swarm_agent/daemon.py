@@ -26,14 +26,14 @@ from swarm_agent.api.events import ClusterEvents
 from swarm_agent.api.router import Api
 from swarm_agent.config import DEFAULT_PATH, AgentConfig, check_devices, parse_config, read_config
 from swarm_agent.control.controllers import Controllers
-from swarm_agent.environment import Seams
+from swarm_agent.environment import Environment
 from swarm_agent.http.server import HttpServer
 from swarm_agent.manager.manager import Manager
 from swarm_agent.network.host import HostNetwork
 from swarm_agent.network.model import NodeNetwork
-from swarm_agent.network.state_files import Journal
-from swarm_agent.node.member import Member
-from swarm_agent.node.node import Host
+from swarm_agent.network.state_files import StateFiles
+from swarm_agent.node.member import LocalMember
+from swarm_agent.node.node import LocalNode
 from swarm_agent.objects.errors import (
     AlreadyExists,
     InvalidSpec,
@@ -65,19 +65,21 @@ class Daemon:
         engine: EngineClient,
         network: NodeNetwork,
         rng: random.Random,
-        seams: Seams | None = None,
+        seams: Environment | None = None,
     ) -> None:
         self.config = config
         self.engine = engine
         self.rng = rng
-        self._seams = seams or Seams(rpc=Grpc(Path(f"{config.socket}.rpc")))
+        self._seams = seams or Environment(rpc=Grpc(Path(f"{config.socket}.rpc")))
         self._reserved: set[str] = set()
         self._events: ClusterEvents | None = None
         self._events_of: Store | None = None
         self.api = Api(self, self._cluster_events)
         self._server = HttpServer(self.api.handle)
         self.observe = ObserveServer(self)
-        self.host = Host(config, engine, network, self.api.serve_forwarded, self.new_id, rng, self._seams)
+        self.host = LocalNode(
+            config, engine, network, self.api.serve_forwarded, self.new_id, rng, self._seams
+        )
 
     # --- life ----------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -99,7 +101,7 @@ class Daemon:
 
     # --- Backend: this node ------------------------------------------------------------------------------------------
     @property
-    def member(self) -> Member | None:
+    def member(self) -> LocalMember | None:
         return self.host.member
 
     @property
@@ -249,7 +251,7 @@ class _EngineForNetwork:
 def make_host_network(config: AgentConfig, engine: EngineClient) -> NodeNetwork:
     """This host's real network."""
     ports = (config.front_door_port, config.rpc_port, config.raft_port)
-    journal = Journal(Path(config.state_dir) / "net")
+    journal = StateFiles(Path(config.state_dir) / "net")
     return HostNetwork(_EngineForNetwork(engine), journal, control_ports=ports)
 
 

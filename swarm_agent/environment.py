@@ -13,19 +13,19 @@ from pathlib import Path
 from swarm_agent.addresses import own_address
 from swarm_agent.agent.disk_room import Room
 from swarm_agent.agent.host_ports import IsFree, nobody_listens
-from swarm_agent.agent.lease import Guard, LeaseFolder
+from swarm_agent.agent.lease import LeaseFolder, LeaseGuard
 from swarm_agent.agent.tmpfs_files import Files, TmpfsFiles
 from swarm_agent.ca import ca
-from swarm_agent.ca.join_server import Doors, Https
+from swarm_agent.ca.join_server import Https, JoinTransport
 from swarm_agent.guard import boottime
 from swarm_agent.network.probe import Echoes, EchoSocket
-from swarm_agent.raft import Disk, Home, OwnThread, RealDisk
+from swarm_agent.raft import Disk, LoopHost, OwnThread, RealDisk
 from swarm_agent.rpc.grpc import Grpc, Rpc
-from swarm_agent.rpc.raft_links import Links, Tls
+from swarm_agent.rpc.raft_links import RaftLinks, Tls
 
 
 @dataclass(frozen=True)
-class Seams:
+class Environment:
     """The real world, unless told otherwise."""
 
     now: Callable[[], int] = time.time_ns
@@ -34,15 +34,15 @@ class Seams:
     boottime: Callable[[], float] = boottime
     """The clock of leases: seconds, never set, counts sleep."""
 
-    guard: Callable[[str], Guard] = LeaseFolder
+    guard: Callable[[str], LeaseGuard] = LeaseFolder
     """Who kills what a dead daemon left running under a lease; for an engine's socket."""
 
     rpc: Rpc = field(default_factory=Grpc)
-    doors: Doors = field(default_factory=Https)
-    links: Links = field(default_factory=Tls)
+    doors: JoinTransport = field(default_factory=Https)
+    links: RaftLinks = field(default_factory=Tls)
     """Raft's connections."""
 
-    home: Callable[[], Home] = OwnThread
+    home: Callable[[], LoopHost] = OwnThread
     """The loop Raft runs on."""
 
     disk: Callable[[Path], Disk] = RealDisk

@@ -42,7 +42,7 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: what is closed leaves nothing beh
 _OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-class Limits(msgspec.Struct, frozen=True):
+class GateLimits(msgspec.Struct, frozen=True):
     """Of the connections nobody vouches for."""
 
     seconds: float = 10.0
@@ -105,10 +105,10 @@ class _Source:
 class Gate:
     """``name`` is for the log: which port. ``serve`` is run in a task of its own for each connection."""
 
-    def __init__(self, name: str, serve: Serve, limits: Limits | None = None) -> None:
+    def __init__(self, name: str, serve: Serve, limits: GateLimits | None = None) -> None:
         self._name = name
         self._serve = serve
-        self.limits = limits or Limits()
+        self.limits = limits or GateLimits()
         self._listeners: dict[socket.socket, None] = {}
         self._sources: dict[str, _Source] = {}
         self._waiting: dict[Visitor, None] = {}  # all of them, oldest first

@@ -33,7 +33,7 @@ OFTEN = 240  # looks that kill it again, as its start may have been on the way; 
 SELDOM = 40  # only one in so many does
 
 
-class Lease(NamedTuple):
+class LeaseRecord(NamedTuple):
     container: str
     engine: str  # path of the engine's socket
     until: float
@@ -84,13 +84,13 @@ class Guard:
         put(self.folder / BEAT, str(now))
 
 
-def leases(folder: Path) -> list[Lease]:
+def leases(folder: Path) -> list[LeaseRecord]:
     """All of a folder; what is no lease is passed over."""
     found = []
     for path in folder.glob("*.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             raw = json.loads(path.read_text())
-            found.append(Lease(str(raw["container"]), str(raw["engine"]), float(raw["until"])))
+            found.append(LeaseRecord(str(raw["container"]), str(raw["engine"]), float(raw["until"])))
     return found
 
 
@@ -101,7 +101,7 @@ def put(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def kill(lease: Lease) -> None:
+def kill(lease: LeaseRecord) -> None:
     """Every process of the container, by its control group and by its engine: either alone will do."""
     for pid in processes(lease.container):
         with contextlib.suppress(OSError):

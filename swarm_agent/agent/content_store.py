@@ -23,7 +23,7 @@ class FileMount(msgspec.Struct, frozen=True):
     target: str
 
 
-class Contents:
+class ContentStore:
     """What this node was given. ``node`` is its own record, for templates."""
 
     def __init__(self, node_id: str, files: Files) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from swarm_agent.agent.container import container_name, create_body, needed_api
-from swarm_agent.agent.content_store import Contents
+from swarm_agent.agent.content_store import ContentStore
 from swarm_agent.agent.engine_client import Engine, EngineError, json_lines
 from swarm_agent.agent.host_ports import HostPorts
 from swarm_agent.agent.images import Images
@@ -51,7 +51,7 @@ class Shared(NamedTuple):
     network: NodeNetwork
     images: Images
     slots: asyncio.Semaphore
-    contents: Contents
+    contents: ContentStore
     lease: Lease
     ports: HostPorts
     cluster_id: str = ""

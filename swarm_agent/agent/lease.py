@@ -35,7 +35,7 @@ ENDED = (
 )
 
 
-class Guard(Protocol):
+class LeaseGuard(Protocol):
     """Where it is written what has to be dead by when."""
 
     def put(self, container: str, until: float) -> None: ...
@@ -48,7 +48,7 @@ class Guard(Protocol):
 
 
 class LeaseFolder:
-    """Implements ``Guard`` for the one in ``swarm-agent-net``."""
+    """Implements ``LeaseGuard`` for the one in ``swarm-agent-net``."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class LeaseFolder:
 class Lease:
     """One node's. Containers are named by their engine's ids."""
 
-    def __init__(self, engine: Engine, guard: Guard, now: Callable[[], float]) -> None:
+    def __init__(self, engine: Engine, guard: LeaseGuard, now: Callable[[], float]) -> None:
         self._engine = engine
         self._guard = guard
         self._now = now

@@ -16,7 +16,7 @@ RECHECK_EVERY_S = 60.0
 RETRY_S = 0.5
 
 
-class NetworkViews:
+class NetworkApplier:
     """The latest view counts; one that is overtaken is never applied."""
 
     def __init__(self, network: NodeNetwork, echoes: Callable[[], Echoes]) -> None:

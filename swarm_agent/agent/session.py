@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from swarm_agent.ca.identity_files import NodeIdentity
-from swarm_agent.ca.join_server import Manager
+from swarm_agent.ca.join_server import ManagerAddress
 from swarm_agent.network.model import NetworkView
 from swarm_agent.objects.errors import NotFound, PermissionDenied, SwarmError
 from swarm_agent.objects.leases import RENEW_S
@@ -65,7 +65,7 @@ class Orders(Protocol):
     async def contents(self, pieces: tuple[Piece, ...]) -> None: ...
     async def network(self, view: NetworkView) -> None: ...
     async def node_changed(self, node: Node) -> None: ...
-    async def managers_changed(self, managers: tuple[Manager, ...]) -> None: ...
+    async def managers_changed(self, managers: tuple[ManagerAddress, ...]) -> None: ...
     async def root_changed(self, root: bytes) -> None: ...
     def silent(self, nodes: tuple[str, ...]) -> None: ...
     def logs_wanted(self, wanted: LogsWanted) -> None: ...
@@ -83,7 +83,7 @@ class SessionAgent:
         self,
         orders: Orders,
         identity: Callable[[], NodeIdentity],
-        managers: Callable[[], tuple[Manager, ...]],
+        managers: Callable[[], tuple[ManagerAddress, ...]],
         hello: Callable[[], Hello],
         rng: random.Random,
         rpc: Rpc,

@@ -21,7 +21,7 @@ from swarm_agent.objects.errors import SwarmError
 log = logging.getLogger(__name__)
 
 
-class Found(NamedTuple):
+class LabelledContainer(NamedTuple):
     """A container with the cluster's label."""
 
     id: str
@@ -30,8 +30,8 @@ class Found(NamedTuple):
 
 
 def strays(
-    found: Collection[Found], names: Mapping[str, Collection[str]], leaving: Collection[str]
-) -> list[Found]:
+    found: Collection[LabelledContainer], names: Mapping[str, Collection[str]], leaving: Collection[str]
+) -> list[LabelledContainer]:
     """Those that nobody assigned. ``names``: by task, how its containers are called; ``leaving``: tasks whose containers are being removed.
 
     A task's container under another name is a stray too: the task has lost it, and gets another one.
@@ -49,19 +49,19 @@ class Strays:
         self._filters = json.dumps({"label": [f"{LABEL_CLUSTER}={cluster_id}"]})
         self._gone = gone
 
-    async def look(self) -> list[Found]:
+    async def look(self) -> list[LabelledContainer]:
         """Raises what the engine raises."""
         listed: list[dict[str, Any]] | None = await self._engine.call(
             "GET", "/containers/json", query={"all": "1", "filters": self._filters}
         )
         return [
-            Found(
+            LabelledContainer(
                 c["Id"], tuple(n.lstrip("/") for n in c.get("Names") or ()), c["Labels"].get(LABEL_TASK, "")
             )
             for c in listed or ()
         ]
 
-    async def remove(self, container: Found) -> bool:
+    async def remove(self, container: LabelledContainer) -> bool:
         """At once, with its anonymous volumes; False when the engine would not."""
         log.info(
             "removing container %s (%s): its task is none of this node's",

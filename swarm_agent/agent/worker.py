@@ -8,7 +8,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable
 
-from swarm_agent.agent.content_store import Contents
+from swarm_agent.agent.content_store import ContentStore
 from swarm_agent.agent.engine_client import Engine
 from swarm_agent.agent.executor import MAX_PARALLEL, Executor, Shared, container_events, network_events
 from swarm_agent.agent.host_ports import HostPorts, IsFree, nobody_listens
@@ -54,7 +54,7 @@ class Worker:
         self._report = report
         self._cannot_write = cannot_write
         self._now = now
-        self._contents = Contents(node_id, files)
+        self._contents = ContentStore(node_id, files)
         self._shared = Shared(
             engine,
             network,

@@ -10,8 +10,8 @@ import msgspec
 from swarm_agent.api import services, views
 from swarm_agent.api.backend import Backend
 from swarm_agent.api.resolve import resolve
-from swarm_agent.control.explain import standing, story
-from swarm_agent.control.plan import Step, forecast
+from swarm_agent.control.explain import history, standing
+from swarm_agent.control.plan import PlanStep, forecast
 from swarm_agent.control.transaction import Key
 from swarm_agent.http.server import HttpError, Request, Response, json_response
 from swarm_agent.objects.diff import service_diff
@@ -61,7 +61,7 @@ async def plan(backend: Backend, request: Request) -> Response:
     )
 
 
-def _step(backend: Backend, step: Step) -> Json:
+def _step(backend: Backend, step: PlanStep) -> Json:
     place = (
         {"Slot": step.place}
         if isinstance(step.place, int)
@@ -153,6 +153,6 @@ async def tell(backend: Backend, request: Request, wanted: str) -> Response:  # 
                 "Err": c.task.status.err,
                 "Text": c.text,
             }
-            for c in story(backend.store, task)
+            for c in history(backend.store, task)
         ]
     )

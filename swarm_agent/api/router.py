@@ -29,7 +29,7 @@ from swarm_agent.api import (
 from swarm_agent.api.backend import Backend
 from swarm_agent.api.filters import parse_filters
 from swarm_agent.api.resolve import resolve
-from swarm_agent.api.secrets import CONFIGS, SECRETS, Contents
+from swarm_agent.api.secrets import CONFIGS, SECRETS, SecretHandlers
 from swarm_agent.http.client import EngineUnreachable
 from swarm_agent.http.proxy import pass_through
 from swarm_agent.http.server import (
@@ -65,18 +65,18 @@ _VERSION = re.compile(r"/v(\d{1,4}\.\d{1,4})(/.*)")
 _HOP_HEADERS = ("host", "connection", "content-length", "transfer-encoding", "upgrade")
 
 
-class Route(NamedTuple):
+class ApiRoute(NamedTuple):
     method: str
     pattern: re.Pattern[str]
     serve: Callable[..., Awaitable[Any]]
     local: bool = False  # answered by this node, in whatever state it is
 
 
-def _route(method: str, path: str, serve: Callable[..., Awaitable[Any]], *, local: bool = False) -> Route:
-    return Route(method, re.compile(path.replace("{id}", "(?P<wanted>[^/]+)")), serve, local)
+def _route(method: str, path: str, serve: Callable[..., Awaitable[Any]], *, local: bool = False) -> ApiRoute:
+    return ApiRoute(method, re.compile(path.replace("{id}", "(?P<wanted>[^/]+)")), serve, local)
 
 
-def _content_routes(word: str, own: Contents) -> tuple[Route, ...]:
+def _content_routes(word: str, own: SecretHandlers) -> tuple[ApiRoute, ...]:
     return (
         _route("GET", f"/{word}", own.list_),
         _route("POST", f"/{word}/create", own.create),
@@ -88,7 +88,7 @@ def _content_routes(word: str, own: Contents) -> tuple[Route, ...]:
     )
 
 
-ROUTES: tuple[Route, ...] = (
+ROUTES: tuple[ApiRoute, ...] = (
     _route("POST", "/swarm/init", swarm.init, local=True),
     _route("POST", "/swarm/join", swarm.join, local=True),
     _route("POST", "/swarm/leave", swarm.leave, local=True),
@@ -114,13 +114,13 @@ ROUTES: tuple[Route, ...] = (
     *_content_routes("configs", CONFIGS),
 )
 # what the docker CLI has no verb for
-OWN_ROUTES: tuple[Route, ...] = (
+OWN_ROUTES: tuple[ApiRoute, ...] = (
     _route("POST", "/swarm-agent/log-level", info.log_level, local=True),
     _route("POST", "/swarm-agent/backup", backup.backup, local=True),
     _route("POST", "/swarm-agent/recover", backup.recover, local=True),
 )
 # the same, about the cluster: the leader answers
-EXTRA_ROUTES: tuple[Route, ...] = (
+EXTRA_ROUTES: tuple[ApiRoute, ...] = (
     _route("POST", "/swarm-agent/plan", plan.plan),
     _route("POST", "/swarm-agent/rebalance", revisions.rebalance),
     _route("GET", "/swarm-agent/services/{id}/revisions", revisions.list_),
@@ -131,7 +131,7 @@ EXTRA_ROUTES: tuple[Route, ...] = (
     _route("GET", "/swarm-agent/tasks/{id}/story", plan.tell),
 )
 # cluster networks share their paths with the engine's: which is meant shows only in the call
-CLUSTER_NETWORK_ROUTES: tuple[Route, ...] = (
+CLUSTER_NETWORK_ROUTES: tuple[ApiRoute, ...] = (
     _route("GET", "/cluster-networks", networks.list_),
     _route("GET", "/cluster-networks/{id}", networks.inspect),
     _route("POST", "/cluster-networks/create", networks.create),
@@ -192,7 +192,7 @@ class Api:
         return await pass_through(request, self._backend.engine.socket_path, extra)
 
     # --- the cluster's calls -----------------------------------------------------------------------------------------
-    async def _cluster(self, route: Route, request: Request, path: str, arguments: dict[str, str]) -> Any:
+    async def _cluster(self, route: ApiRoute, request: Request, path: str, arguments: dict[str, str]) -> Any:
         """Answer as the leader, or have the leader answer."""
         self._must_be_manager()
         if self._backend.is_leader:
@@ -375,8 +375,8 @@ class Api:
 
 
 def find_route(
-    method: str, path: str, routes: tuple[Route, ...] = ROUTES + OWN_ROUTES + EXTRA_ROUTES
-) -> tuple[Route, dict[str, str]] | None:
+    method: str, path: str, routes: tuple[ApiRoute, ...] = ROUTES + OWN_ROUTES + EXTRA_ROUTES
+) -> tuple[ApiRoute, dict[str, str]] | None:
     for route in routes:
         if route.method == method:
             match = route.pattern.fullmatch(path)

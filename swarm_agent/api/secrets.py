@@ -31,7 +31,7 @@ _TESTS = {
 }
 
 
-class Contents:
+class SecretHandlers:
     """The handlers of one kind; ``kind`` is Secret or Config."""
 
     def __init__(self, kind: type[Secret | Config]) -> None:
@@ -176,5 +176,5 @@ def _users(store: Store, owner: Owner) -> list[str]:
     )
 
 
-SECRETS = Contents(Secret)
-CONFIGS = Contents(Config)
+SECRETS = SecretHandlers(Secret)
+CONFIGS = SecretHandlers(Config)

@@ -26,7 +26,7 @@ from swarm_agent.ca.ca import SERVER_NAME
 from swarm_agent.ca.identity_files import NodeIdentity
 from swarm_agent.ca.tls import load_pair
 from swarm_agent.ca.tokens import parse_token, root_digest
-from swarm_agent.gate import Gate, Limits, Visitor, open_streams, tcp_listener
+from swarm_agent.gate import Gate, GateLimits, Visitor, open_streams, tcp_listener
 from swarm_agent.objects import features
 from swarm_agent.objects.errors import SwarmError, Unavailable, UserError
 
@@ -36,7 +36,7 @@ CALLS_A_MINUTE = 60  # from one address; a whole rack joining at once stays belo
 MAX_BODY = 64 * 1024
 CLOSE_TIMEOUT_S = 1.0  # what calls under way are waited for
 CALL_TIMEOUT_S = 10.0
-LIMITS = Limits(seconds=CALL_TIMEOUT_S, starts_per_second=100.0)  # until a request is complete
+LIMITS = GateLimits(seconds=CALL_TIMEOUT_S, starts_per_second=100.0)  # until a request is complete
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -49,7 +49,7 @@ class IssueRequest(msgspec.Struct):
     feature_level: int = features.FIRST  # the joiner's; the first release does not say
 
 
-class Manager(msgspec.Struct, frozen=True):
+class ManagerAddress(msgspec.Struct, frozen=True):
     """Where a manager is: its front door and its RPC server, ``ip:port``."""
 
     node_id: str
@@ -62,7 +62,7 @@ class Issued(msgspec.Struct):
     cluster_id: str
     role: str
     cert: bytes
-    managers: tuple[Manager, ...]
+    managers: tuple[ManagerAddress, ...]
 
 
 class Root(msgspec.Struct):
@@ -89,7 +89,7 @@ class Answering(Protocol):
     async def answer(self, method: str, target: str, body: bytes, address: str) -> tuple[int, bytes]: ...
 
 
-class Doors(Protocol):
+class JoinTransport(Protocol):
     """How calls reach a front door. ``Https`` is the real one, ``tests.lib.fake_rpc`` its double."""
 
     async def listen(
@@ -106,10 +106,10 @@ class Doors(Protocol):
 
 
 # --- server ----------------------------------------------------------------------------------------------------------
-class FrontDoor:
+class JoinServer:
     """Serves joiners on a manager. ``issue`` is asked for certificates; it may forward to the leader."""
 
-    def __init__(self, identity: Callable[[], NodeIdentity], issue: Issue, doors: Doors) -> None:
+    def __init__(self, identity: Callable[[], NodeIdentity], issue: Issue, doors: JoinTransport) -> None:
         self._identity = identity
         self._issue = issue
         self._doors = doors
@@ -162,7 +162,7 @@ class FrontDoor:
 
 
 class Https:
-    """Implements ``Doors``."""
+    """Implements ``JoinTransport``."""
 
     async def listen(
         self, host: str, port: int, identity: NodeIdentity, door: Answering
@@ -244,7 +244,7 @@ def _client_context(root: bytes | None) -> ssl.SSLContext:
     return verified
 
 
-async def fetch_root(doors: Doors, addr: str, token: str) -> bytes:
+async def fetch_root(doors: JoinTransport, addr: str, token: str) -> bytes:
     """The root certificate of the manager at ``addr``, checked against the token.
 
     Raises:
@@ -263,7 +263,7 @@ async def fetch_root(doors: Doors, addr: str, token: str) -> bytes:
     return root
 
 
-async def ask_for_certificate(doors: Doors, addr: str, root: bytes, request: IssueRequest) -> Issued:
+async def ask_for_certificate(doors: JoinTransport, addr: str, root: bytes, request: IssueRequest) -> Issued:
     """Send the token and the signing request, over a connection verified against ``root``."""
     answer = await _call(doors, addr, root, "POST", "/v1/issue", msgspec.json.encode(request))
     return _decoded(addr, answer, Issued)
@@ -278,7 +278,9 @@ def _decoded(addr: str, answer: bytes, kind: type[A]) -> A:
         ) from err
 
 
-async def _call(doors: Doors, addr: str, root: bytes | None, method: str, target: str, body: bytes) -> bytes:
+async def _call(
+    doors: JoinTransport, addr: str, root: bytes | None, method: str, target: str, body: bytes
+) -> bytes:
     status, answer = await doors.call(addr, root, method, target, body)
     if status >= 400:
         refusal = _decoded(addr, answer, Refusal)

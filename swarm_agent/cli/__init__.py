@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 from swarm_agent import __version__
 from swarm_agent.cli import secrets, services
-from swarm_agent.cli.client import Connection, Failed, call
+from swarm_agent.cli.client import ApiConnection, Failed, call
 from swarm_agent.config import AgentConfig
 from swarm_agent.manager.backup import new_backup_key, shown
 from swarm_agent.observe.logs import LOG_LEVELS
@@ -38,7 +38,7 @@ def backup(path: str, arguments: argparse.Namespace) -> None:
     """Write the swarm's whole state, sealed, to a file that is complete or not there."""
     key = _backup_key(arguments.key_file, make=True)
     target = Path(arguments.file)
-    connection = Connection(path)
+    connection = ApiConnection(path)
     partial = target.with_name(target.name + ".partial")
     try:
         connection.request("POST", "/swarm-agent/backup", json.dumps({"Key": key}))
@@ -71,7 +71,7 @@ def recover(path: str, arguments: argparse.Namespace) -> None:
             "DataPathAddr": arguments.data_path_addr,
         }
     )
-    connection = Connection(path)
+    connection = ApiConnection(path)
     connection.timeout = 120
     try:
         data = Path(arguments.file).read_bytes()

@@ -12,7 +12,7 @@ class Failed(Exception):
     """A sentence for the user."""
 
 
-class Connection(http.client.HTTPConnection):
+class ApiConnection(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
         super().__init__("agent", timeout=30)
         self._path = path
@@ -29,7 +29,7 @@ def call(path: str, method: str, target: str, body: Any = None) -> Any:
     Raises:
         Failed: no agent, or its refusal.
     """
-    connection = Connection(path)
+    connection = ApiConnection(path)
     try:
         connection.request(method, target, json.dumps(body) if body is not None else None)
         answer = connection.getresponse()

@@ -13,9 +13,9 @@ from collections.abc import Container, Iterator
 import msgspec
 
 from swarm_agent.control import subnets
-from swarm_agent.control.scheduler.usage import Ledger, bare
+from swarm_agent.control.scheduler.usage import ClusterUsage, bare
 from swarm_agent.control.subnets import NODE_NETWORK, Exhausted
-from swarm_agent.control.transaction import Pass
+from swarm_agent.control.transaction import Transaction
 from swarm_agent.objects import defaults
 from swarm_agent.objects.records import (
     Network,
@@ -36,7 +36,7 @@ MAX_NODES = (1 << (NODE_PREFIX - NODE_NETWORK.prefixlen)) - 1
 
 
 # --- networks ------------------------------------------------------------------------------------------------------
-def allocate_network(p: Pass, network: Network) -> None:
+def allocate_network(p: Transaction, network: Network) -> None:
     """Give a network its subnet, gateway and VXLAN number."""
     if network.subnet:
         return
@@ -59,7 +59,7 @@ def allocate_network(p: Pass, network: Network) -> None:
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------
-def allocate_node(p: Pass, node: Node) -> None:
+def allocate_node(p: Transaction, node: Node) -> None:
     """Give a node its number, which decides its part of the node network."""
     if node.number:
         return
@@ -75,7 +75,7 @@ def node_subnet(number: int) -> ipaddress.IPv4Network:
 
 
 # --- services --------------------------------------------------------------------------------------------------------
-def allocate_service(p: Pass, service: Service, revision: Revision) -> str:
+def allocate_service(p: Transaction, service: Service, revision: Revision) -> str:
     """Give a service its virtual IPs and published ports; returns why not, or ""."""
     current = service.endpoint or ServiceEndpoint()
     try:
@@ -89,7 +89,7 @@ def allocate_service(p: Pass, service: Service, revision: Revision) -> str:
     return ""
 
 
-def _virtual_ips(p: Pass, current: ServiceEndpoint, revision: Revision) -> tuple[VirtualAddress, ...]:
+def _virtual_ips(p: Transaction, current: ServiceEndpoint, revision: Revision) -> tuple[VirtualAddress, ...]:
     have = {v.network_id: v for v in current.virtual_ips}
     out = []
     given: dict[str, set[str]] = {}
@@ -104,7 +104,7 @@ def _virtual_ips(p: Pass, current: ServiceEndpoint, revision: Revision) -> tuple
 
 
 def _ports(
-    ledger: Ledger, service: Service, current: ServiceEndpoint, revision: Revision
+    ledger: ClusterUsage, service: Service, current: ServiceEndpoint, revision: Revision
 ) -> tuple[PortConfig, ...]:
     """The published ports; a dynamic one stays while (name, protocol, target, mode) is unchanged."""
     sticky = {_port_key(port): port.published_port for port in current.ports}
@@ -137,7 +137,7 @@ def _port_key(port: PortConfig) -> tuple[str | None, str, int | None, str]:
     return (port.name, defaults.protocol(port), port.target_port, defaults.publish_mode(port))
 
 
-def _dynamic_port(ledger: Ledger, protocol: str, given: set[tuple[str, int]]) -> int:
+def _dynamic_port(ledger: ClusterUsage, protocol: str, given: set[tuple[str, int]]) -> int:
     pool = f"port/{protocol}"
     for port in _serial(ledger, pool, *DYNAMIC_PORTS):
         key = (protocol, port)
@@ -153,7 +153,7 @@ def needs_node_address(revision: Revision) -> bool:
     return bool(revision.networks or revision.endpoint.ports)
 
 
-def allocate_task(p: Pass, task: Task, revision: Revision) -> Task:
+def allocate_task(p: Transaction, task: Task, revision: Revision) -> Task:
     """Addresses for a task that has just been placed.
 
     Raises:
@@ -179,7 +179,7 @@ def allocate_task(p: Pass, task: Task, revision: Revision) -> Task:
     return placed
 
 
-def _ready_network(p: Pass, network_id: str) -> Network:
+def _ready_network(p: Transaction, network_id: str) -> Network:
     network = p.view.networks.get(network_id)
     if network is None:
         raise Exhausted(f"network {network_id} does not exist any more")
@@ -188,7 +188,7 @@ def _ready_network(p: Pass, network_id: str) -> Network:
     return network
 
 
-def free_address(ledger: Ledger, network: Network, given: Container[str]) -> str:
+def free_address(ledger: ClusterUsage, network: Network, given: Container[str]) -> str:
     """The next free address of a network, with its prefix length."""
     subnet = ipaddress.IPv4Network(network.subnet)
     address = _free(ledger, network.id, subnet, ledger.addresses[network.id], network.gateway, given)
@@ -196,7 +196,7 @@ def free_address(ledger: Ledger, network: Network, given: Container[str]) -> str
 
 
 def _free(
-    ledger: Ledger,
+    ledger: ClusterUsage,
     pool: str,
     subnet: ipaddress.IPv4Network,
     used: Container[str],
@@ -212,7 +212,7 @@ def _free(
     raise Exhausted(f"no free address in {subnet}")
 
 
-def _serial(ledger: Ledger, pool: str, first: int, last: int) -> Iterator[int]:
+def _serial(ledger: ClusterUsage, pool: str, first: int, last: int) -> Iterator[int]:
     """All of ``first..last``, starting after where the pool's last allocation stopped."""
     start = ledger.cursors.get(pool, first - 1) + 1
     yield from range(start, last + 1)

@@ -29,9 +29,9 @@ from swarm_agent.control.orchestrator.service import (
 from swarm_agent.control.orchestrator.task_reaper import reap_revisions
 from swarm_agent.control.orchestrator.update import going
 from swarm_agent.control.scheduler.scheduler import pend, place
-from swarm_agent.control.scheduler.usage import Ledger, takes_tasks
+from swarm_agent.control.scheduler.usage import ClusterUsage, takes_tasks
 from swarm_agent.control.tasks import at_work, draining, live
-from swarm_agent.control.transaction import MAX_WRITES, RESCHEDULE, Key, Pass
+from swarm_agent.control.transaction import MAX_WRITES, RESCHEDULE, Key, Transaction
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
@@ -75,7 +75,7 @@ class Controllers:
         self.aside = dict(aside or {})
         self.blamed: Key | None = None  # what the pass that failed was about; None: nobody can say
         self._at = RESCHEDULE  # the key in hand; this one while tasks are placed
-        self.ledger = Ledger(store, at_once=False)
+        self.ledger = ClusterUsage(store, at_once=False)
         self._new_id = new_id
         self.most = MAX_WRITES  # rows a pass may write, about; less while they are large
         self._dirty: dict[Key, None] = {}
@@ -363,7 +363,7 @@ class Controllers:
         for key in keys:
             del self._dirty[key]
         self._nodes_changed = False
-        p = Pass(self.store, self.ledger, now, self._new_id, self.most)
+        p = Transaction(self.store, self.ledger, now, self._new_id, self.most)
         p.aside = {key.id for key in self.aside if key.kind == "service"}
         try:
             self._reconcile(p, keys)
@@ -406,7 +406,7 @@ class Controllers:
             return service
         return None if self._at == RESCHEDULE else self._at
 
-    def _reconcile(self, p: Pass, keys: list[Key]) -> None:
+    def _reconcile(self, p: Transaction, keys: list[Key]) -> None:
         for key in keys:
             self._at = key
             match key.kind:
@@ -462,7 +462,7 @@ class Controllers:
         self._at = RESCHEDULE
         self._place(p)
 
-    def _place(self, p: Pass) -> None:
+    def _place(self, p: Transaction) -> None:
         """Tasks that were made or moved in this pass, then those that wait, as far as this pass goes."""
         ids = dict.fromkeys(p.unplaced)
         room = max(0, MAX_PLACED - len(ids))
@@ -490,7 +490,7 @@ class Controllers:
         for task in place(p, ready):
             self._waiting[task.id] = None
 
-    def _allocate(self, p: Pass, service_id: str) -> str:
+    def _allocate(self, p: Transaction, service_id: str) -> str:
         service = p.view.services.get(service_id)
         if service is None:
             return "the service is gone"

@@ -9,7 +9,7 @@ from swarm_agent.control.admission import held_ingress
 from swarm_agent.control.controllers import Aside
 from swarm_agent.control.orchestrator import dependencies, global_, jobs
 from swarm_agent.control.scheduler.rejections import ADDRESS, Explanation, explain
-from swarm_agent.control.scheduler.usage import Ledger
+from swarm_agent.control.scheduler.usage import ClusterUsage
 from swarm_agent.control.tasks import at_work, draining, live, lost_node, moved_from
 from swarm_agent.objects import defaults
 from swarm_agent.objects.durations import duration_text
@@ -20,7 +20,7 @@ from swarm_agent.objects.timetable import Timetable
 from swarm_agent.store import View
 
 
-class Told(NamedTuple):
+class TaskReport(NamedTuple):
     """What is to be said of a task that is not simply running."""
 
     task: Task
@@ -28,14 +28,14 @@ class Told(NamedTuple):
     notes: tuple[str, ...]
 
 
-class Standing(NamedTuple):
+class ServiceReport(NamedTuple):
     """What is to be said of a service, and of those of its tasks that are not simply running."""
 
     notes: tuple[str, ...]
-    tasks: tuple[Told, ...]
+    tasks: tuple[TaskReport, ...]
 
 
-class Chapter(NamedTuple):
+class HistoryEntry(NamedTuple):
     task: Task
     revision: int
     image: str
@@ -43,8 +43,8 @@ class Chapter(NamedTuple):
 
 
 def standing(
-    view: View, ledger: Ledger, service: Service, now: int, left_aside: Aside | None = None
-) -> Standing:
+    view: View, ledger: ClusterUsage, service: Service, now: int, left_aside: Aside | None = None
+) -> ServiceReport:
     """``now``: nanoseconds. Looks at every node for each revision that waits."""
     tasks = sorted(view.tasks.by("service", service.id), key=lambda t: (str(t.place), t.created_at))
     told = []
@@ -59,7 +59,7 @@ def standing(
         notes = _task(view, task, now)
         if found is not None and found.fits:
             notes.append(f"{found.fits} node{'' if found.fits == 1 else 's'} would take it by now")
-        told.append(Told(task, task.reasons if found is None else found.reasons, tuple(notes)))
+        told.append(TaskReport(task, task.reasons if found is None else found.reasons, tuple(notes)))
     notes = _service(view, service, tasks, now)
     if left_aside is not None:
         rest = max(0, left_aside.until - now) // defaults.SECOND * defaults.SECOND
@@ -68,12 +68,12 @@ def standing(
             f"nothing is decided about it for {duration_text(rest)} more: the last decision failed with an internal error,"
             f" see the leader's log: {left_aside.error}",
         )
-    return Standing(tuple(notes), tuple(told))
+    return ServiceReport(tuple(notes), tuple(told))
 
 
 def _explained(
     view: View,
-    ledger: Ledger,
+    ledger: ClusterUsage,
     service: Service,
     task: Task,
     seen: dict[tuple[str, str, str], Explanation],
@@ -178,14 +178,14 @@ def _task(view: View, task: Task, now: int) -> list[str]:
     return out
 
 
-def story(view: View, task: Task) -> tuple[Chapter, ...]:
+def history(view: View, task: Task) -> tuple[HistoryEntry, ...]:
     """All kept tasks of a task's place, oldest first."""
     rows = [t for t in view.tasks.by("service", task.service_id) if t.place == task.place]
     out = []
     for row in sorted(rows, key=lambda t: (t.created_at, t.attempt, t.id)):
         revision = view.revisions.get(row.revision_id)
         image = "" if revision is None else defaults.container(revision.template).image or ""
-        out.append(Chapter(row, revision.number if revision is not None else 0, image, _sentence(row)))
+        out.append(HistoryEntry(row, revision.number if revision is not None else 0, image, _sentence(row)))
     return tuple(out)
 
 

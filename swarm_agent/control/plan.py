@@ -13,9 +13,9 @@ import msgspec
 from swarm_agent.control.allocator import allocate_service
 from swarm_agent.control.orchestrator.service import reconcile_service
 from swarm_agent.control.scheduler.scheduler import place
-from swarm_agent.control.scheduler.usage import Ledger
+from swarm_agent.control.scheduler.usage import ClusterUsage
 from swarm_agent.control.tasks import live
-from swarm_agent.control.transaction import Pass
+from swarm_agent.control.transaction import Transaction
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Reason, Revision, Service, Task, TaskStatus
 from swarm_agent.objects.specs import UpdateConfig
@@ -25,7 +25,7 @@ ROUNDS = 40
 EVERYTHING = 1 << 30
 
 
-class Step(msgspec.Struct, frozen=True):
+class PlanStep(msgspec.Struct, frozen=True):
     """What becomes of one place of a service."""
 
     place: int | str
@@ -36,10 +36,15 @@ class Step(msgspec.Struct, frozen=True):
 
 
 def forecast(
-    store: Store, ledger: Ledger, now: int, new_id: Callable[[], str], service: Service, revision: Revision
-) -> tuple[Step, ...]:
+    store: Store,
+    ledger: ClusterUsage,
+    now: int,
+    new_id: Callable[[], str],
+    service: Service,
+    revision: Revision,
+) -> tuple[PlanStep, ...]:
     """Each place of ``service`` (as it would be written) before and after; the books are as they were when it returns."""
-    p = Pass(store, ledger, now, new_id, most=EVERYTHING)
+    p = Transaction(store, ledger, now, new_id, most=EVERYTHING)
     try:
         p.view.group(service.id)
         before = {t.place: t for t in p.view.tasks.by("service", service.id) if _has_its_place(t)}
@@ -74,7 +79,7 @@ def _at_once(service: Service) -> Service:
     return msgspec.structs.replace(service, spec=spec, update_status=None)
 
 
-def _run(p: Pass, service_id: str) -> None:
+def _run(p: Transaction, service_id: str) -> None:
     for _ in range(ROUNDS):
         reconcile_service(p, service_id)
         service = p.view.services.get(service_id)
@@ -91,7 +96,7 @@ def _run(p: Pass, service_id: str) -> None:
             return
 
 
-def _obey(p: Pass, service_id: str) -> bool:
+def _obey(p: Transaction, service_id: str) -> bool:
     """Nodes do what they are told; whether anything changed."""
     moved = False
     for task in list(p.view.tasks.by("service", service_id)):
@@ -116,18 +121,18 @@ def _obey(p: Pass, service_id: str) -> bool:
     return moved
 
 
-def _step(place_: int | str, before: Task | None, after: Task | None) -> Step:
+def _step(place_: int | str, before: Task | None, after: Task | None) -> PlanStep:
     if before is None and after is not None:
         action = "create" if after.node_id else "wait"
-        return Step(place_, action, "", after.node_id, after.reasons)
+        return PlanStep(place_, action, "", after.node_id, after.reasons)
     if after is None:
-        return Step(place_, "remove", before.node_id if before is not None else "")
+        return PlanStep(place_, "remove", before.node_id if before is not None else "")
     assert before is not None
     if before.id == after.id:
         action = "keep" if after.node_id or after.status.state != TaskState.PENDING else "wait"
-        return Step(place_, action, before.node_id, after.node_id, after.reasons)
+        return PlanStep(place_, action, before.node_id, after.node_id, after.reasons)
     if not after.node_id:
-        return Step(place_, "wait", before.node_id, "", after.reasons)
-    return Step(
+        return PlanStep(place_, "wait", before.node_id, "", after.reasons)
+    return PlanStep(
         place_, "replace" if before.node_id == after.node_id else "move", before.node_id, after.node_id
     )

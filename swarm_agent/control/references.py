@@ -26,7 +26,7 @@ class Reference(NamedTuple):
     name: str
 
 
-class Resolved(NamedTuple):
+class ResolvedReferences(NamedTuple):
     contents: tuple[ContentRef, ...]  # in the order of the references, secrets first
     tracked: tuple[ContentRef, ...]  # what tracking has dealt with from here on
 
@@ -43,7 +43,7 @@ def owner_of(view: View, kind: str, id_: str) -> Secret | Config | None:
     return view.secrets.get(id_) if kind == "secret" else view.configs.get(id_)
 
 
-def resolve_contents(view: View, spec: ServiceSpec, service: Service | None = None) -> Resolved:
+def resolve_contents(view: View, spec: ServiceSpec, service: Service | None = None) -> ResolvedReferences:
     """The versions for a new revision of ``service`` (None: it is created).
 
     Raises:
@@ -75,7 +75,7 @@ def resolve_contents(view: View, spec: ServiceSpec, service: Service | None = No
                 f"Labels['swarm-agent.{ref.kind}.{ref.name}']",
             )
         contents.append(ContentRef(owner=ref.owner, number=number))
-    return Resolved(tuple(contents), tuple(tracked))
+    return ResolvedReferences(tuple(contents), tuple(tracked))
 
 
 def _must_exist(view: View, kind: str, refs: list[Reference]) -> None:

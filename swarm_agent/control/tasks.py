@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from swarm_agent.control.transaction import Pass
+from swarm_agent.control.transaction import Transaction
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import NodeState, TaskState
@@ -21,7 +21,7 @@ def goal(service: Service) -> TaskState:
 
 
 def make(
-    p: Pass,
+    p: Transaction,
     service: Service,
     place: int | str,
     *,
@@ -57,7 +57,7 @@ def make(
     return task
 
 
-def aim(p: Pass, task: Task, desired: TaskState) -> Task:
+def aim(p: Transaction, task: Task, desired: TaskState) -> Task:
     """Change what is wanted of a task. Wishes to stop only ever grow. One that no node ever had has then ended: nobody will report on it."""
     if task.desired_state == desired or (
         task.desired_state >= TaskState.SHUTDOWN and desired < task.desired_state
@@ -72,7 +72,7 @@ def aim(p: Pass, task: Task, desired: TaskState) -> Task:
     return changed
 
 
-def observe(p: Pass, task: Task, state: TaskState, message: str, err: str = "") -> Task:
+def observe(p: Transaction, task: Task, state: TaskState, message: str, err: str = "") -> Task:
     """Set the observed state of a task no node will report on."""
     status = msgspec.structs.replace(
         task.status,

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from swarm_agent.control.scheduler.usage import Ledger
+from swarm_agent.control.scheduler.usage import ClusterUsage
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Task
-from swarm_agent.store import Group, Overlay, Store, slot_key
+from swarm_agent.store import Group, PendingView, Store, slot_key
 
 
 class Key(NamedTuple):
@@ -38,13 +38,13 @@ class Health(NamedTuple):
     between: int
 
 
-class Pass:
+class Transaction:
     """The hands of a controller. Everything it may do is here, nothing of it is I/O."""
 
     def __init__(
-        self, store: Store, ledger: Ledger, now: int, new_id: Callable[[], str], most: int = MAX_WRITES
+        self, store: Store, ledger: ClusterUsage, now: int, new_id: Callable[[], str], most: int = MAX_WRITES
     ) -> None:
-        self.view = Overlay(store)
+        self.view = PendingView(store)
         self.ledger = ledger
         self.now = now
         self.new_id = new_id

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from swarm_agent.ca.join_server import Manager
+from swarm_agent.ca.join_server import ManagerAddress
 from swarm_agent.objects import defaults, features, templates
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Revision, Task
@@ -114,9 +114,9 @@ def pieces(store: Store, ids: Iterable[str]) -> Iterator[Piece]:
             yield Piece(id_, content.data, owner.spec.templating is not None)
 
 
-def managers(store: Store) -> tuple[Manager, ...]:
+def managers(store: Store) -> tuple[ManagerAddress, ...]:
     return tuple(
-        Manager(n.id, n.manager_addr, n.rpc_addr)
+        ManagerAddress(n.id, n.manager_addr, n.rpc_addr)
         for n in sorted(store.nodes.by("role", "manager"), key=lambda n: n.id)
         if n.rpc_addr
     )

@@ -16,7 +16,7 @@ import msgspec
 
 from swarm_agent.dispatcher import assignments, network_view
 from swarm_agent.dispatcher.fencing import Fence
-from swarm_agent.dispatcher.liveness import Pulse
+from swarm_agent.dispatcher.liveness import Liveness
 from swarm_agent.dispatcher.status_writer import StatusWriter
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.contents import content_ids
@@ -114,7 +114,7 @@ class Dispatcher:
     ) -> None:
         """``confirm``: see ``Fence``. ``own``: the node this manager runs on."""
         self._confirm = confirm
-        self._pulse = Pulse(own)
+        self._pulse = Liveness(own)
         self._began = asyncio.get_running_loop().time()
         self._silent_nodes: tuple[str, ...] = ()
         self._silent_at = self._began - TELL_SILENT_S  # when that last changed
@@ -128,7 +128,7 @@ class Dispatcher:
         )  # node id -> whose turn to write
         self._reports = StatusWriter(store, propose)
         self._level_news = asyncio.Event()
-        self._picture: network_view.NetworkPicture | None = None
+        self._picture: network_view.ClusterNetworkState | None = None
         self._fence = Fence(store, confirm, self.sessions, self._change_node)
         self.on_level: Callable[[], None] = lambda: None  # a node has said its feature level
         self._unwatch = store.watch(self._on_commit)
@@ -286,7 +286,7 @@ class Dispatcher:
         if session.network_dirty and node.number and node.data_addr:
             session.network_dirty = False
             if self._picture is None:
-                self._picture = network_view.NetworkPicture(self._store)
+                self._picture = network_view.ClusterNetworkState(self._store)
             view = self._picture.view(node)
             encoded = msgspec.msgpack.encode(view)
             if encoded != session.last_view:

@@ -15,7 +15,7 @@ ASKING = 0.8  # periods that nodes have to answer, as after a change of leaders
 AGAIN = 3  # times a leader asks while it does not hear itself; then it is not the loop that is deaf
 
 
-class Pulse:
+class Liveness:
     """Times are seconds of one clock. ``own``: the node this manager runs on, "" when it is not known."""
 
     def __init__(self, own: str = "") -> None:

@@ -25,7 +25,7 @@ MTU = 1450
 MTU_OPTION = "com.docker.network.driver.mtu"
 
 
-class NetworkPicture:
+class ClusterNetworkState:
     """The network side of the whole cluster at one moment, from which each node's view is cut."""
 
     def __init__(self, store: Store) -> None:

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 import h11
 import msgspec
 
-from swarm_agent.gate import BACKLOG, Gate, Limits, Visitor, open_streams
+from swarm_agent.gate import BACKLOG, Gate, GateLimits, Visitor, open_streams
 from swarm_agent.objects.errors import SwarmError, UserError
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ CHUNK = 64 * 1024
 MAX_HEAD = 1 << 20  # registry credentials and filters travel in heads
 MAX_IDLE = 1000  # connections between two requests; beyond it the one that has waited longest is closed
 # Until the head of a first request is complete. The number of those that are read bounds the memory: a head may be large.
-LIMITS = Limits(seconds=30.0, speaking=64, starts_per_second=10_000.0)
+LIMITS = GateLimits(seconds=30.0, speaking=64, starts_per_second=10_000.0)
 MAX_BODY = 8 << 20  # of calls we answer ourselves; what is passed through is not limited
 
 
@@ -79,7 +79,7 @@ def error_response(err: SwarmError) -> Response:
 class Request:
     """One request; its body is read on demand."""
 
-    def __init__(self, head: h11.Request, connection: Connection | None) -> None:
+    def __init__(self, head: h11.Request, connection: ClientConnection | None) -> None:
         self.head = head
         self._connection = connection
         self._whole: bytes | None = None
@@ -94,7 +94,7 @@ class Request:
         self.query: dict[str, str] = dict(parse_qsl(split.query, keep_blank_values=True))
 
     @property
-    def connection(self) -> Connection:
+    def connection(self) -> ClientConnection:
         """The client's; a forwarded request has none here."""
         assert self._connection is not None, "a forwarded request cannot take its connection over"
         return self._connection
@@ -122,7 +122,7 @@ class Request:
 Handler = Callable[[Request], Awaitable[Any]]
 
 
-class Connection:
+class ClientConnection:
     """One client connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -202,7 +202,7 @@ class HttpServer:
 
     async def _serve(self, sock: socket.socket, visitor: Visitor) -> None:
         reader, writer = await open_streams(sock, limit=MAX_HEAD)
-        connection = Connection(reader, writer)
+        connection = ClientConnection(reader, writer)
         try:
             first = await connection.next_event()
             visitor.proved()
@@ -219,7 +219,7 @@ class HttpServer:
         finally:
             writer.close()
 
-    async def _next_request(self, connection: Connection) -> Any:
+    async def _next_request(self, connection: ClientConnection) -> Any:
         """Who asked once may keep the connection, as long as there are not too many of that kind."""
         self._idle[connection.writer] = None
         if len(self._idle) > MAX_IDLE:
@@ -231,7 +231,7 @@ class HttpServer:
         finally:
             self._idle.pop(connection.writer, None)
 
-    async def _refuse(self, connection: Connection, err: h11.RemoteProtocolError) -> None:
+    async def _refuse(self, connection: ClientConnection, err: h11.RemoteProtocolError) -> None:
         """Say what was wrong with the request, if nothing was said yet and somebody may listen."""
         if connection.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
@@ -246,7 +246,7 @@ class HttpServer:
                 _head(err.error_status_hint, headers), h11.Data(data=body), h11.EndOfMessage()
             )
 
-    async def _one(self, connection: Connection, event: Any) -> bool:
+    async def _one(self, connection: ClientConnection, event: Any) -> bool:
         """Serve one request; whether another may follow."""
         if not isinstance(event, h11.Request):
             return False
@@ -270,14 +270,16 @@ class HttpServer:
             await self._send_whole(connection, event, answer)
         return connection.http.our_state is h11.DONE and connection.http.their_state is h11.DONE
 
-    async def _send_whole(self, connection: Connection, request: h11.Request, answer: Response) -> None:
+    async def _send_whole(self, connection: ClientConnection, request: h11.Request, answer: Response) -> None:
         headers = [*answer.headers, ("Content-Length", str(len(answer.body)))]
         events: list[h11.Event] = [_head(answer.status, headers)]
         if answer.body and request.method != b"HEAD":
             events.append(h11.Data(data=answer.body))
         await connection.send(*events, h11.EndOfMessage())
 
-    async def _send_stream(self, connection: Connection, request: h11.Request, answer: Streamed) -> None:
+    async def _send_stream(
+        self, connection: ClientConnection, request: h11.Request, answer: Streamed
+    ) -> None:
         """Send pieces as they come; a client that goes away ends the source."""
         await connection.send(_head(answer.status, list(answer.headers)))
         gone = asyncio.create_task(connection.gone())
@@ -296,7 +298,7 @@ class HttpServer:
             source.cancel()
             await asyncio.gather(gone, source, return_exceptions=True)
 
-    async def _pump(self, connection: Connection, pieces: AsyncIterator[bytes]) -> None:
+    async def _pump(self, connection: ClientConnection, pieces: AsyncIterator[bytes]) -> None:
         async for piece in pieces:
             if piece:
                 await connection.send(h11.Data(data=piece))

@@ -44,7 +44,7 @@ class ArchiveUnreadable(UserError):
     code = ""
 
 
-class Head(msgspec.Struct, frozen=True, kw_only=True):
+class BackupHeader(msgspec.Struct, frozen=True, kw_only=True):
     """What anybody may read."""
 
     version: int
@@ -79,7 +79,7 @@ def parse_backup_key(text: str) -> bytes:
     raise ArchiveUnreadable(f"not a backup key: it begins with {_PREFIX} and has 43 characters after that")
 
 
-def seal(head: Head, key: bytes, meta: SnapshotMeta, view: Iterable[bytes]) -> Iterator[bytes]:
+def seal(head: BackupHeader, key: bytes, meta: SnapshotMeta, view: Iterable[bytes]) -> Iterator[bytes]:
     """The archive, piece by piece."""
     told = msgspec.msgpack.encode(head)
     cipher = _cipher(key, head)
@@ -98,12 +98,12 @@ def seal(head: Head, key: bytes, meta: SnapshotMeta, view: Iterable[bytes]) -> I
     yield piece(_LAST, b"")
 
 
-def read_head(data: bytes) -> Head:
+def read_head(data: bytes) -> BackupHeader:
     """Raises ArchiveUnreadable."""
     return _head(data)[0]
 
 
-def unseal(data: bytes, key: bytes) -> tuple[Head, SnapshotMeta, tuple[bytes, ...]]:
+def unseal(data: bytes, key: bytes) -> tuple[BackupHeader, SnapshotMeta, tuple[bytes, ...]]:
     """All of it or nothing. Raises ArchiveUnreadable."""
     head, told, at = _head(data)
     cipher = _cipher(key, head)
@@ -131,14 +131,14 @@ def unseal(data: bytes, key: bytes) -> tuple[Head, SnapshotMeta, tuple[bytes, ..
     return head, meta, tuple(opened for _, opened in pieces[1:-1])
 
 
-def _head(data: bytes) -> tuple[Head, bytes, int]:
+def _head(data: bytes) -> tuple[BackupHeader, bytes, int]:
     start = len(MAGIC) + _LENGTH.size
     if not data.startswith(MAGIC) or len(data) < start:
         raise ArchiveUnreadable("this is no backup of a swarm")
     (length,) = _LENGTH.unpack_from(data, len(MAGIC))
     told = data[start : start + length]
     try:
-        head = msgspec.msgpack.decode(told, type=Head)
+        head = msgspec.msgpack.decode(told, type=BackupHeader)
     except msgspec.MsgspecError as err:
         raise ArchiveUnreadable(f"the head of the backup makes no sense: {err}") from err
     if head.version != VERSION:
@@ -148,7 +148,7 @@ def _head(data: bytes) -> tuple[Head, bytes, int]:
     return head, told, start + length
 
 
-def _cipher(key: bytes, head: Head) -> AESGCM:
+def _cipher(key: bytes, head: BackupHeader) -> AESGCM:
     return AESGCM(HKDF(SHA256(), KEY_BYTES, salt=head.salt, info=b"swarm backup").derive(key))
 
 

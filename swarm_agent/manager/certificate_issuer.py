@@ -22,7 +22,7 @@ MAX_CLOCK_DIFFERENCE = 10 * 60 * defaults.SECOND
 Propose = Callable[[tuple[Group, ...]], Awaitable[ApplyResult]]
 
 
-class Authority:
+class CertificateIssuer:
     """Signs with the root key in the store."""
 
     def __init__(self, store: Store, propose: Propose, new_id: Callable[[], str], source: Source) -> None:

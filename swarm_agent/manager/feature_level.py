@@ -42,7 +42,7 @@ def outlook(levels: Mapping[str, int | None]) -> Outlook:
     return Outlook(lowest, tuple(sorted(i for i, level in levels.items() if level == lowest)))
 
 
-class LevelKeeper:
+class FeatureLevelManager:
     """``levels``: what the nodes with an open session said, by node id."""
 
     def __init__(

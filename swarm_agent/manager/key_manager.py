@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 RETRY_S = 2.0
 
 
-class KeyKeeper:
+class KeyManager:
     """``start`` it with the running Raft member; ``codec`` is for that one's log."""
 
     def __init__(

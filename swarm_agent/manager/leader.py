@@ -7,14 +7,14 @@ from collections.abc import Awaitable, Callable
 
 from swarm_agent.control.loop import ControlLoop
 from swarm_agent.dispatcher.dispatcher import Dispatcher
-from swarm_agent.manager.feature_level import LevelKeeper
-from swarm_agent.manager.role_manager import RoleKeeper
+from swarm_agent.manager.feature_level import FeatureLevelManager
+from swarm_agent.manager.role_manager import RoleManager
 from swarm_agent.objects.errors import NotLeading
 from swarm_agent.raft import RaftNode
 from swarm_agent.store import ApplyResult, Group, Store
 
 
-class Duties:
+class Leader:
     """Of the term that is on when it is made. ``task`` ends with an error when one of them does."""
 
     def __init__(
@@ -30,8 +30,8 @@ class Duties:
         self._raft, self._term = raft, raft.status().term
         self.control = ControlLoop(store, propose, new_id, now)
         self.dispatcher = Dispatcher(store, propose, new_id, self._confirm, own)
-        self.roles = RoleKeeper(store, raft, propose)
-        self.levels = LevelKeeper(store, raft, propose, self.dispatcher.levels)
+        self.roles = RoleManager(store, raft, propose)
+        self.levels = FeatureLevelManager(store, raft, propose, self.dispatcher.levels)
         self.dispatcher.on_level = self.levels.wake
         self.task = asyncio.create_task(self._run(), name="leader duties")
 

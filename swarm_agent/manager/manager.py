@@ -13,23 +13,23 @@ import msgspec
 
 from swarm_agent.ca.ca import Subject
 from swarm_agent.ca.identity_files import NodeIdentity
-from swarm_agent.ca.join_server import FrontDoor, Issued, IssueRequest
+from swarm_agent.ca.join_server import Issued, IssueRequest, JoinServer
 from swarm_agent.ca.key_file import KeyFile
-from swarm_agent.environment import Seams
+from swarm_agent.environment import Environment
 from swarm_agent.manager import leaderless
 from swarm_agent.manager.backup import Recovery
-from swarm_agent.manager.certificate_issuer import Authority
-from swarm_agent.manager.key_manager import KeyKeeper
-from swarm_agent.manager.leader import Duties
+from swarm_agent.manager.certificate_issuer import CertificateIssuer
+from swarm_agent.manager.key_manager import KeyManager
+from swarm_agent.manager.leader import Leader
 from swarm_agent.manager.log_broker import LogBroker
 from swarm_agent.manager.role_manager import admit
-from swarm_agent.manager.rpc_handlers import ServeForwarded, Surface
+from swarm_agent.manager.rpc_handlers import RpcHandlers, ServeForwarded
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.errors import NoLeader, NotLeading, PermissionDenied, SwarmError, Unavailable
 from swarm_agent.objects.records import Cluster, Node, Task
 from swarm_agent.raft import (
     Disk,
-    Home,
+    LoopHost,
     Member,
     NotLeader,
     RaftConfig,
@@ -48,7 +48,7 @@ from swarm_agent.rpc.messages import (
     LogPiece,
 )
 from swarm_agent.rpc.raft_transport import PeerTransport
-from swarm_agent.store import ApplyResult, Entry, Group, Put, Store, encode_entry
+from swarm_agent.store import ApplyResult, Group, Put, Store, StoreEntry, encode_entry
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Manager:
         serve_forwarded: ServeForwarded,
         new_id: Callable[[], str],
         rng: random.Random,
-        seams: Seams,
+        seams: Environment,
         keys: KeyFile,
         renew: Callable[[], Awaitable[None]],
     ) -> None:
@@ -108,17 +108,17 @@ class Manager:
         self._serve_forwarded = serve_forwarded
         self._rng = rng
         self._transport = PeerTransport(identity, seams.links, settings.raft_port, self.admit)
-        self._home: Home | None = None
+        self._home: LoopHost | None = None
         self._disk: Disk | None = None
         self.raft: RaftNode | None = None
-        self.duties: Duties | None = None
-        self._authority = Authority(self.store, self.propose, new_id, seams.certificates)
+        self.duties: Leader | None = None
+        self._authority = CertificateIssuer(self.store, self.propose, new_id, seams.certificates)
         self._unwatch_cluster: Callable[[], None] = lambda: None
-        self.keys = KeyKeeper(self.store, keys, renew, seams.certificates.entropy)
+        self.keys = KeyManager(self.store, keys, renew, seams.certificates.entropy)
         self.logs = LogBroker(new_id)
-        surface = Surface(self, self._authority, serve_forwarded)
+        surface = RpcHandlers(self, self._authority, serve_forwarded)
         self._rpc = seams.rpc.server(identity, surface.allow, surface.methods())
-        self._door = FrontDoor(identity, self.issue, seams.doors)
+        self._door = JoinServer(identity, self.issue, seams.doors)
         self._clients: dict[str, Client] = {}
         self._leading = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -372,7 +372,7 @@ class Manager:
                     continue
                 if self.status.role == "leader":
                     log.info("this manager leads now", extra={"node": self.settings.node_id})
-                    self.duties = Duties(
+                    self.duties = Leader(
                         self.raft, self.store, self.propose, self.new_id, self.now, self.settings.node_id
                     )
                     self.duties.task.add_done_callback(self._duties_ended)
@@ -390,7 +390,7 @@ class Manager:
             return  # it ended because leadership did, which is known already
         self._resigning = asyncio.create_task(self._resign(self.duties), name="resign")
 
-    async def _resign(self, failed: Duties) -> None:
+    async def _resign(self, failed: Leader) -> None:
         if self.duties is failed:
             self.duties = None
         await failed.stop()
@@ -417,7 +417,7 @@ class Manager:
         """Commit an entry; its result once it is applied here. NotLeading when this manager does not lead."""
         assert self.raft is not None
         try:
-            result = await self.raft.propose(encode_entry(Entry(self.now(), groups)))
+            result = await self.raft.propose(encode_entry(StoreEntry(self.now(), groups)))
         except NotLeader as err:
             raise NotLeading from err
         assert isinstance(result, ApplyResult)
@@ -489,7 +489,7 @@ class Manager:
         if cluster is not None and caller.node_id in cluster.removed_nodes:
             raise PermissionDenied(f"Permission denied: node {caller.node_id} was removed from swarm")
 
-    def must_lead(self) -> Duties:
+    def must_lead(self) -> Leader:
         """Our duties, or at once a redirect to whoever leads: the caller knows other managers to ask."""
         if self.duties is None:
             leader = self.status.leader if self.raft is not None else None

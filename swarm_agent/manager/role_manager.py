@@ -20,7 +20,7 @@ Propose = Callable[[tuple[Group, ...]], Awaitable[ApplyResult]]
 RETRY_S = 2.0
 
 
-class RoleKeeper:
+class RoleManager:
     """Promotes by setting the role (the node then renews its certificate and joins Raft itself); demotes by taking
     the member out of Raft first, itself last and only after handing leadership over."""
 

@@ -9,7 +9,7 @@ import msgspec
 
 from swarm_agent.ca.ca import Subject
 from swarm_agent.ca.join_server import Issued
-from swarm_agent.manager.certificate_issuer import Authority
+from swarm_agent.manager.certificate_issuer import CertificateIssuer
 from swarm_agent.manager.role_manager import admit
 from swarm_agent.objects.errors import NotLeading, PermissionDenied
 from swarm_agent.rpc.grpc import Method, Redirect
@@ -35,10 +35,12 @@ LET_GO_S = 10.0
 ServeForwarded = Callable[[ForwardedCall], AsyncIterator[ForwardedAnswer]]
 
 
-class Surface:
+class RpcHandlers:
     """``serve_forwarded`` is the API's answer to calls followers pass on."""
 
-    def __init__(self, manager: Manager, authority: Authority, serve_forwarded: ServeForwarded) -> None:
+    def __init__(
+        self, manager: Manager, authority: CertificateIssuer, serve_forwarded: ServeForwarded
+    ) -> None:
         self._manager = manager
         self._authority = authority
         self._serve = serve_forwarded

@@ -14,7 +14,7 @@ import urllib.parse
 from typing import Any, Protocol
 
 from swarm_agent.network.model import NODE_NETWORK_ID, AttachRequest, ContainerNetwork
-from swarm_agent.network.state_files import EngineNetworkEntry, Journal
+from swarm_agent.network.state_files import EngineNetworkEntry, StateFiles
 from swarm_agent.objects.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ _NODE_NAME = "swarm_node"
 """Sorts behind every ``swarm-<id>``: the engine's own resolver gives a container's address in the first network by name."""
 
 
-class Engine(Protocol):
+class EngineApi(Protocol):
     """The local engine's API. ``status`` below 400 is success; the answer is the decoded JSON, ``None`` if empty."""
 
     async def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]: ...
@@ -44,7 +44,7 @@ def name_of(network_id: str) -> str:
 class EngineNetworks:
     """Makes sure of the engine's networks, one call at a time for each of them."""
 
-    def __init__(self, engine: Engine, journal: Journal) -> None:
+    def __init__(self, engine: EngineApi, journal: StateFiles) -> None:
         self._engine = engine
         self._journal = journal
         self._locks: dict[str, asyncio.Lock] = {}

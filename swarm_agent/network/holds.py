@@ -18,7 +18,7 @@ import os
 import resource
 import socket
 
-from swarm_agent.network.state_files import HoldsEntry, Journal
+from swarm_agent.network.state_files import HoldsEntry, StateFiles
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ Key = tuple[str, int]
 class Holds:
     """What is held now. ``keep`` makes it equal to what is wanted, as far as it can be had."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: StateFiles) -> None:
         self._journal = journal
         self._held: dict[Key, tuple[socket.socket, ...]] = {}
         self._complained = False

@@ -22,9 +22,9 @@ from typing import TypeVar
 
 from swarm_agent.network import firewall, hostnet, links, model, namespaces, resolvconf, rules, uplinks, veth
 from swarm_agent.network import guards as guarding
-from swarm_agent.network.engine_networks import USUAL_BRIDGES, Engine, EngineNetworks, container_network
+from swarm_agent.network.engine_networks import USUAL_BRIDGES, EngineApi, EngineNetworks, container_network
 from swarm_agent.network.firewall import MissingPart
-from swarm_agent.network.mend import TICK_S, Found, Mender, Told
+from swarm_agent.network.mend import TICK_S, Mender, NetworkTrouble, Told
 from swarm_agent.network.model import (
     NODE_NETNS,
     NODE_NETWORK_ID,
@@ -43,11 +43,11 @@ from swarm_agent.network.nft import Loaders, NftError
 from swarm_agent.network.sockets import HostSockets, Seen, Yielded
 from swarm_agent.network.state_files import (
     EndpointEntry,
-    Journal,
     NamesEntry,
     NetworkEntry,
     PortsEntry,
     ResolverEntry,
+    StateFiles,
     TaskEntry,
 )
 from swarm_agent.objects.errors import FailedPrecondition, SwarmError, Unavailable
@@ -61,21 +61,21 @@ _FAILURES = (OSError, NftError, MissingPart, KeyError, ValueError)
 
 
 @contextlib.contextmanager
-def _told_if_changed(network_id: str, *spaces: links.Space) -> Iterator[None]:
+def _told_if_changed(network_id: str, *spaces: links.NamespaceHandles) -> Iterator[None]:
     before = sum(space.route.sent for space in spaces)
     yield
     if sum(space.route.sent for space in spaces) != before:
         log.warning(f"network {network_id} of this node was changed by somebody else: mended")
 
 
-def _touched(space: links.Space) -> bool:
+def _touched(space: links.NamespaceHandles) -> bool:
     """Whether it is to be made sure of now; for entries alone not more often than settings are looked at."""
     watch = space.watch
     entries = watch.entries and time.monotonic() - space.looked_at >= TICK_S
     return watch.stirred or watch.rules or entries
 
 
-def _is_looked_at(space: links.Space) -> None:
+def _is_looked_at(space: links.NamespaceHandles) -> None:
     space.watch.stirred = space.watch.entries = False
     space.looked_at = time.monotonic()
 
@@ -89,8 +89,8 @@ class HostNetwork:
 
     def __init__(
         self,
-        engine: Engine,
-        journal: Journal | None = None,
+        engine: EngineApi,
+        journal: StateFiles | None = None,
         loaders: Loaders | None = None,
         sockets: HostSockets | None = None,
         control_ports: tuple[int, ...] = (),
@@ -98,7 +98,7 @@ class HostNetwork:
         self._control_ports = control_ports
         self._bridges: tuple[str, ...] | None = None  # None: not asked yet
         self._uplinks: frozenset[str] = frozenset()  # those of them that members come in by
-        self._journal = journal or Journal()
+        self._journal = journal or StateFiles()
         self._engine = EngineNetworks(engine, self._journal)
         self._loaders = loaders
         self._spaces: links.Spaces | None = None
@@ -358,7 +358,7 @@ class HostNetwork:
 
     # --- looking after it
 
-    def _look(self) -> Found:
+    def _look(self) -> NetworkTrouble:
         """Make sure of what others may have changed. Costs a few reads where there is no news."""
         self._s.read_news()
         current = self._current
@@ -376,7 +376,7 @@ class HostNetwork:
             except _FAILURES as error:
                 troubles[network_id] = f"network {network_id} of this node is broken: {error}"
         news, self._gone = frozenset(gone) - self._gone, frozenset(gone)
-        return Found(troubles, news)
+        return NetworkTrouble(troubles, news)
 
     def _look_at_overlay(self, overlay: OverlayPlan, *, sure: bool) -> None:
         space = self._s.get(overlay.netns)

@@ -57,7 +57,7 @@ OVERLAY_SYSCTLS = {**_QUIET, "net/bridge/bridge-nf-call-iptables": "1"}
 NODE_SYSCTLS = {**_QUIET, "net/bridge/bridge-nf-call-iptables": "0"}
 
 
-class Space:
+class NamespaceHandles:
     """One namespace's open handles: a route socket and a rule loader, both acting inside it, and the news of it."""
 
     def __init__(self, name: str | None, loaders: Loaders) -> None:
@@ -89,13 +89,13 @@ class Spaces:
 
     def __init__(self, loaders: Loaders) -> None:
         self._loaders = loaders
-        self._open: dict[str | None, Space] = {}
+        self._open: dict[str | None, NamespaceHandles] = {}
         self.news = select.epoll()
 
-    def host(self) -> Space:
+    def host(self) -> NamespaceHandles:
         return self._get(None)
 
-    def get(self, name: str) -> Space:
+    def get(self, name: str) -> NamespaceHandles:
         """The namespace of that name; one that lost its name while it was known here gets it back, with all that is in it."""
         known = self._open.get(name)
         if known is not None and known.identity != namespaces.identity(name):
@@ -103,7 +103,7 @@ class Spaces:
             namespaces.restore(name, known.held)
         return self._get(name)
 
-    def ensure(self, name: str) -> Space:
+    def ensure(self, name: str) -> NamespaceHandles:
         """As ``get``, and made if there is none."""
         if name not in self._open:
             namespaces.make(name)
@@ -112,16 +112,16 @@ class Spaces:
     def knows(self, name: str) -> bool:
         return name in self._open
 
-    def open(self) -> list[Space]:
+    def open(self) -> list[NamespaceHandles]:
         return list(self._open.values())
 
     def read_news(self) -> None:
         for space in self._open.values():
             space.watch.read()
 
-    def _get(self, name: str | None) -> Space:
+    def _get(self, name: str | None) -> NamespaceHandles:
         if name not in self._open:
-            self._open[name] = Space(name, self._loaders)
+            self._open[name] = NamespaceHandles(name, self._loaders)
             for fd in self._open[name].watch.fds():
                 self.news.register(fd, select.EPOLLIN)
         return self._open[name]
@@ -168,7 +168,7 @@ def make_overlay(spaces: Spaces, overlay: OverlayPlan, *, rewrite: bool = True) 
     write_rules(space, rules.overlay_table(overlay), rewrite=rewrite)
 
 
-def write_rules(space: Space, *tables: str, rewrite: bool) -> None:
+def write_rules(space: NamespaceHandles, *tables: str, rewrite: bool) -> None:
     """Load whole tables, unless they are known to be as they were loaded last."""
     space.watch.read()
     if not rewrite and not space.watch.rules:
@@ -330,7 +330,7 @@ def _peer_rule(number: int) -> Rule:
     return Rule(100, number, 10000 + number)
 
 
-def _make_pair(space: Space, host: Space) -> None:
+def _make_pair(space: NamespaceHandles, host: NamespaceHandles) -> None:
     """``swarm0`` in the host, ``nd1`` in ov-node. Half a pair is a pair lost: both go and come together."""
     inside, outside = space.route.links(), host.route.links()
     if HOST_LINK not in outside or rules.NODE_LINK not in inside:
@@ -392,7 +392,7 @@ def _make_bridge(route: Netlink, mac: str, mtu: int) -> None:
 
 
 def _make_tunnel(
-    spaces: Spaces, space: Space, name: str, *, vni: int, local: str, mtu: int, mac: str | None
+    spaces: Spaces, space: NamespaceHandles, name: str, *, vni: int, local: str, mtu: int, mac: str | None
 ) -> None:
     have = space.route.links().get(name)
     if have is not None and (have.kind, have.vni, have.local, have.port) == ("vxlan", vni, local, VXLAN_PORT):

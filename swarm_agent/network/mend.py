@@ -19,7 +19,7 @@ SETTLE_S = 0.1  # what changes many things does so at once: a firewall's reload,
 PAUSE_S = 0.3  # between looks, however much news there is
 
 
-class Found(NamedTuple):
+class NetworkTrouble(NamedTuple):
     """``troubles``: what is wrong and could not be mended, by network id; ``gone``: names of containers' links that are no more."""
 
     troubles: dict[str, str]
@@ -32,7 +32,7 @@ Told = Callable[[frozenset[str], frozenset[str]], None]
 class Mender:
     """``look`` mends what it can. Nobody else works on the host meanwhile: ``lock``."""
 
-    def __init__(self, lock: asyncio.Lock, look: Callable[[], Awaitable[Found]]) -> None:
+    def __init__(self, lock: asyncio.Lock, look: Callable[[], Awaitable[NetworkTrouble]]) -> None:
         self._lock = lock
         self._look = look
         self._fd = -1
@@ -88,7 +88,7 @@ class Mender:
         asyncio.get_running_loop().remove_reader(self._fd)  # until it was read
         self._stirred.set()
 
-    def _take(self, found: Found) -> None:
+    def _take(self, found: NetworkTrouble) -> None:
         both = self.troubles.keys() | found.troubles.keys()
         changed = frozenset(n for n in both if self.troubles.get(n) != found.troubles.get(n))
         for network in sorted(changed):

@@ -28,7 +28,7 @@ from swarm_agent.network.dnsserver import Forwarder, NameServer
 from swarm_agent.network.holds import Holds
 from swarm_agent.network.plugin import Plugin
 from swarm_agent.network.resolver import Zone
-from swarm_agent.network.state_files import DEFAULT_FOLDER, FOLDERS, Journal
+from swarm_agent.network.state_files import DEFAULT_FOLDER, FOLDERS, StateFiles
 from swarm_agent.network.veth import Sweeper
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class Netd:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: StateFiles,
         plugin_socket: Path,
         forwarder: Forwarder | None = None,
         leases: Path = guarding.FOLDER,
@@ -233,7 +233,7 @@ def notify(state: str) -> None:
 
 
 async def _main(options: argparse.Namespace) -> None:
-    netd = Netd(Journal(options.state_dir), options.plugin_socket)
+    netd = Netd(StateFiles(options.state_dir), options.plugin_socket)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, netd.stop)

@@ -17,7 +17,7 @@ from typing import Any
 
 from swarm_agent.network import veth
 from swarm_agent.network.netlink import mac_of
-from swarm_agent.network.state_files import EndpointEntry, EngineNetworkEntry, Journal
+from swarm_agent.network.state_files import EndpointEntry, EngineNetworkEntry, StateFiles
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Refused(Exception):
 class Plugin:
     """``handle`` answers one call. Blocking: called in netd's worker thread, one call at a time."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: StateFiles) -> None:
         self._journal = journal
         self._calls: dict[str, Callable[[Request], Answer]] = {
             "/Plugin.Activate": lambda _: {"Implements": ["NetworkDriver", "IpamDriver"]},

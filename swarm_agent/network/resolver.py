@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from swarm_agent.network import dnswire
 from swarm_agent.network.dnswire import Question
-from swarm_agent.network.state_files import Journal, NamesEntry, TaskEntry
+from swarm_agent.network.state_files import NamesEntry, StateFiles, TaskEntry
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _Signature = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Resolved:
     """What a known name has: no addresses is an answer too."""
 
     addresses: tuple[str, ...]
@@ -38,7 +38,7 @@ class Found:
 class Zone:
     """The records in memory, read again where a file changed."""
 
-    def __init__(self, journal: Journal, rng: random.Random) -> None:
+    def __init__(self, journal: StateFiles, rng: random.Random) -> None:
         self._journal = journal
         self._rng = rng
         self._names: dict[str, NamesEntry] = {}
@@ -107,7 +107,7 @@ class Zone:
         records = [(dnswire.A, dnswire.pack_address(address)) for address in addresses]
         return dnswire.answer(question, records, ttl=TTL, limit=limit)
 
-    def find(self, name: str, networks: Sequence[str]) -> Found | None:
+    def find(self, name: str, networks: Sequence[str]) -> Resolved | None:
         """``name`` or ``name.<network>``; the first of the asker's networks that knows it answers."""
         for network in networks:
             records = self._names.get(network)
@@ -116,7 +116,7 @@ class Zone:
             short = name.removesuffix("." + records.name.lower())
             for spelling in (name, short):
                 if spelling in records.names:
-                    return Found(tuple(records.names[spelling]))
+                    return Resolved(tuple(records.names[spelling]))
         return None
 
     def _pointer(self, name: str, networks: Sequence[str]) -> str | None:

@@ -135,7 +135,7 @@ def _frozen(value: Any) -> Any:
     return value
 
 
-class Journal:
+class StateFiles:
     """Reads and writes the state folder. Holds nothing in memory, so both processes may have one."""
 
     def __init__(self, folder: Path = DEFAULT_FOLDER) -> None:

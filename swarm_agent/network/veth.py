@@ -12,7 +12,7 @@ import os
 
 from swarm_agent.network import namespaces
 from swarm_agent.network.netlink import Netlink
-from swarm_agent.network.state_files import EndpointEntry, EngineNetworkEntry, Journal, NetworkEntry
+from swarm_agent.network.state_files import EndpointEntry, EngineNetworkEntry, NetworkEntry, StateFiles
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Sweeper:
     two sweeps, and netd sweeps at its start and then once a minute.
     """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: StateFiles) -> None:
         self._journal = journal
         self._suspects: set[str] = set()
 
@@ -134,7 +134,7 @@ def _links_in(netns: str) -> set[str]:
         return set(inside.links())
 
 
-def network_of(journal: Journal, engine_id: str) -> NetworkEntry:
+def network_of(journal: StateFiles, engine_id: str) -> NetworkEntry:
     """The network an engine's network id stands for."""
     known = journal.get(EngineNetworkEntry, engine_id)
     if known is None:

@@ -15,14 +15,14 @@ from swarm_agent.ca import ca
 from swarm_agent.ca.identity_files import NodeIdentity
 from swarm_agent.ca.tokens import new_tokens
 from swarm_agent.ca.unlock import new_unlock_key
-from swarm_agent.node.membership import Membership
+from swarm_agent.node.membership import MembershipRecord
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.errors import InvalidSpec
 from swarm_agent.objects.records import Cluster, Node, NodeStatus, UnlockKey
 from swarm_agent.objects.specs import ClusterSpec, EncryptionConfig, InitRequest, NodeSpec
 
 
-class Place(NamedTuple):
+class ManagerAddresses(NamedTuple):
     """Where the founding manager stands."""
 
     host: str  # what others reach it by
@@ -32,16 +32,16 @@ class Place(NamedTuple):
     rpc_port: int
 
 
-class Founded(NamedTuple):
+class Bootstrapped(NamedTuple):
     cluster: Cluster
     node: Node
-    membership: Membership
+    membership: MembershipRecord
     identity: NodeIdentity
 
 
-def found(
-    request: InitRequest, place: Place, new_id: Callable[[], str], source: ca.Source, level: int
-) -> Founded:
+def bootstrap(
+    request: InitRequest, place: ManagerAddresses, new_id: Callable[[], str], source: ca.Source, level: int
+) -> Bootstrapped:
     """Everything new, from ``source``."""
     node_id, cluster_id = new_id(), new_id()
     root = ca.make_root(source)
@@ -69,22 +69,24 @@ def found(
         feature_level=level,
     )
     node, membership = _stands(cluster, place, node_id, ends, availability=request.availability or "active")
-    return Founded(cluster, node, membership, NodeIdentity(key, cert, root.cert))
+    return Bootstrapped(cluster, node, membership, NodeIdentity(key, cert, root.cert))
 
 
-def refound(cluster: Cluster, place: Place, new_id: Callable[[], str], source: ca.Source) -> Founded:
+def recover(
+    cluster: Cluster, place: ManagerAddresses, new_id: Callable[[], str], source: ca.Source
+) -> Bootstrapped:
     """A new node for a cluster that comes from a backup: the root signs for it, everything else stays."""
     node_id = new_id()
     key, csr = ca.make_request(source)
     subject = ca.Subject(node_id, "manager", cluster.id)
     cert, ends = ca.sign(cluster.root_ca, csr, subject, defaults.node_cert_expiry(cluster.spec), source)
     node, membership = _stands(cluster, place, node_id, ends)
-    return Founded(cluster, node, membership, NodeIdentity(key, cert, cluster.root_ca.cert))
+    return Bootstrapped(cluster, node, membership, NodeIdentity(key, cert, cluster.root_ca.cert))
 
 
 def _stands(
-    cluster: Cluster, place: Place, node_id: str, ends: int, availability: str = "active"
-) -> tuple[Node, Membership]:
+    cluster: Cluster, place: ManagerAddresses, node_id: str, ends: int, availability: str = "active"
+) -> tuple[Node, MembershipRecord]:
     node = Node(
         id=node_id,
         spec=NodeSpec(role="manager", availability=availability),
@@ -94,7 +96,7 @@ def _stands(
         rpc_addr=f"{place.host}:{place.rpc_port}",
         cert_not_after=ends,
     )
-    membership = Membership(
+    membership = MembershipRecord(
         cluster_id=cluster.id,
         node_id=node_id,
         role="manager",

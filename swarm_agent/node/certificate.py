@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from swarm_agent.ca import ca
 from swarm_agent.ca.identity_files import NodeIdentity
 from swarm_agent.ca.join_server import Issued
-from swarm_agent.environment import Seams
-from swarm_agent.node.state import Papers
+from swarm_agent.environment import Environment
+from swarm_agent.node.state import NodeStateFiles
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.rpc.messages import Renew
 
@@ -35,11 +35,11 @@ class Certificate:
 
     def __init__(
         self,
-        papers: Papers,
+        papers: NodeStateFiles,
         ask_leader: AskLeader,
         renewed: Callable[[], Awaitable[None]],
         rng: random.Random,
-        seams: Seams,
+        seams: Environment,
     ) -> None:
         self._papers = papers
         self._ask_leader = ask_leader

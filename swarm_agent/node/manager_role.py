@@ -13,12 +13,12 @@ from typing import Any
 
 from swarm_agent.agent.disk_room import Room
 from swarm_agent.config import AgentConfig
-from swarm_agent.environment import Seams
+from swarm_agent.environment import Environment
 from swarm_agent.manager.backup import Recovery
 from swarm_agent.manager.manager import Manager, ManagerSettings
 from swarm_agent.manager.rpc_handlers import ServeForwarded
 from swarm_agent.node.certificate import AskLeader, Certificate
-from swarm_agent.node.state import Papers
+from swarm_agent.node.state import NodeStateFiles
 from swarm_agent.objects.errors import FailedPrecondition, ReleaseTooOld, SwarmError, Unavailable
 from swarm_agent.objects.records import Cluster, Node
 from swarm_agent.raft.errors import LogError
@@ -38,17 +38,17 @@ JOIN_TIMEOUT_S = 15.0
 Spawn = Callable[[Coroutine[Any, Any, None], str], None]
 
 
-class ManagerSide:
+class ManagerRole:
     """``manager`` is the running one, None on a worker and while there is trouble."""
 
     def __init__(
         self,
-        papers: Papers,
+        papers: NodeStateFiles,
         config: AgentConfig,
         serve_forwarded: ServeForwarded,
         new_id: Callable[[], str],
         rng: random.Random,
-        seams: Seams,
+        seams: Environment,
         level: int,
         ask_leader: AskLeader,
         spawn: Spawn,

@@ -17,22 +17,22 @@ from swarm_agent.agent.engine_client import Engine
 from swarm_agent.agent.held_ports import HeldPorts
 from swarm_agent.agent.lease import Lease
 from swarm_agent.agent.log_sender import send_logs
-from swarm_agent.agent.network_applier import NetworkViews
+from swarm_agent.agent.network_applier import NetworkApplier
 from swarm_agent.agent.session import SessionAgent
 from swarm_agent.agent.worker import Worker
 from swarm_agent.ca import ca
 from swarm_agent.ca.identity_files import NodeIdentity
-from swarm_agent.ca.join_server import Manager as ManagerAddress
+from swarm_agent.ca.join_server import ManagerAddress
 from swarm_agent.ca.key_file import KeyFile
 from swarm_agent.config import AgentConfig
-from swarm_agent.environment import Seams
+from swarm_agent.environment import Environment
 from swarm_agent.manager.backup import Recovery
 from swarm_agent.manager.manager import Manager
 from swarm_agent.manager.rpc_handlers import ServeForwarded
 from swarm_agent.network.model import NetworkView, NodeNetwork
-from swarm_agent.node.manager_role import ManagerSide
-from swarm_agent.node.membership import Membership
-from swarm_agent.node.state import Papers
+from swarm_agent.node.manager_role import ManagerRole
+from swarm_agent.node.membership import MembershipRecord
+from swarm_agent.node.state import NodeStateFiles
 from swarm_agent.objects import features
 from swarm_agent.objects.errors import SwarmError, Unavailable
 from swarm_agent.objects.records import Cluster, HostSubnet, Node, NodeDescription, TaskStatus
@@ -51,12 +51,12 @@ FORCED_S = 2.0  # what tasks get of a node that leaves by force
 FORCED_TELL_S = 5.0  # and what managers get to let it go
 
 
-class Member:
+class LocalMember:
     """See the module. Implements ``agent.session.Orders``."""
 
     def __init__(
         self,
-        membership: Membership,
+        membership: MembershipRecord,
         identity: NodeIdentity,
         state_dir: Path,
         config: AgentConfig,
@@ -66,13 +66,13 @@ class Member:
         new_id: Callable[[], str],
         rng: random.Random,
         on_removed: Callable[[], None],
-        seams: Seams,
+        seams: Environment,
         keys: KeyFile | None,
         level: int = features.LEVEL,
     ) -> None:
         self._seams = seams
         self._level = level
-        self._papers = Papers(state_dir, membership, identity, keys)
+        self._papers = NodeStateFiles(state_dir, membership, identity, keys)
         self._config = config
         self._engine = engine
         self._network = network
@@ -87,7 +87,7 @@ class Member:
         self.session = SessionAgent(
             self, lambda: self.identity, self._known_managers, self._hello, rng, seams.rpc
         )
-        self._views = NetworkViews(network, seams.echoes)
+        self._views = NetworkApplier(network, seams.echoes)
         self.worker = Worker(
             membership.node_id,
             engine,
@@ -101,7 +101,7 @@ class Member:
             membership.cluster_id,
             self._views.engine_changed,
         )
-        self._managing = ManagerSide(
+        self._managing = ManagerRole(
             self._papers,
             config,
             serve_forwarded,
@@ -116,7 +116,7 @@ class Member:
 
     # --- what we are -----------------------------------------------------------------------------------------------
     @property
-    def membership(self) -> Membership:
+    def membership(self) -> MembershipRecord:
         return self._papers.membership
 
     @property
@@ -188,7 +188,7 @@ class Member:
         await self._managing.stop()
 
     async def stand_alone(self, host: str, data_addr: str) -> None:
-        """See ``ManagerSide.stand_alone``."""
+        """See ``ManagerRole.stand_alone``."""
         await self._managing.stand_alone(host, data_addr)
 
     async def wait_connected(self, seconds: float) -> bool:

@@ -7,11 +7,11 @@ from pathlib import Path
 import msgspec
 
 from swarm_agent.ca.identity_files import write_atomically
-from swarm_agent.ca.join_server import Manager
+from swarm_agent.ca.join_server import ManagerAddress
 from swarm_agent.objects.errors import InvalidSpec
 
 
-class Membership(msgspec.Struct, frozen=True, kw_only=True):
+class MembershipRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Which cluster, who we are in it, where we stand."""
 
     cluster_id: str
@@ -22,18 +22,18 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
     front_door_port: int = 2377
     data_addr: str
     raft_id: int = 0
-    managers: tuple[Manager, ...] = ()
+    managers: tuple[ManagerAddress, ...] = ()
 
 
-def save_membership(state_dir: Path, membership: Membership) -> None:
+def save_membership(state_dir: Path, membership: MembershipRecord) -> None:
     write_atomically(state_dir / "membership.json", msgspec.json.encode(membership))
 
 
-def load_membership(state_dir: Path) -> Membership | None:
+def load_membership(state_dir: Path) -> MembershipRecord | None:
     """InvalidSpec when the file is there but makes no sense."""
     path = state_dir / "membership.json"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Membership)
+        return msgspec.json.decode(path.read_bytes(), type=MembershipRecord)
     except FileNotFoundError:
         return None
     except msgspec.DecodeError as err:

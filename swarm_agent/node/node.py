@@ -29,16 +29,16 @@ from swarm_agent.ca.join_server import Issued, IssueRequest, JoinRefused, ask_fo
 from swarm_agent.ca.key_file import KeyFile, LockedKeys, load_keys, remove_keys
 from swarm_agent.ca.tokens import parse_token
 from swarm_agent.config import AgentConfig
-from swarm_agent.environment import Seams
+from swarm_agent.environment import Environment
 from swarm_agent.http.client import EngineUnreachable
 from swarm_agent.http.server import HttpError
-from swarm_agent.manager.backup import VERSION, Head, Recovery, seal, unseal
+from swarm_agent.manager.backup import VERSION, BackupHeader, Recovery, seal, unseal
 from swarm_agent.manager.manager import Manager
 from swarm_agent.manager.rpc_handlers import ServeForwarded
 from swarm_agent.network.model import NodeNetwork
-from swarm_agent.node.bootstrap import Place, found, refound
-from swarm_agent.node.member import Member
-from swarm_agent.node.membership import Membership, load_membership, save_membership
+from swarm_agent.node.bootstrap import ManagerAddresses, bootstrap, recover
+from swarm_agent.node.member import LocalMember
+from swarm_agent.node.membership import MembershipRecord, load_membership, save_membership
 from swarm_agent.objects import features
 from swarm_agent.objects.errors import NoLeader, SwarmError, Unavailable
 from swarm_agent.objects.records import Cluster, Node, UnlockKey
@@ -59,7 +59,7 @@ LAST_MANAGER = (
 )
 
 
-class Host:
+class LocalNode:
     """``member`` is None while this host is none, or cannot be one yet."""
 
     def __init__(
@@ -70,7 +70,7 @@ class Host:
         serve_forwarded: ServeForwarded,
         new_id: Callable[[], str],
         rng: random.Random,
-        seams: Seams,
+        seams: Environment,
     ) -> None:
         self._config = config
         self._engine = engine
@@ -80,7 +80,7 @@ class Host:
         self._rng = rng
         self._seams = seams
         self._state_dir = Path(config.state_dir)
-        self.member: Member | None = None
+        self.member: LocalMember | None = None
         self._error = ""
         self._pending = False
         self._locked: LockedKeys | None = None  # what an unlock key is wanted for
@@ -138,7 +138,7 @@ class Host:
             self._pending = True
             self._spawn(self._resume(membership, identity, keys))
 
-    def _readdressed(self, membership: Membership) -> Membership:
+    def _readdressed(self, membership: MembershipRecord) -> MembershipRecord:
         """With the address the configuration names. The leader learns it as soon as we reach it."""
         host = self._config.advertise_addr
         if not host or host == membership.advertise_host:
@@ -164,7 +164,9 @@ class Host:
         if self.member is not None:
             await self.member.stop()
 
-    async def _resume(self, membership: Membership, identity: NodeIdentity, keys: KeyFile | None) -> None:
+    async def _resume(
+        self, membership: MembershipRecord, identity: NodeIdentity, keys: KeyFile | None
+    ) -> None:
         """Start the member, again and again while the engine or a port is not there."""
         while True:
             member = self._make_member(membership, identity, keys)
@@ -195,8 +197,10 @@ class Host:
         if not task.cancelled() and task.exception() is not None:
             log.debug("a change of this host's membership ended with an error", exc_info=task.exception())
 
-    def _make_member(self, membership: Membership, identity: NodeIdentity, keys: KeyFile | None) -> Member:
-        return Member(
+    def _make_member(
+        self, membership: MembershipRecord, identity: NodeIdentity, keys: KeyFile | None
+    ) -> LocalMember:
+        return LocalMember(
             membership,
             identity,
             self._state_dir,
@@ -241,8 +245,8 @@ class Host:
                 raise HttpError(
                     501, "--data-path-port other than 4789 is not supported by this version of swarm-agent"
                 )
-            place = Place(host, data_addr, listen_host, port, self._config.rpc_port)
-            new = found(request, place, self._new_id, self._seams.certificates, self._config.level)
+            place = ManagerAddresses(host, data_addr, listen_host, port, self._config.rpc_port)
+            new = bootstrap(request, place, self._new_id, self._seams.certificates, self._config.level)
             member = await self._become(new.membership, new.identity, (new.cluster, new.node))
             await member.wait_connected(JOIN_WAIT_S)
             return new.node.id
@@ -285,7 +289,7 @@ class Host:
             raise Unavailable(
                 f"no majority of managers answers, and a backup without it could be old: {err}"
             ) from err
-        head = Head(
+        head = BackupHeader(
             version=VERSION,
             cluster_id=manager.settings.cluster_id,
             created=self._seams.now(),
@@ -315,8 +319,8 @@ class Host:
             address = self._seams.address
             host = await address(wanted, "advertise address")
             data_addr = await address(options.data_path_addr or host, "data path address")
-            place = Place(host, data_addr, listen_host, port, self._config.rpc_port)
-            new = refound(state.cluster, place, self._new_id, self._seams.certificates)
+            place = ManagerAddresses(host, data_addr, listen_host, port, self._config.rpc_port)
+            new = recover(state.cluster, place, self._new_id, self._seams.certificates)
             member = await self._become(
                 new.membership, new.identity, None, Recovery(meta, pieces, new.node), state.cluster.unlock
             )
@@ -342,7 +346,7 @@ class Host:
             identity, issued = await self._get_certificate(
                 remotes, token, request.availability or "", hostname
             )
-            membership = Membership(
+            membership = MembershipRecord(
                 cluster_id=issued.cluster_id,
                 node_id=issued.node_id,
                 role=issued.role,
@@ -356,7 +360,7 @@ class Host:
             if not await self._joined(member):
                 raise PlainUnavailable(JOIN_TIMEOUT)
 
-    async def _joined(self, member: Member) -> bool:
+    async def _joined(self, member: LocalMember) -> bool:
         deadline = asyncio.get_running_loop().time() + JOIN_WAIT_S
         if not await member.wait_connected(JOIN_WAIT_S):
             return False
@@ -405,12 +409,12 @@ class Host:
 
     async def _become(
         self,
-        membership: Membership,
+        membership: MembershipRecord,
         identity: NodeIdentity,
         founding: tuple[Cluster, Node] | None,
         recovery: Recovery | None = None,
         unlock: UnlockKey | None = None,
-    ) -> Member:
+    ) -> LocalMember:
         """``founding``, ``recovery``: with it a cluster begins. Its unlock key, if it has one, locks our keys before they reach the disk."""
         if unlock is None:
             unlock = founding[0].unlock if founding is not None else UnlockKey()
@@ -490,7 +494,7 @@ class Host:
             resuming = self._spawn(self._resume(membership, identity, keys))
             await asyncio.wait([resuming], timeout=JOIN_WAIT_S)
 
-    def _leave_warning(self, member: Member) -> str:
+    def _leave_warning(self, member: LocalMember) -> str:
         assert member.manager is not None
         voters = [m for m in member.manager.status.members if not m.learner]
         if len(voters) == 1:

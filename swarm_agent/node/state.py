@@ -9,18 +9,18 @@ from pathlib import Path
 import msgspec
 
 from swarm_agent.ca.identity_files import NodeIdentity, remove_identity, save_identity
-from swarm_agent.ca.join_server import Manager
+from swarm_agent.ca.join_server import ManagerAddress
 from swarm_agent.ca.key_file import Entropy, KeyFile, remove_keys
-from swarm_agent.node.membership import Membership, forget_membership, save_membership
+from swarm_agent.node.membership import MembershipRecord, forget_membership, save_membership
 
 log = logging.getLogger(__name__)
 
 
-class Papers:
+class NodeStateFiles:
     """Changes are on disk before anybody sees them."""
 
     def __init__(
-        self, state_dir: Path, membership: Membership, identity: NodeIdentity, keys: KeyFile | None
+        self, state_dir: Path, membership: MembershipRecord, identity: NodeIdentity, keys: KeyFile | None
     ) -> None:
         self.state_dir = state_dir
         self.membership = membership
@@ -40,7 +40,7 @@ class Papers:
             self._saved = changed
         self.membership = changed
 
-    def hear_of(self, managers: tuple[Manager, ...]) -> None:
+    def hear_of(self, managers: tuple[ManagerAddress, ...]) -> None:
         """Where the managers are. A full disk is no reason to go without knowing: we are told again."""
         try:
             self.remember(managers=managers)

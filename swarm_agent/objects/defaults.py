@@ -36,7 +36,7 @@ ELECTION_TICK = 10
 HEARTBEAT_TICK = 1
 
 
-class Restart(NamedTuple):
+class RestartSettings(NamedTuple):
     condition: str
     delay: int
     max_attempts: int
@@ -97,9 +97,9 @@ def job(spec: ServiceSpec) -> Job:
     )
 
 
-def restart(template: TaskTemplate) -> Restart:
+def restart(template: TaskTemplate) -> RestartSettings:
     policy = template.restart_policy or RestartPolicy()
-    return Restart(
+    return RestartSettings(
         policy.condition or "any",
         5 * SECOND if policy.delay is None else policy.delay,
         policy.max_attempts or 0,

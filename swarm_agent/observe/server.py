@@ -9,13 +9,13 @@ from collections import Counter
 from typing import Any, Protocol
 
 from swarm_agent import __version__
-from swarm_agent.gate import Gate, Limits, Visitor, open_streams, tcp_listener
+from swarm_agent.gate import Gate, GateLimits, Visitor, open_streams, tcp_listener
 from swarm_agent.objects.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
 LAG_EVERY_S = 0.25
-LIMITS = Limits(seconds=5.0, waiting=256, per_source=256, speaking=32)  # until a request is complete
+LIMITS = GateLimits(seconds=5.0, waiting=256, per_source=256, speaking=32)  # until a request is complete
 
 
 class Observed(Protocol):

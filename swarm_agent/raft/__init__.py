@@ -20,7 +20,7 @@ from swarm_agent.raft.errors import (
     TransferFailed,
     WrongOwner,
 )
-from swarm_agent.raft.loops import Home, OwnThread, SameLoop, run_on
+from swarm_agent.raft.loops import LoopHost, OwnThread, SameLoop, run_on
 from swarm_agent.raft.node import RaftNode
 from swarm_agent.raft.status import PeerProgress, RaftStatus, StateMachine
 from swarm_agent.raft.wire import Transport
@@ -28,9 +28,9 @@ from swarm_agent.raft.wire import Transport
 __all__ = [
     "Disk",
     "EntryTooLarge",
-    "Home",
     "LogCorrupt",
     "LogError",
+    "LoopHost",
     "Member",
     "MembershipRefused",
     "NotLeader",

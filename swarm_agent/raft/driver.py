@@ -48,7 +48,7 @@ State = tuple[SnapshotMeta, Iterable[bytes]]
 PART_ENTRIES = 64  # committed entries handed on in one call: the owner may do something else between two
 
 
-class Desk(Protocol):
+class DriverListener(Protocol):
     """What the driver tells its owner. Every call is posted, none returns anything."""
 
     def logged(self, tickets: tuple[int, ...], first_index: int, term: int) -> None:
@@ -92,7 +92,7 @@ class Driver:
         transport: wire.Transport,
         rng: random.Random,
         post: Callable[..., None],
-        desk: Desk,
+        desk: DriverListener,
     ) -> None:
         self._config = config
         self._retention = config.retention

@@ -67,7 +67,7 @@ class Mailbox:
         self._calls.clear()
 
 
-class Home(Protocol):
+class LoopHost(Protocol):
     """The loop Raft runs on. ``enter`` from the owner's loop before anything else; ``leave`` at the end."""
 
     raft: Mailbox
@@ -131,7 +131,7 @@ class OwnThread:
         await asyncio.to_thread(thread.join)
 
 
-async def run_on(home: Home, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+async def run_on(home: LoopHost, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine on Raft's loop and wait for it on the owner's. Cancelling here cancels it there."""
     if home.raft.closed:
         raise Stopped

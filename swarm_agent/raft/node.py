@@ -33,7 +33,7 @@ from swarm_agent.raft.disk import Disk
 from swarm_agent.raft.driver import Driver
 from swarm_agent.raft.errors import EntryTooLarge, NotLeader, OutcomeUnknown, Stopped
 from swarm_agent.raft.log import Codec, Log, Owner, Recovered
-from swarm_agent.raft.loops import Home, SameLoop, run_on
+from swarm_agent.raft.loops import LoopHost, SameLoop, run_on
 from swarm_agent.raft.pending import Proposals, Reads
 from swarm_agent.raft.status import RaftStatus, StateMachine
 
@@ -60,7 +60,7 @@ class RaftNode:
         bootstrap: Member | None,
         codec: Codec | None = None,
         begin: Begin | None = None,
-        home: Home | None = None,
+        home: LoopHost | None = None,
     ) -> RaftNode:
         """Recover and begin. ``bootstrap``: this member, to found a cluster of one if the disk is empty. Without it a
         member with an empty disk waits for the leader that adds it. ``codec``: how records are stored, None for as they are.
@@ -92,7 +92,7 @@ class RaftNode:
         return node
 
     def __init__(
-        self, config: RaftConfig, fsm: StateMachine, recovered: Recovered, home: Home, rng: random.Random
+        self, config: RaftConfig, fsm: StateMachine, recovered: Recovered, home: LoopHost, rng: random.Random
     ) -> None:
         self._config = config
         self._retention = config.retention

@@ -26,7 +26,7 @@ from urllib.parse import unquote
 from swarm_agent.ca import tls
 from swarm_agent.ca.ca import Subject
 from swarm_agent.ca.identity_files import NodeIdentity
-from swarm_agent.gate import Gate, Limits, Visitor, tcp_listener
+from swarm_agent.gate import Gate, GateLimits, Visitor, tcp_listener
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Front:
         folder.mkdir(mode=0o700, parents=True)
         self._numbers = itertools.count(1)
         self._gate = Gate(
-            "rpc port", self._serve, Limits(seconds=HANDSHAKE_S, starts_per_second=STARTS_PER_SECOND)
+            "rpc port", self._serve, GateLimits(seconds=HANDSHAKE_S, starts_per_second=STARTS_PER_SECOND)
         )
         self._context: ssl.SSLContext | None = None
         self._peers: dict[str, Subject] = {}

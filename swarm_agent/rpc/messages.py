@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from swarm_agent.ca.join_server import Issued, IssueRequest, Manager
+from swarm_agent.ca.join_server import Issued, IssueRequest, ManagerAddress
 from swarm_agent.network.model import NetworkView
 from swarm_agent.objects import features
 from swarm_agent.objects.records import Node, NodeDescription, Revision, Task, TaskStatus
@@ -111,7 +111,7 @@ class NodeChanged(msgspec.Struct, frozen=True, tag="node"):
 
 
 class Managers(msgspec.Struct, frozen=True, tag="managers"):
-    managers: tuple[Manager, ...]
+    managers: tuple[ManagerAddress, ...]
 
 
 class LogsWanted(msgspec.Struct, frozen=True, tag="logs"):

@@ -19,7 +19,7 @@ from typing import Any, Protocol, cast
 
 from swarm_agent.ca import ca, tls
 from swarm_agent.ca.identity_files import NodeIdentity
-from swarm_agent.gate import Gate, Limits, Visitor, tcp_listener
+from swarm_agent.gate import Gate, GateLimits, Visitor, tcp_listener
 from swarm_agent.objects.errors import PermissionDenied, Unavailable
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ _LENGTH = struct.Struct(">I")
 MAX_FRAME = 16 << 20
 MAX_BACKLOG = 32 << 20  # bytes a peer may owe us; beyond it frames are dropped
 HANDSHAKE_S = 5.0
-LIMITS = Limits(seconds=HANDSHAKE_S, speaking=32, starts_per_second=100.0)
+LIMITS = GateLimits(seconds=HANDSHAKE_S, speaking=32, starts_per_second=100.0)
 SILENCE_MS = 5000  # unacknowledged for so long, a connection is dead
 ALPN = "swarm-raft/1"
 
@@ -36,7 +36,7 @@ Take = Callable[[bytes, str], None]
 """Gets each frame and the node id its sender proved."""
 
 
-class Link(Protocol):
+class RaftLink(Protocol):
     """A way to one manager."""
 
     def send(self, frame: bytes) -> None:
@@ -48,14 +48,14 @@ class Link(Protocol):
     def close(self) -> None: ...
 
 
-class Listener(Protocol):
+class LinkListener(Protocol):
     def renewed(self) -> None:
         """Show the identity we have now, from the next handshake on."""
 
     async def close(self) -> None: ...
 
 
-class Links(Protocol):
+class RaftLinks(Protocol):
     """How managers connect. ``Tls`` is the real one, ``tests.lib.fake_rpc.FakeLinks`` its double. Everything runs on the loop it is
     called on."""
 
@@ -66,17 +66,17 @@ class Links(Protocol):
         identity: Callable[[], NodeIdentity],
         admit: Callable[[ca.Subject], None],
         take: Take,
-    ) -> Listener:
+    ) -> LinkListener:
         """``admit`` raises PermissionDenied for managers that are not wanted. Raises Unavailable when the port is taken."""
         ...
 
-    async def connect(self, addr: str, identity: NodeIdentity, node_id: str) -> Link:
+    async def connect(self, addr: str, identity: NodeIdentity, node_id: str) -> RaftLink:
         """To the manager ``node_id`` and no other. Raises Unavailable."""
         ...
 
 
 class Tls:
-    """Implements ``Links``."""
+    """Implements ``RaftLinks``."""
 
     async def listen(
         self,
@@ -85,7 +85,7 @@ class Tls:
         identity: Callable[[], NodeIdentity],
         admit: Callable[[ca.Subject], None],
         take: Take,
-    ) -> Listener:
+    ) -> LinkListener:
         listener = _TlsListener(identity, admit, take)
         try:
             listener.start(host, port)
@@ -96,7 +96,7 @@ class Tls:
             ) from err
         return listener
 
-    async def connect(self, addr: str, identity: NodeIdentity, node_id: str) -> Link:
+    async def connect(self, addr: str, identity: NodeIdentity, node_id: str) -> RaftLink:
         host, _, port = addr.rpartition(":")
         context = tls.mutual_client(identity)
         context.set_alpn_protocols([ALPN])
@@ -113,7 +113,7 @@ class Tls:
 
 
 class _Outgoing(asyncio.Protocol):
-    """Implements ``Link``."""
+    """Implements ``RaftLink``."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -192,7 +192,7 @@ class _Incoming(asyncio.Protocol):
 
 
 class _TlsListener:
-    """Implements ``Listener``."""
+    """Implements ``LinkListener``."""
 
     def __init__(
         self, identity: Callable[[], NodeIdentity], admit: Callable[[ca.Subject], None], take: Take

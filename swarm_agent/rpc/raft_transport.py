@@ -14,7 +14,7 @@ from swarm_agent.ca.ca import Subject
 from swarm_agent.ca.identity_files import NodeIdentity
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.raft import Member
-from swarm_agent.rpc.raft_links import Link, Links, Listener
+from swarm_agent.rpc.raft_links import LinkListener, RaftLink, RaftLinks
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +31,14 @@ class _Peer:
         port: int,
         identity: Callable[[], NodeIdentity],
         lost: Callable[[int], None],
-        links: Links,
+        links: RaftLinks,
     ) -> None:
         self.member = member
         self._addr = f"{member.addr.rpartition(':')[0]}:{port}"
         self._links = links
         self._identity = identity
         self._lost = lost
-        self._link: Link | None = None
+        self._link: RaftLink | None = None
         self._queue: deque[bytes] = deque(maxlen=MAX_QUEUED)
         self.task = asyncio.get_running_loop().create_task(self._run(), name=f"raft to {member.node_id}")
 
@@ -87,13 +87,17 @@ class PeerTransport:
     """Implements ``raft.Transport``."""
 
     def __init__(
-        self, identity: Callable[[], NodeIdentity], links: Links, port: int, admit: Callable[[Subject], None]
+        self,
+        identity: Callable[[], NodeIdentity],
+        links: RaftLinks,
+        port: int,
+        admit: Callable[[Subject], None],
     ) -> None:
         self._identity = identity
         self._admit = admit
         self._links = links
         self._port = port
-        self._listener: Listener | None = None
+        self._listener: LinkListener | None = None
         self._peers: dict[int, _Peer] = {}
         self.receive: Callable[[bytes, str], None] = lambda frame, bearer: None  # noqa: ARG005 - set once the node is up
         self.lost: Callable[[int], None] = lambda raft_id: None  # noqa: ARG005

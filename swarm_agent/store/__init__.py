@@ -6,16 +6,16 @@ Owns what an entry of the log means. Refuses to know how an entry gets agreed on
 
 from __future__ import annotations
 
-from swarm_agent.store.pending_view import Overlay
+from swarm_agent.store.pending_view import PendingView
 from swarm_agent.store.snapshots import DamagedSnapshot
 from swarm_agent.store.store import ApplyResult, Change, Store
 from swarm_agent.store.tables import Rows, View, slot_key
 from swarm_agent.store.writes import (
     Delete,
-    Entry,
     Group,
     Put,
     SetStatus,
+    StoreEntry,
     UnknownEntry,
     Write,
     decode_entry,
@@ -27,13 +27,13 @@ __all__ = [
     "Change",
     "DamagedSnapshot",
     "Delete",
-    "Entry",
     "Group",
-    "Overlay",
+    "PendingView",
     "Put",
     "Rows",
     "SetStatus",
     "Store",
+    "StoreEntry",
     "UnknownEntry",
     "View",
     "Write",

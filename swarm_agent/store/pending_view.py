@@ -98,7 +98,7 @@ class _Rows(Generic[R]):
         return len(self.base) + new - sum(1 for i in self.gone if i in self.base.rows)
 
 
-class Overlay:
+class PendingView:
     """A view with writes on top. Writes are collected under the group key set by :meth:`group`.
 
     A row written twice under different keys stays in the first group: the two decisions stand or fall together.

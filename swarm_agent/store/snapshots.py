@@ -2,7 +2,7 @@
 
 Up to feature level 1 a snapshot is what the first release wrote, one msgpack array, so that it can be given back to that release
 or sent to a manager that still runs it. From level 2 on it is a head and frames: ``0xC1`` (no msgpack document begins so), the
-number of the format, then frames of a four-byte length and that much msgpack. The first frame is a :class:`Head`, each
+number of the format, then frames of a four-byte length and that much msgpack. The first frame is a :class:`SnapshotHeader`, each
 following one a list of rows; the head says how many rows there are, so that one that was cut off is told from a
 whole one. Where the stream is cut into pieces means nothing: whoever carries it may cut it anew.
 
@@ -36,7 +36,7 @@ class NewerFormat(DamagedSnapshot):
     """A later release wrote it."""
 
 
-class Head(msgspec.Struct, frozen=True):
+class SnapshotHeader(msgspec.Struct, frozen=True):
     """What a snapshot says of itself before its rows; later fields have defaults, so that older snapshots read."""
 
     index: int
@@ -58,7 +58,7 @@ class SnapshotView:
 
     def __init__(self, index: int, now: int, level: int, tables: Iterable[Sequence[AnyRecord]]) -> None:
         self._tables = tuple(tables)
-        self._head = Head(index, now, sum(map(len, self._tables)), level)
+        self._head = SnapshotHeader(index, now, sum(map(len, self._tables)), level)
 
     def __iter__(self) -> Iterator[bytes]:
         parts = self._frames() if self._head.level >= features.SNAPSHOT_FRAMES else self._one_array()
@@ -106,7 +106,7 @@ def _array_head(length: int) -> bytes:
     return b"\xdd" + length.to_bytes(4, "big")
 
 
-def read_snapshot(pieces: Iterable[bytes]) -> tuple[Head, Iterator[list[AnyRecord]]]:
+def read_snapshot(pieces: Iterable[bytes]) -> tuple[SnapshotHeader, Iterator[list[AnyRecord]]]:
     """The head, and the rows in lists, decoded as they are asked for.
 
     Raises:
@@ -116,11 +116,11 @@ def read_snapshot(pieces: Iterable[bytes]) -> tuple[Head, Iterator[list[AnyRecor
     try:
         if stream.peek() != MARK:
             found = msgspec.msgpack.decode(stream.rest(), type=FirstFormat)
-            return Head(found.index, found.now, len(found.rows)), iter([found.rows])
+            return SnapshotHeader(found.index, found.now, len(found.rows)), iter([found.rows])
         number = stream.take(2)[1]
         if number != FORMAT:
             raise NewerFormat(f"the snapshot has format {number}, this release reads 1 and {FORMAT}")
-        head = msgspec.msgpack.decode(stream.frame(), type=Head)
+        head = msgspec.msgpack.decode(stream.frame(), type=SnapshotHeader)
     except msgspec.DecodeError as err:
         raise DamagedSnapshot(f"the snapshot cannot be read: {err}") from err
     return head, _rows(stream, head.rows)

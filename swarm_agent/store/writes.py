@@ -47,7 +47,7 @@ class Group(msgspec.Struct, frozen=True, gc=False):
     writes: tuple[Write, ...]
 
 
-class Entry(msgspec.Struct, frozen=True, gc=False):
+class StoreEntry(msgspec.Struct, frozen=True, gc=False):
     """One log entry. ``now``: the proposer's clock, nanoseconds, stamped on what it writes."""
 
     now: int
@@ -55,14 +55,14 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Entry)
+_decoder = msgspec.msgpack.Decoder(StoreEntry)
 
 
-def encode_entry(entry: Entry) -> bytes:
+def encode_entry(entry: StoreEntry) -> bytes:
     return _encoder.encode(entry)
 
 
-def decode_entry(data: bytes) -> Entry:
+def decode_entry(data: bytes) -> StoreEntry:
     """UnknownEntry when the bytes are an entry, but not one this release can do."""
     try:
         return _decoder.decode(data)

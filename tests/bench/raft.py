@@ -19,7 +19,7 @@ from typing import Any
 
 import uvloop
 
-from swarm_agent.store import Entry, Group, encode_entry
+from swarm_agent.store import Group, StoreEntry, encode_entry
 from tests.bench.raft_process import percentile, proposers, summary
 from tests.bench.raft_report import write_section
 from tests.bench.raft_subjects import NUMBERS, Batcher, Cluster, Etcd, Ours, cpu_s, own_cpu_s, rss_mb, running
@@ -192,7 +192,7 @@ async def bench_store(folder: Path, restarts: int) -> dict[str, Any]:
         tasks = [t.id for t in world.store.tasks.all()][:REPLAYED]
         groups: list[Group] = [set_status(world, world.store.tasks.get(id_)) for id_ in tasks]
         for start in range(0, len(groups), 250):
-            entries = [encode_entry(Entry(world.now, (group,))) for group in groups[start : start + 250]]
+            entries = [encode_entry(StoreEntry(world.now, (group,))) for group in groups[start : start + 250]]
             answers = await asyncio.gather(*(ours.propose(leader, data) for data in entries))
             assert all(accepted for _, accepted in answers)
         out["disk_mb"] = _size_mb(Path(ours.disk(follower)))

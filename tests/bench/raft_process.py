@@ -26,7 +26,7 @@ from swarm_agent.objects.errors import SwarmError
 from swarm_agent.raft import Member, OwnThread, RaftConfig, RaftNode, RealDisk, run_on
 from swarm_agent.raft.log import DataKey, DataKeys, SealedCodec
 from swarm_agent.raft.status import StateMachine
-from swarm_agent.rpc.raft_links import Link, Listener, Take, Tls
+from swarm_agent.rpc.raft_links import LinkListener, RaftLink, Take, Tls
 from swarm_agent.rpc.raft_transport import PeerTransport
 from swarm_agent.store import Store
 
@@ -91,10 +91,10 @@ class OneAddress:
         identity: Callable[[], NodeIdentity],
         admit: Callable[[ca.Subject], None],
         take: Take,
-    ) -> Listener:
+    ) -> LinkListener:
         return await self._tls.listen(host, port, identity, admit, take)
 
-    async def connect(self, addr: str, identity: NodeIdentity, node_id: str) -> Link:
+    async def connect(self, addr: str, identity: NodeIdentity, node_id: str) -> RaftLink:
         return await self._tls.connect(f"127.0.0.1:{self._ports[node_id]}", identity, node_id)
 
 

@@ -31,7 +31,7 @@ from swarm_agent.objects.specs import (
     SpreadOver,
 )
 from tests.bench.sections import write_section
-from tests.lib.scheduler_fixture import Desk, GiB
+from tests.lib.scheduler_fixture import GiB, SchedulerFixture
 
 ROOT = Path(__file__).parents[2]
 BEGIN = "<!-- from here on: written by ./run bench scheduler -->"
@@ -70,8 +70,8 @@ SHAPES = (
 )
 
 
-def world(shape: Shape) -> Desk:
-    desk = Desk()
+def world(shape: Shape) -> SchedulerFixture:
+    desk = SchedulerFixture()
     size = max(8 * GiB, 2 * shape.tasks // shape.nodes * GiB)
     for number in range(shape.nodes):
         desk.node(

@@ -47,7 +47,17 @@ from swarm_agent.objects.specs import (
     TaskTemplate,
     UpdateConfig,
 )
-from swarm_agent.store import Change, Delete, Entry, Group, Overlay, Put, SetStatus, Store, encode_entry
+from swarm_agent.store import (
+    Change,
+    Delete,
+    Group,
+    PendingView,
+    Put,
+    SetStatus,
+    Store,
+    StoreEntry,
+    encode_entry,
+)
 
 replace = msgspec.structs.replace
 BATCH = 1000
@@ -99,7 +109,7 @@ class World:
 
     def entry(self, *groups: Group) -> bytes:
         self.now += 1_000_000
-        return encode_entry(Entry(self.now, groups))
+        return encode_entry(StoreEntry(self.now, groups))
 
     def apply(self, data: bytes) -> None:
         assert all(self.store.apply(self.store.index + 1, 1, data).accepted)
@@ -233,7 +243,7 @@ def bench_views(world: World) -> None:
     tasks = list(store.tasks.all())
 
     def overlay_pass() -> None:
-        view = Overlay(store)
+        view = PendingView(store)
         for task in tasks[:1000]:
             view.group(task.service_id)
             view.put(replace(task, desired_state=TaskState.SHUTDOWN))

@@ -1,6 +1,6 @@
 """A cluster on paper: a real store and the real controllers, nodes that obey at once, and a clock one turns by hand.
 
-For tests of decisions. Nothing here runs, waits or talks; :meth:`PaperCluster.settle` applies passes and node reports
+For tests of decisions. Nothing here runs, waits or talks; :meth:`ModelCluster.settle` applies passes and node reports
 until nothing changes any more.
 """
 
@@ -37,12 +37,12 @@ from swarm_agent.objects.records import (
     UpdateStatus,
 )
 from swarm_agent.objects.specs import ClusterSpec, NetworkCreate, NodeSpec, ServiceSpec
-from swarm_agent.store import Delete, Entry, Group, Put, Store, encode_entry
+from swarm_agent.store import Delete, Group, Put, Store, StoreEntry, encode_entry
 
 GiB = 1 << 30
 
 
-class PaperCluster:
+class ModelCluster:
     """See the module. ``start`` is the clock at the beginning, nanoseconds."""
 
     def __init__(self, seed: int = 1, start: int = 1_000_000 * SECOND, level: int = features.LEVEL) -> None:
@@ -72,7 +72,7 @@ class PaperCluster:
     # --- writing -----------------------------------------------------------------------------------------------
     def commit(self, groups: tuple[Group, ...]) -> tuple[bool, ...]:
         self._index += 1
-        return self.store.apply(self._index, 1, encode_entry(Entry(self.now, groups))).accepted
+        return self.store.apply(self._index, 1, encode_entry(StoreEntry(self.now, groups))).accepted
 
     def write(self, *rows: Record) -> None:
         writes = []
@@ -82,7 +82,7 @@ class PaperCluster:
         assert self.commit((Group("test", tuple(writes)),)) == (True,)
 
     @classmethod
-    def of(cls, *names: str) -> PaperCluster:
+    def of(cls, *names: str) -> ModelCluster:
         """With these nodes, not settled yet."""
         made = cls()
         for name in names:

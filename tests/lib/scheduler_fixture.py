@@ -1,6 +1,6 @@
 """The scheduler alone: a store, its books and tasks that wait, without orchestrators, nodes or a clock that runs.
 
-For tests of placement and for the bench. Each :meth:`Desk.run` is one pass of the scheduler over everything that waits, committed.
+For tests of placement and for the bench. Each :meth:`SchedulerFixture.run` is one pass of the scheduler over everything that waits, committed.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import msgspec
 
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.control.scheduler.scheduler import place
-from swarm_agent.control.scheduler.usage import Ledger
-from swarm_agent.control.transaction import Pass
+from swarm_agent.control.scheduler.usage import ClusterUsage
+from swarm_agent.control.transaction import Transaction
 from swarm_agent.objects import features
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.defaults import SECOND
@@ -40,19 +40,19 @@ from swarm_agent.objects.specs import (
     ServiceSpec,
     TaskTemplate,
 )
-from swarm_agent.store import Change, Delete, Entry, Group, Put, Store, encode_entry
+from swarm_agent.store import Change, Delete, Group, Put, Store, StoreEntry, encode_entry
 
 replace = msgspec.structs.replace
 GiB = 1 << 30
 
 
-class Desk:
+class SchedulerFixture:
     """See the module. Nodes and services are known by their names; a service's id is its name."""
 
     def __init__(self, start: int = 1_000_000 * SECOND) -> None:
         self.now = start
         self.store = Store()
-        self.ledger = Ledger(self.store)
+        self.ledger = ClusterUsage(self.store)
         self.store.watch(self._book)
         self._rng = random.Random(1)
         self._made = 0
@@ -75,7 +75,7 @@ class Desk:
 
     # --- writing -------------------------------------------------------------------------------------------------------
     def commit(self, groups: tuple[Group, ...]) -> None:
-        result = self.store.apply(self.store.index + 1, 1, encode_entry(Entry(self.now, groups)))
+        result = self.store.apply(self.store.index + 1, 1, encode_entry(StoreEntry(self.now, groups)))
         assert all(result.accepted)
 
     def write(self, *rows: Record) -> None:
@@ -179,7 +179,7 @@ class Desk:
 
     def pass_of(self, tasks: list[Task], most: int = 1 << 30) -> tuple[tuple[Group, ...], list[Task]]:
         """The writes of one pass over these tasks, and those it left for the next."""
-        p = Pass(self.store, self.ledger, self.now, lambda: new_id(self._rng), most)
+        p = Transaction(self.store, self.ledger, self.now, lambda: new_id(self._rng), most)
         try:
             left = place(p, tasks)
         finally:

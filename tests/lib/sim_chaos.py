@@ -19,7 +19,7 @@ from tests.lib.fake_rpc import RpcFaults
 from tests.lib.sim_checks import ClusterChecks, Violation, unsettled
 from tests.lib.sim_cluster import NotSettled, SimCluster, simulation
 from tests.lib.sim_host import SimHost
-from tests.lib.workload import CALL_S, People
+from tests.lib.workload import CALL_S, Workload
 
 
 class SimPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +58,7 @@ class _Story:
         self.plan = plan
         self.checks = ClusterChecks(cluster)
         self.rng = random.Random(cluster.rng.getrandbits(64))
-        self.people = People(cluster, self.rng)
+        self.people = Workload(cluster, self.rng)
         self._deeds = 0
         self._leaving: dict[str, None] = {}  # names of hosts
         self._work: dict[asyncio.Task[None], None] = {}

@@ -13,7 +13,7 @@ from swarm_agent.control.orchestrator.update import going
 from swarm_agent.control.orchestrator.update_progress import PAUSED
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.control.scheduler.feasibility import host_ports
-from swarm_agent.control.scheduler.usage import Ledger, bare, reserved
+from swarm_agent.control.scheduler.usage import ClusterUsage, bare, reserved
 from swarm_agent.manager.manager import Manager
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches
@@ -479,7 +479,7 @@ def _books(cluster: SimCluster) -> str:
     manager = cluster.leader().manager
     assert manager is not None
     assert manager.duties is not None
-    kept, fresh = manager.duties.control.controllers.ledger, Ledger(manager.store)
+    kept, fresh = manager.duties.control.controllers.ledger, ClusterUsage(manager.store)
     for what in ("published", "subnets", "vnis", "numbers"):
         if getattr(kept, what) != getattr(fresh, what):
             raise Violation(f"seed {cluster.seed}: the ledger's {what} are not what the rows say")

@@ -22,7 +22,7 @@ from swarm_agent.api.router import ForwardedRequest
 from swarm_agent.ca import ca
 from swarm_agent.config import AgentConfig
 from swarm_agent.daemon import Daemon
-from swarm_agent.environment import Seams
+from swarm_agent.environment import Environment
 from swarm_agent.http.server import error_response
 from swarm_agent.manager.manager import Manager
 from swarm_agent.node.membership import load_membership
@@ -283,7 +283,7 @@ class Process:
         )  # what the real one keeps on disk it derives anew from the first view
         random_ = random.Random(host.rng.getrandbits(64))
         endpoint = RpcEndpoint(host.net, host.addr, host.now, self.spawn)
-        seams = Seams(
+        seams = Environment(
             now=host.now,
             boottime=host.boottime,
             guard=lambda _: host.guard,

@@ -64,7 +64,7 @@ class _Declared:
         return self.ever if self.goes_back else set(self.wishes.values())
 
 
-class People:
+class Workload:
     """``run`` as many as there are people, each at the socket of some manager."""
 
     def __init__(self, cluster: SimCluster, rng: random.Random) -> None:

@@ -10,7 +10,7 @@ from swarm_agent.control.orchestrator import global_, slot_index
 from swarm_agent.control.orchestrator.slot import is_current
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.control.tasks import live
-from swarm_agent.control.transaction import Pass
+from swarm_agent.control.transaction import Transaction
 from swarm_agent.objects import defaults
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import NodeState, TaskState
@@ -27,7 +27,7 @@ from swarm_agent.objects.specs import (
     TaskTemplate,
     UpdateConfig,
 )
-from tests.lib.model_cluster import PaperCluster
+from tests.lib.model_cluster import ModelCluster
 
 STATES = [s for s in TaskState if s != TaskState.REMOVE]
 DESIRED = (TaskState.READY, TaskState.RUNNING, TaskState.SHUTDOWN, TaskState.REMOVE)
@@ -69,7 +69,7 @@ def a_mode(rng: random.Random) -> ServiceMode:
     )
 
 
-def a_mess(rng: random.Random, c: PaperCluster, sid: str, revisions: list[str], mode: ServiceMode) -> None:
+def a_mess(rng: random.Random, c: ModelCluster, sid: str, revisions: list[str], mode: ServiceMode) -> None:
     """Tasks as no sane history would leave them."""
     service = c.service(sid)
     nodes = [n.id for n in c.store.nodes.all()]
@@ -114,7 +114,7 @@ def test_from_any_state_to_the_declared_one(seed: int, kept: bool, monkeypatch: 
     if kept:
         monkeypatch.setattr(slot_index, "KEPT", 0)
     rng = random.Random(seed)
-    c = PaperCluster(seed=seed)
+    c = ModelCluster(seed=seed)
     for n in range(rng.randrange(2, 6)):
         c.add_node(f"n{n}", labels={"zone": rng.choice("ab")})
         if rng.random() < 0.3:
@@ -171,7 +171,7 @@ def test_from_any_state_to_the_declared_one(seed: int, kept: bool, monkeypatch: 
         settled(c, service)
 
 
-def settled(c: PaperCluster, service: Service) -> None:
+def settled(c: ModelCluster, service: Service) -> None:
     tasks = list(c.store.tasks.by("service", service.id))
     alive = [t for t in tasks if live(t) and not t.status.state.terminal]
     usable = [n for n in c.store.nodes.all() if global_.gets(service, n)]
@@ -182,7 +182,7 @@ def settled(c: PaperCluster, service: Service) -> None:
         if usable:
             assert len(alive) == wanted, "one task a place"
             assert all(t.status.state == TaskState.RUNNING for t in alive)
-            p = Pass(c.store, c.controllers.ledger, c.now, c.id)
+            p = Transaction(c.store, c.controllers.ledger, c.now, c.id)
             assert all(is_current(p, service, t) for t in alive)
             if service.update_status is not None:
                 assert service.update_status.state in ("completed", "rollback_completed")

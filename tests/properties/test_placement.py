@@ -41,7 +41,7 @@ from swarm_agent.objects.specs import (
     Resources,
     SpreadOver,
 )
-from tests.lib.scheduler_fixture import Desk, GiB
+from tests.lib.scheduler_fixture import GiB, SchedulerFixture
 
 replace = msgspec.structs.replace
 EXAMPLES = int(os.environ.get("SWARM_EXAMPLES", "0"))
@@ -121,7 +121,7 @@ STEPS = st.tuples(
 ).map(lambda parts: [*parts[:-1], *parts[-1]])
 
 
-def do(desk: Desk, step: tuple[str, Any, Any]) -> None:
+def do(desk: SchedulerFixture, step: tuple[str, Any, Any]) -> None:
     what, who, how = step
     running = sorted(
         (t for t in desk.store.tasks.all() if t.node_id and not t.status.state.terminal), key=lambda t: t.id
@@ -157,7 +157,7 @@ def do(desk: Desk, step: tuple[str, Any, Any]) -> None:
 
 
 # --- what must always hold ----------------------------------------------------------------------------------------------------
-def check(desk: Desk, new: list[Task]) -> None:
+def check(desk: SchedulerFixture, new: list[Task]) -> None:
     tasks = [t for t in desk.store.tasks.all() if t.node_id and not t.status.state.terminal]
     on: defaultdict[str, list[Task]] = defaultdict(list)
     for task in tasks:
@@ -171,13 +171,13 @@ def check(desk: Desk, new: list[Task]) -> None:
         _allowed(desk, task, on[task.node_id])
 
 
-def revision(desk: Desk, task: Task) -> Revision:
+def revision(desk: SchedulerFixture, task: Task) -> Revision:
     found = desk.store.revisions.get(task.revision_id)
     assert found is not None
     return found
 
 
-def _within(desk: Desk, node: Node, tasks: list[Task]) -> None:
+def _within(desk: SchedulerFixture, node: Node, tasks: list[Task]) -> None:
     """A node that just got a task has no more than it has, and gave nothing twice."""
     demands = [demand_of(revision(desk, t), desk.store) for t in tasks]
     if any(d.cpu for d in demands):
@@ -190,7 +190,7 @@ def _within(desk: Desk, node: Node, tasks: list[Task]) -> None:
     assert max(names.values(), default=0) <= 1, names
 
 
-def _allowed(desk: Desk, task: Task, together: list[Task]) -> None:
+def _allowed(desk: SchedulerFixture, task: Task, together: list[Task]) -> None:
     node, rev = desk.store.nodes.get(task.node_id), revision(desk, task)
     assert node is not None
     demand = demand_of(rev, desk.store)
@@ -227,7 +227,7 @@ def _allowed(desk: Desk, task: Task, together: list[Task]) -> None:
 class Plain:
     """The rules of placement said once more, over plain lists, looking at every node for every task."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: SchedulerFixture) -> None:
         self.store, self.now = desk.store, desk.now
         self.nodes = {n.id: n for n in desk.store.nodes.all()}
         self.tasks = [t for t in desk.store.tasks.all() if t.node_id and not t.status.state.terminal]
@@ -436,14 +436,14 @@ def test_placements_are_those_of_the_plain_rules_and_give_nothing_twice(
 
 
 def _go(steps: list[Any]) -> None:
-    desk, forgetful = Desk(), Desk()
+    desk, forgetful = SchedulerFixture(), SchedulerFixture()
     for step in steps:
         do(desk, step)
         do(forgetful, step)
         waiting = desk.waiting()
         expected = Plain(desk).place(waiting)
         desk.run()
-        forgetful.ledger.boards = ranking_cache.Boards(forgetful.ledger)
+        forgetful.ledger.boards = ranking_cache.RankingCache(forgetful.ledger)
         forgetful.run()
         assert {t.id: desk.task(t).node_id for t in waiting} == expected
         assert {t.id: t for t in desk.store.tasks.all()} == {t.id: t for t in forgetful.store.tasks.all()}
@@ -456,7 +456,7 @@ def _go(steps: list[Any]) -> None:
     st.lists(st.integers(1, 9), min_size=1, max_size=4),
 )
 def test_zones_and_nodes_are_filled_evenly(zones: list[str], batches: list[int]) -> None:
-    desk = Desk()
+    desk = SchedulerFixture()
     for number, zone in enumerate(zones):
         desk.node(f"n{number}", labels={"zone": zone})
     desk.service("plain")

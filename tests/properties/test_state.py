@@ -10,7 +10,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_agent.control.scheduler.usage import Ledger
+from swarm_agent.control.scheduler.usage import ClusterUsage
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import (
     Generic,
@@ -35,7 +35,7 @@ from swarm_agent.objects.specs import (
     ServiceSpec,
     TaskTemplate,
 )
-from swarm_agent.store import Change, Delete, Entry, Group, Overlay, Put, Store, encode_entry
+from swarm_agent.store import Change, Delete, Group, PendingView, Put, Store, StoreEntry, encode_entry
 
 replace = msgspec.structs.replace
 SMALL = st.integers(0, 2)
@@ -88,7 +88,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(("put", "put", "delete")), ROWS, SMAL
 
 
 def commit(store: Store, *groups: Group) -> tuple[bool, ...]:
-    return store.apply(store.index + 1, 1, encode_entry(Entry(1, groups))).accepted
+    return store.apply(store.index + 1, 1, encode_entry(StoreEntry(1, groups))).accepted
 
 
 def based_on(store: Store, row: Any) -> int:
@@ -132,7 +132,7 @@ def contents(view: Any) -> dict[str, dict[str, Any]]:
 def test_an_overlay_committed_is_what_the_overlay_showed(before: Any, after: Any) -> None:
     store = Store()
     fill(store, before)
-    view = Overlay(store)
+    view = PendingView(store)
     for what, row, key in after:
         view.group(f"g{key}")
         if what == "put":
@@ -142,7 +142,7 @@ def test_an_overlay_committed_is_what_the_overlay_showed(before: Any, after: Any
     shown = contents(view)
     assert all(commit(store, *view.groups())), "nobody wrote in between"
     assert contents(store) == shown
-    assert Overlay(store).groups() == ()
+    assert PendingView(store).groups() == ()
 
 
 @settings(max_examples=40, deadline=None)
@@ -158,7 +158,7 @@ def test_a_snapshot_restored_is_the_same_store(steps: Any) -> None:
     assert contents(again) == contents(store)
 
 
-def books(ledger: Ledger) -> Any:
+def books(ledger: ClusterUsage) -> Any:
     """What is taken, without what is at zero."""
 
     def some(counter: Counter[Any]) -> dict[Any, int]:
@@ -202,7 +202,7 @@ BOOKED = st.lists(st.tuples(st.sampled_from(("put", "put", "delete")), TASKS, SM
 def test_the_ledger_takes_back_what_it_booked(before: Any, after: Any) -> None:
     store = with_revisions()
     fill(store, before)
-    ledger = Ledger(store)
+    ledger = ClusterUsage(store)
     at_first = books(ledger)
     rows: dict[str, Any] = {t.id: t for t in store.tasks.all()}
     done: list[Change] = []
@@ -222,7 +222,7 @@ def test_the_ledger_takes_back_what_it_booked(before: Any, after: Any) -> None:
 @given(STEPS)
 def test_a_ledger_kept_up_to_date_is_one_made_afresh(steps: Any) -> None:
     store = with_revisions()
-    ledger = Ledger(store)
+    ledger = ClusterUsage(store)
 
     def book(_: int, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -230,4 +230,4 @@ def test_a_ledger_kept_up_to_date_is_one_made_afresh(steps: Any) -> None:
 
     store.watch(book)
     fill(store, [s for s in steps if not isinstance(s[1], Revision | Node)])
-    assert books(ledger) == books(Ledger(store))
+    assert books(ledger) == books(ClusterUsage(store))

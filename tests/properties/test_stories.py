@@ -32,7 +32,7 @@ from swarm_agent.objects.specs import (
     UpdateConfig,
 )
 from tests.lib.invariants import Decisions
-from tests.lib.model_cluster import PaperCluster
+from tests.lib.model_cluster import ModelCluster
 from tests.properties.test_convergence import settled
 
 DEEDS = 60
@@ -41,7 +41,7 @@ DEEDS = 60
 class Story:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        self.c = PaperCluster(seed=seed)
+        self.c = ModelCluster(seed=seed)
         self.c.keeps_volumes = True
         self.c.outcome = lambda task: TaskState.FAILED if self._image(task) == "bad" else TaskState.RUNNING
         self.c.prepares = lambda task: self._image(task) != "missing"

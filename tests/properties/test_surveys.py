@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from swarm_agent.control.orchestrator import jobs
 from swarm_agent.control.orchestrator import slot_index as surveys
-from swarm_agent.control.orchestrator.slot_index import Survey, survey
-from swarm_agent.control.transaction import Pass
+from swarm_agent.control.orchestrator.slot_index import SlotIndex, survey
+from swarm_agent.control.transaction import Transaction
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.specs import (
@@ -24,7 +24,7 @@ from swarm_agent.objects.specs import (
     TaskTemplate,
     UpdateConfig,
 )
-from tests.lib.model_cluster import PaperCluster
+from tests.lib.model_cluster import ModelCluster
 
 STEP = st.one_of(
     st.tuples(st.just("scale"), st.integers(0, 12)),
@@ -47,11 +47,11 @@ def spec(replicas: int, image: int, order: str) -> ServiceSpec:
     )
 
 
-def compare(cluster: PaperCluster, service_id: str) -> None:
+def compare(cluster: ModelCluster, service_id: str) -> None:
     service = cluster.store.services.get(service_id)
     assert service is not None
-    p = Pass(cluster.store, cluster.controllers.ledger, cluster.now, lambda: "")
-    kept, fresh = survey(p, service), Survey(p, service)
+    p = Transaction(cluster.store, cluster.controllers.ledger, cluster.now, lambda: "")
+    kept, fresh = survey(p, service), SlotIndex(p, service)
     assert kept is not None
     assert kept.present == fresh.present
     assert kept.older == fresh.older
@@ -59,7 +59,7 @@ def compare(cluster: PaperCluster, service_id: str) -> None:
     assert {n: sorted(t.id for t in ts) for n, ts in kept.open.items()} == {n: sorted(t.id for t in ts) for n, ts in fresh.open.items()}  # fmt: skip
 
 
-def do(cluster: PaperCluster, service_id: str, step: tuple[str, Any], order: str) -> None:
+def do(cluster: ModelCluster, service_id: str, step: tuple[str, Any], order: str) -> None:
     what, how = step
     service = cluster.service(service_id)
     replicas = defaults.replicas(service.spec)
@@ -86,8 +86,8 @@ def do(cluster: PaperCluster, service_id: str, step: tuple[str, Any], order: str
 def test_surveys_that_are_kept_are_as_new_ones_and_decide_the_same(
     steps: list[tuple[str, Any]], order: str
 ) -> None:
-    both = {0: PaperCluster(), 1 << 30: PaperCluster()}  # one keeps every survey, the other none
-    with mock.patch.object(Survey, "outdated", return_value=False):
+    both = {0: ModelCluster(), 1 << 30: ModelCluster()}  # one keeps every survey, the other none
+    with mock.patch.object(SlotIndex, "outdated", return_value=False):
         for kept, cluster in both.items():
             with mock.patch.object(surveys, "KEPT", kept):
                 for number in range(4):
@@ -129,7 +129,7 @@ def job(total: int, image: int, attempts: int | None) -> ServiceSpec:
     )
 
 
-def do_job(cluster: PaperCluster, service_id: str, step: tuple[str, Any], attempts: int | None) -> None:
+def do_job(cluster: ModelCluster, service_id: str, step: tuple[str, Any], attempts: int | None) -> None:
     what, how = step
     match what:
         case "end":
@@ -151,7 +151,7 @@ def do_job(cluster: PaperCluster, service_id: str, step: tuple[str, Any], attemp
 def test_what_is_kept_of_a_job_is_what_a_new_look_finds(
     steps: list[tuple[str, Any]], attempts: int | None
 ) -> None:
-    both = {0: PaperCluster(), 1 << 30: PaperCluster()}
+    both = {0: ModelCluster(), 1 << 30: ModelCluster()}
     made: list[str] = []
     for kept, cluster in both.items():
         with mock.patch.object(jobs, "KEPT", kept):

@@ -34,14 +34,14 @@ from swarm_agent.objects.normalise import normalise
 from swarm_agent.objects.records import Generic, Node, Service, Task
 from swarm_agent.objects.specs import ServiceSpec
 from swarm_agent.store import Change, Delete, Group
-from tests.lib.model_cluster import GiB, PaperCluster
+from tests.lib.model_cluster import GiB, ModelCluster
 
 
 class Script:
     """Runs commands one by one; :meth:`run` returns what happened meanwhile, in words."""
 
     def __init__(self) -> None:
-        self.cluster = PaperCluster()
+        self.cluster = ModelCluster()
         self._ids: dict[str, str] = {}  # service name -> id
         self._worth: dict[str, str] = {}
         self._said: list[str] = []

@@ -17,11 +17,11 @@ import pytest
 from swarm_agent.agent.lease import Lease
 from swarm_agent.agent.session import SessionAgent
 from swarm_agent.dispatcher.fencing import Fence
-from swarm_agent.manager.leader import Duties
+from swarm_agent.manager.leader import Leader
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.objects.leases import FENCE_S, LEASE_S
-from swarm_agent.raft.core.leading import Leading
+from swarm_agent.raft.core.leading import LeaderState
 from tests.lib.fake_engine import Program
 from tests.lib.fake_guard import FakeGuard
 from tests.lib.sim_checks import ClusterChecks, Violation, unsettled
@@ -429,7 +429,7 @@ def test_storms(seed: int) -> None:
 
 
 def never_steps_down(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Leading, "has_quorum", lambda self, voters: True)
+    patch.setattr(LeaderState, "has_quorum", lambda self, voters: True)
 
 
 def the_node_ignores_its_lease(patch: pytest.MonkeyPatch) -> None:
@@ -458,10 +458,10 @@ def a_new_leader_does_not_wait(patch: pytest.MonkeyPatch) -> None:
 def beats_are_confirmed_without_a_barrier(patch: pytest.MonkeyPatch) -> None:
     never_steps_down(patch)
 
-    async def confirm(self: Duties) -> None:
+    async def confirm(self: Leader) -> None:
         pass
 
-    patch.setattr(Duties, "_confirm", confirm)
+    patch.setattr(Leader, "_confirm", confirm)
 
 
 def a_lease_is_asked_for_before_the_tasks_are_known(patch: pytest.MonkeyPatch) -> None:

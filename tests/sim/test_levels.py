@@ -65,7 +65,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     kinds: set[str] = set()
     encode = writes.encode_entry
 
-    def noting(entry: writes.Entry) -> bytes:
+    def noting(entry: writes.StoreEntry) -> bytes:
         kinds.update(type(w).__name__ for g in entry.groups for w in g.writes)
         return encode(entry)
 

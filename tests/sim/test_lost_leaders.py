@@ -12,8 +12,8 @@ from swarm_agent.agent import session
 from swarm_agent.agent.session import SessionAgent
 from swarm_agent.dispatcher import dispatcher, network_view
 from swarm_agent.dispatcher.fencing import Fence
-from swarm_agent.dispatcher.liveness import Pulse
-from swarm_agent.manager.leader import Duties
+from swarm_agent.dispatcher.liveness import Liveness
+from swarm_agent.manager.leader import Leader
 from swarm_agent.objects.enums import NodeState
 from swarm_agent.rpc.messages import Beat, Welcome
 from tests.lib.fake_engine import Program
@@ -54,7 +54,9 @@ def test_tasks_of_workers_are_not_replaced(seed: int) -> None:
 def test_without_answers_they_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Fence, "heard", lambda self, session: None)
     monkeypatch.setattr(SessionAgent, "_asked", lambda self, now, leasing: None)
-    monkeypatch.setattr(Pulse, "in_doubt", lambda self, lost, now, period: False)  # which would save them too
+    monkeypatch.setattr(
+        Liveness, "in_doubt", lambda self, lost, now, period: False
+    )  # which would save them too
     with pytest.raises(AssertionError):
         play(the_leaders_host_is_cut_off, 0)
 
@@ -62,13 +64,13 @@ def test_without_answers_they_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How often a leader asked its peers whether it leads."""
     count = [0]
-    real = Duties._confirm
+    real = Leader._confirm
 
-    async def confirm(self: Duties) -> None:
+    async def confirm(self: Leader) -> None:
         count[0] += 1
         await real(self)
 
-    monkeypatch.setattr(Duties, "_confirm", confirm)
+    monkeypatch.setattr(Leader, "_confirm", confirm)
     return count
 
 
@@ -154,7 +156,7 @@ def test_a_deaf_leader_takes_nobody_for_lost(seed: int) -> None:
 
 
 def test_a_deaf_leader_that_does_not_ask_replaces_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pulse, "in_doubt", lambda self, lost, now, period: False)
+    monkeypatch.setattr(Liveness, "in_doubt", lambda self, lost, now, period: False)
     with pytest.raises(AssertionError):
         play(the_leader_is_deaf, 0)
 

@@ -25,7 +25,7 @@ from swarm_agent.raft.core import (
     VoteRequest,
     quorum,
 )
-from swarm_agent.raft.core.leading import Leading
+from swarm_agent.raft.core.leading import LeaderState
 from swarm_agent.raft.log import Log, Owner
 from swarm_agent.raft.pending import Reads
 from tests.lib.fake_disk import FakeDisk, FakeProcessDisk
@@ -150,20 +150,20 @@ def power_cuts() -> None:
 
 
 def leader_counts_its_unsynced_self(patch: pytest.MonkeyPatch) -> None:
-    original = Leading.match_of
+    original = LeaderState.match_of
 
-    def match_of(self: Leading, raft_id: int) -> int:
+    def match_of(self: LeaderState, raft_id: int) -> int:
         core = self._core
         return core.log.last_index if raft_id == core.raft_id else original(self, raft_id)
 
-    patch.setattr(Leading, "match_of", match_of)
+    patch.setattr(LeaderState, "match_of", match_of)
 
 
 def older_terms_are_committed_by_counting(patch: pytest.MonkeyPatch) -> None:
-    def maybe_commit(self: Leading) -> None:
+    def maybe_commit(self: LeaderState) -> None:
         self._core.commit_to(quorum.agreed_index(self.match_of(v) for v in self._core.conf_voters))
 
-    patch.setattr(Leading, "maybe_commit", maybe_commit)
+    patch.setattr(LeaderState, "maybe_commit", maybe_commit)
 
 
 def commit_passes_the_matched_prefix(patch: pytest.MonkeyPatch) -> None:
@@ -213,14 +213,14 @@ def every_append_truncates(patch: pytest.MonkeyPatch) -> None:
 
 
 def reads_without_a_majority(patch: pytest.MonkeyPatch) -> None:
-    original = Leading._confirm_reads
+    original = LeaderState._confirm_reads
 
-    def confirm(self: Leading) -> None:
+    def confirm(self: LeaderState) -> None:
         for peer in self.peers.values():
             peer.read_round = self._round
         original(self)
 
-    patch.setattr(Leading, "_confirm_reads", confirm)
+    patch.setattr(LeaderState, "_confirm_reads", confirm)
 
 
 def promises_before_the_sync(patch: pytest.MonkeyPatch) -> None:

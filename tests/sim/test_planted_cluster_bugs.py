@@ -30,12 +30,12 @@ from swarm_agent.control.orchestrator import (
     update_progress,
 )
 from swarm_agent.control.scheduler import feasibility
-from swarm_agent.control.scheduler.usage import Ledger
+from swarm_agent.control.scheduler.usage import ClusterUsage
 from swarm_agent.dispatcher.dispatcher import Dispatcher
-from swarm_agent.manager.leader import Duties
+from swarm_agent.manager.leader import Leader
 from swarm_agent.manager.manager import Manager
-from swarm_agent.node.manager_role import ManagerSide
-from swarm_agent.node.member import Member
+from swarm_agent.node.manager_role import ManagerRole
+from swarm_agent.node.member import LocalMember
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.objects.records import Service, Task
@@ -404,13 +404,13 @@ def nobody_waits_for_the_old_task(m: pytest.MonkeyPatch) -> None:
 
 
 def ports_are_never_given_back(m: pytest.MonkeyPatch) -> None:
-    real = Ledger._book
+    real = ClusterUsage._book
 
-    def book(self: Ledger, task: Task | None, sign: int) -> None:
+    def book(self: ClusterUsage, task: Task | None, sign: int) -> None:
         if task is None or not (sign < 0 and task.status.state == TaskState.RUNNING):
             real(self, task, sign)
 
-    m.setattr(Ledger, "_book", book)
+    m.setattr(ClusterUsage, "_book", book)
 
 
 def ports_are_not_looked_at(m: pytest.MonkeyPatch) -> None:
@@ -420,7 +420,7 @@ def ports_are_not_looked_at(m: pytest.MonkeyPatch) -> None:
 def taken_addresses_are_given(m: pytest.MonkeyPatch) -> None:
     real = allocator._free
 
-    def free(ledger: Ledger, pool: str, subnet: Any, used: Any, gateway: str, given: Any) -> str:
+    def free(ledger: ClusterUsage, pool: str, subnet: Any, used: Any, gateway: str, given: Any) -> str:
         ledger.cursors.pop(pool, None)
         return real(ledger, pool, subnet, (), gateway, given)
 
@@ -428,7 +428,7 @@ def taken_addresses_are_given(m: pytest.MonkeyPatch) -> None:
 
 
 def a_new_leader_is_told_nothing(m: pytest.MonkeyPatch) -> None:
-    m.setattr(Member, "statuses", lambda self: [])
+    m.setattr(LocalMember, "statuses", lambda self: [])
 
 
 def strays_stay(m: pytest.MonkeyPatch) -> None:
@@ -481,9 +481,9 @@ def movers_do_not_wait(m: pytest.MonkeyPatch) -> None:
 
 def new_leaders_count_attempts_from_nothing(m: pytest.MonkeyPatch) -> None:
     began = [0]
-    real_init, real_restart = Duties.__init__, slot.restart
+    real_init, real_restart = Leader.__init__, slot.restart
 
-    def init(self: Duties, *parts: Any) -> None:
+    def init(self: Leader, *parts: Any) -> None:
         began[0] = parts[4]()  # now
         real_init(self, *parts)
 
@@ -492,7 +492,7 @@ def new_leaders_count_attempts_from_nothing(m: pytest.MonkeyPatch) -> None:
             task = msgspec.structs.replace(task, attempt=0, failures=0)
         return real_restart(service, task, tasks, now)
 
-    m.setattr(Duties, "__init__", init)
+    m.setattr(Leader, "__init__", init)
     m.setattr(slot, "restart", restart)
 
 
@@ -542,14 +542,14 @@ def updates_do_not_count_who_is_on_its_way(m: pytest.MonkeyPatch) -> None:
 
 def whoever_has_begun_has_come_to_run(m: pytest.MonkeyPatch) -> None:
     """A place counts as updated as soon as its new task is made."""
-    real = update_progress.Place.__init__
+    real = update_progress.SlotProgress.__init__
 
-    def init(self: update_progress.Place, *arguments: Any) -> None:
+    def init(self: update_progress.SlotProgress, *arguments: Any) -> None:
         real(self, *arguments)
         if self.fresh and not self.reached_at:
             self.reached_at, self.stalled_at = 1, 0
 
-    m.setattr(update_progress.Place, "__init__", init)
+    m.setattr(update_progress.SlotProgress, "__init__", init)
 
 
 def start_first_stops_at_once(m: pytest.MonkeyPatch) -> None:
@@ -584,28 +584,28 @@ def updates_begin_with_the_first_place(m: pytest.MonkeyPatch) -> None:
 def steps_of_an_update_are_never_forgotten(m: pytest.MonkeyPatch) -> None:
     """What it found out about a place, of a service so large that it is kept."""
     m.setattr(slot_index, "KEPT", 0)
-    real = slot_index.Survey._forget
+    real = slot_index.SlotIndex._forget
 
-    def forget(self: slot_index.Survey, slot: int | str) -> None:
+    def forget(self: slot_index.SlotIndex, slot: int | str) -> None:
         kept = self.steps.get(slot)
         real(self, slot)
         if kept is not None:
             self.steps[slot] = kept
 
-    m.setattr(slot_index.Survey, "_forget", forget)
+    m.setattr(slot_index.SlotIndex, "_forget", forget)
 
 
 def joins_are_remembered_by_the_leader_alone(m: pytest.MonkeyPatch) -> None:
     """As they were: whoever leads next begins with none."""
-    real = Duties.__init__
+    real = Leader.__init__
 
-    def init(self: Duties, *parts: Any) -> None:
+    def init(self: Leader, *parts: Any) -> None:
         real(self, *parts)
         dirty = self.control.controllers._dirty
         for key in [k for k in dirty if k.kind == "even"]:
             del dirty[key]
 
-    m.setattr(Duties, "__init__", init)
+    m.setattr(Leader, "__init__", init)
 
 
 def nodes_that_are_unknown_join_anew(m: pytest.MonkeyPatch) -> None:
@@ -641,10 +641,10 @@ def one_completion_is_enough(m: pytest.MonkeyPatch) -> None:
 
 
 def trouble_is_over_once_it_has_started(m: pytest.MonkeyPatch) -> None:
-    async def at_once(self: ManagerSide, manager: Manager) -> None:
+    async def at_once(self: ManagerRole, manager: Manager) -> None:
         self.trouble = ""
 
-    m.setattr(ManagerSide, "_watch_recovery", at_once)
+    m.setattr(ManagerRole, "_watch_recovery", at_once)
 
 
 def a_place_of_a_job_is_filled_twice(m: pytest.MonkeyPatch) -> None:

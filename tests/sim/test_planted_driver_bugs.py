@@ -32,7 +32,7 @@ from swarm_agent.raft.core import (
     TimeoutNow,
     VoteRequest,
 )
-from swarm_agent.raft.core.leading import Leading
+from swarm_agent.raft.core.leading import LeaderState
 from swarm_agent.raft.driver import Driver
 from swarm_agent.raft.errors import LogCorrupt, LogError
 from swarm_agent.raft.log import Log, Owner, store
@@ -356,7 +356,7 @@ def one_failed_write_is_the_last() -> None:
 
 
 def changes_of_membership_overlap(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Leading, "conf_change_possible", property(lambda _self: True))
+    patch.setattr(LeaderState, "conf_change_possible", property(lambda _self: True))
 
 
 def votes_against_a_leader_that_is_heard(patch: pytest.MonkeyPatch) -> None:
@@ -368,12 +368,12 @@ def learners_count(patch: pytest.MonkeyPatch) -> None:
 
 
 def heartbeats_commit_beyond_the_match(patch: pytest.MonkeyPatch) -> None:
-    def heartbeat(self: Leading) -> None:
+    def heartbeat(self: LeaderState) -> None:
         core = self._core
         for raft_id in self.peers:
             core.say(Heartbeat(core.raft_id, raft_id, core.term, core.log.commit, self._round))
 
-    patch.setattr(Leading, "heartbeat", heartbeat)
+    patch.setattr(LeaderState, "heartbeat", heartbeat)
 
 
 def applied_before_it_is_durable(patch: pytest.MonkeyPatch) -> None:
@@ -387,34 +387,34 @@ def applied_before_it_is_durable(patch: pytest.MonkeyPatch) -> None:
 
 
 def reads_before_the_own_term(patch: pytest.MonkeyPatch) -> None:
-    original = Leading._start_round
+    original = LeaderState._start_round
 
-    def start_round(self: Leading) -> None:
+    def start_round(self: LeaderState) -> None:
         own, self._own_term_start = self._own_term_start, 0
         original(self)
         self._own_term_start = own
 
-    patch.setattr(Leading, "_start_round", start_round)
+    patch.setattr(LeaderState, "_start_round", start_round)
 
 
 def a_round_confirms_reads_that_came_later(patch: pytest.MonkeyPatch) -> None:
-    original = Leading._confirm_reads
+    original = LeaderState._confirm_reads
 
-    def confirm(self: Leading) -> None:
+    def confirm(self: LeaderState) -> None:
         before = len(self._core.reads)
         original(self)
         if len(self._core.reads) > before:
             self._core.reads += [ReadState(context, self._read_index) for _, context in self._reads_next]
 
-    patch.setattr(Leading, "_confirm_reads", confirm)
+    patch.setattr(LeaderState, "_confirm_reads", confirm)
 
 
 def hands_over_to_whoever_lags(patch: pytest.MonkeyPatch) -> None:
-    def hand_over(self: Leading) -> None:
+    def hand_over(self: LeaderState) -> None:
         if self.transferee:
             self._core.say(TimeoutNow(self._core.raft_id, self.transferee, self._core.term))
 
-    patch.setattr(Leading, "_maybe_hand_over", hand_over)
+    patch.setattr(LeaderState, "_maybe_hand_over", hand_over)
 
 
 def proposes_while_handing_over(patch: pytest.MonkeyPatch) -> None:
@@ -425,7 +425,7 @@ def proposes_while_handing_over(patch: pytest.MonkeyPatch) -> None:
 
 
 def leads_without_a_majority(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Leading, "has_quorum", lambda *_: True)
+    patch.setattr(LeaderState, "has_quorum", lambda *_: True)
 
 
 def a_change_is_answered_at_its_commit(patch: pytest.MonkeyPatch) -> None:

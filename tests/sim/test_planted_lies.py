@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from swarm_agent.raft import NotLeader, RaftNode
-from swarm_agent.raft.core.leading import Leading
+from swarm_agent.raft.core.leading import LeaderState
 from swarm_agent.raft.pending import Logged, Proposals
 from tests.lib.key_value import Applied, Command, KeyValue
 from tests.lib.linearizability import NotLinearizable
@@ -29,14 +29,14 @@ def reads_without_the_barrier(patch: pytest.MonkeyPatch) -> None:
 
 
 def read_index_without_a_majority(patch: pytest.MonkeyPatch) -> None:
-    original = Leading._confirm_reads
+    original = LeaderState._confirm_reads
 
-    def confirm(self: Leading) -> None:
+    def confirm(self: LeaderState) -> None:
         for peer in self.peers.values():
             peer.read_round = self._round
         original(self)
 
-    patch.setattr(Leading, "_confirm_reads", confirm)
+    patch.setattr(LeaderState, "_confirm_reads", confirm)
 
 
 def acknowledged_when_logged(patch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from swarm_agent import gate as gate_module
-from swarm_agent.gate import Gate, Limits, Visitor, open_streams, tcp_listener
+from swarm_agent.gate import Gate, GateLimits, Visitor, open_streams, tcp_listener
 
 
 class Port:
     """A gate whose server reads a line, then vouches and answers; ``served`` are the lines."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: GateLimits) -> None:
         self.gate = Gate("test port", self.serve, limits)
         self.served: list[bytes] = []
         self.begun = 0
@@ -39,7 +39,7 @@ class Port:
 
 
 @asynccontextmanager
-async def port(limits: Limits) -> AsyncIterator[tuple[Port, Callable[[str], socket.socket]]]:
+async def port(limits: GateLimits) -> AsyncIterator[tuple[Port, Callable[[str], socket.socket]]]:
     """And how to connect to it from an address."""
     it = Port(limits)
     listener = tcp_listener("127.0.0.1", 0)
@@ -85,7 +85,7 @@ async def ask(one: socket.socket, line: bytes) -> bytes:
 
 def test_who_says_nothing_is_not_served_and_goes_in_time() -> None:
     async def main() -> None:
-        async with port(Limits(seconds=0.3)) as (it, connect):
+        async with port(GateLimits(seconds=0.3)) as (it, connect):
             silent = [connect("127.0.0.1") for _ in range(20)]
             await until(lambda: it.gate.waiting == 20)
             assert await ask(connect("127.0.0.1"), b"hello\n") == b"hello\n"
@@ -99,7 +99,7 @@ def test_who_says_nothing_is_not_served_and_goes_in_time() -> None:
 
 def test_who_proved_stays() -> None:
     async def main() -> None:
-        async with port(Limits(seconds=0.2)) as (it, connect):
+        async with port(GateLimits(seconds=0.2)) as (it, connect):
             good = connect("127.0.0.1")
             assert await ask(good, b"a\n") == b"a\n"
             slow = connect("127.0.0.1")
@@ -113,7 +113,7 @@ def test_who_proved_stays() -> None:
 
 def test_the_oldest_of_the_heaviest_source_makes_room() -> None:
     async def main() -> None:
-        async with port(Limits(waiting=10, per_source=8)) as (it, connect):
+        async with port(GateLimits(waiting=10, per_source=8)) as (it, connect):
             many = [connect("127.0.0.2") for _ in range(8)]
             few = [connect("127.0.0.3") for _ in range(2)]
             await until(lambda: it.gate.waiting == 10)
@@ -131,7 +131,7 @@ def test_the_oldest_of_the_heaviest_source_makes_room() -> None:
 
 def test_sources_take_turns_and_none_takes_all_places() -> None:
     async def main() -> None:
-        async with port(Limits(speaking=4, seconds=30)) as (it, connect):
+        async with port(GateLimits(speaking=4, seconds=30)) as (it, connect):
             for _ in range(20):
                 connect("127.0.0.2").send(b"half")
             await until(lambda: it.gate.waiting == 20)
@@ -146,7 +146,7 @@ def test_whoever_holds_a_place_too_long_makes_room(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(gate_module, "SLOW_S", 0.1)
 
     async def main() -> None:
-        async with port(Limits(speaking=2, seconds=30)) as (it, connect):
+        async with port(GateLimits(speaking=2, seconds=30)) as (it, connect):
             stuck = [connect("127.0.0.2"), connect("127.0.0.3")]
             for one in stuck:
                 one.send(b"half")
@@ -160,7 +160,7 @@ def test_whoever_holds_a_place_too_long_makes_room(monkeypatch: pytest.MonkeyPat
 
 def test_so_many_begin_a_second() -> None:
     async def main() -> None:
-        async with port(Limits(starts_per_second=40.0)) as (it, connect):
+        async with port(GateLimits(starts_per_second=40.0)) as (it, connect):
             loop = asyncio.get_running_loop()
             began = loop.time()
             asked = [asyncio.create_task(ask(connect("127.0.0.1"), b"x\n")) for _ in range(30)]
@@ -190,7 +190,7 @@ def test_a_process_without_file_descriptors_goes_on(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(socket.socket, "accept", accept)
 
     async def main() -> None:
-        async with port(Limits()) as (it, connect):
+        async with port(GateLimits()) as (it, connect):
             Exhausted.left = 3
             assert await ask(connect("127.0.0.1"), b"x\n") == b"x\n"
             assert Exhausted.calls < 10
@@ -205,7 +205,7 @@ def test_a_process_without_file_descriptors_goes_on(monkeypatch: pytest.MonkeyPa
 
 def test_processes_are_the_sources_of_a_unix_socket(tmp_path: Path) -> None:
     async def main() -> None:
-        it = Port(Limits(per_source=3))
+        it = Port(GateLimits(per_source=3))
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(tmp_path / "socket"))
         listener.listen(100)
@@ -226,7 +226,7 @@ def test_processes_are_the_sources_of_a_unix_socket(tmp_path: Path) -> None:
 
 def test_closing_ends_everybody() -> None:
     async def main() -> None:
-        async with port(Limits()) as (it, connect):
+        async with port(GateLimits()) as (it, connect):
             good, silent, half = (connect("127.0.0.1") for _ in range(3))
             await ask(good, b"x\n")
             half.send(b"half")

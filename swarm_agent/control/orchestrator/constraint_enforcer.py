@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from swarm_agent.control.orchestrator.slot import evict
-from swarm_agent.control.scheduler.usage import NodeUse, reserved
+from swarm_agent.control.scheduler.usage import NodeUsage, reserved
 from swarm_agent.control.tasks import at_work, observe
-from swarm_agent.control.transaction import Key, Pass
+from swarm_agent.control.transaction import Key, Transaction
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Node
@@ -15,7 +15,7 @@ from swarm_agent.objects.records import Node
 PATIENCE = 24 * 3600 * defaults.SECOND
 
 
-def fit_in(p: Pass, node: Node) -> None:
+def fit_in(p: Transaction, node: Node) -> None:
     """Reject the newest tasks of an active node until the others' reservations fit; their places are filled elsewhere."""
     if node.spec.availability != "active" or not node.description.nano_cpus:
         return
@@ -40,7 +40,7 @@ def fit_in(p: Pass, node: Node) -> None:
             evict(p, service, task)
 
 
-def _short(node: Node, use: NodeUse) -> set[str]:
+def _short(node: Node, use: NodeUsage) -> set[str]:
     """Of what more is given than there is: "cpu", "memory", kinds of generic resources."""
     about = node.description
     short = set()
@@ -54,7 +54,7 @@ def _short(node: Node, use: NodeUse) -> set[str]:
     return short | {kind for kind, count in use.generic.items() if count > counts[kind]}
 
 
-def orphan(p: Pass, node: Node) -> None:
+def orphan(p: Transaction, node: Node) -> None:
     """A node that has been down for a day: what ran there is given up, and its addresses are free again."""
     since = node.status.since
     if node.status.state != NodeState.DOWN or not since:

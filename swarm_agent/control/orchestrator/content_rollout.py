@@ -6,7 +6,7 @@ import msgspec
 
 from swarm_agent.control.references import KEPT_VERSIONS, owner_of, pinned, references, versions
 from swarm_agent.control.revisions import revision_of
-from swarm_agent.control.transaction import Pass
+from swarm_agent.control.transaction import Transaction
 from swarm_agent.objects import defaults
 from swarm_agent.objects.options import options
 from swarm_agent.objects.records import ContentRef, Revision, Service
@@ -40,7 +40,7 @@ def _tracked(service: Service) -> list[ContentRef]:
     ]
 
 
-def reconcile_tracking(p: Pass, service_id: str) -> None:
+def reconcile_tracking(p: Transaction, service_id: str) -> None:
     """Give a service a new revision when what it tracks has a version it has not dealt with; it rolls by its own update policy."""
     service = p.view.services.get(service_id)
     if service is None:
@@ -83,7 +83,7 @@ def _following(view: View, service: Service, revision: Revision, newest: dict[st
     return revision_of(service.id, spec, revision.networks, contents, last + 1)
 
 
-def reap_contents(p: Pass, owner_id: str) -> None:
+def reap_contents(p: Transaction, owner_id: str) -> None:
     """Keep the versions a revision points at, and the last ten; none of an owner that is gone."""
     found = versions(p.view, owner_id)
     gone = owner_of(p.view, "secret", owner_id) is None and owner_of(p.view, "config", owner_id) is None

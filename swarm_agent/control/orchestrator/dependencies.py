@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from swarm_agent.control.names import meant, named_service
 from swarm_agent.control.tasks import live
-from swarm_agent.control.transaction import Pass
+from swarm_agent.control.transaction import Transaction
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import Dependency, options
@@ -12,7 +12,7 @@ from swarm_agent.objects.records import Service
 from swarm_agent.store import View
 
 
-def waits(p: Pass, service: Service) -> str:
+def waits(p: Transaction, service: Service) -> str:
     """As :func:`unmet`, looked at once a pass."""
     found = p.unmet.get(service.id)
     if found is None:

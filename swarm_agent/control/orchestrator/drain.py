@@ -9,13 +9,13 @@ from __future__ import annotations
 from swarm_agent.control.orchestrator.restart import delay, ended_at, ran_long
 from swarm_agent.control.orchestrator.slot import is_current, moves_start_first
 from swarm_agent.control.tasks import aim, at_work, draining, live, make
-from swarm_agent.control.transaction import Key, Pass
+from swarm_agent.control.transaction import Key, Transaction
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Service, Task
 
 
-def drain(p: Pass, node_id: str) -> None:
+def drain(p: Transaction, node_id: str) -> None:
     """Make a successor for each task that is still on a draining node."""
     node = p.view.nodes.get(node_id)
     if not draining(node) or p.level < features.ORCHESTRATION:
@@ -41,7 +41,7 @@ def drain(p: Pass, node_id: str) -> None:
         p.discount(task)  # also those whose successors an earlier pass made: they would count twice
 
 
-def _rests(p: Pass, task: Task) -> bool:
+def _rests(p: Transaction, task: Task) -> bool:
     """Whether a task is prepared and waits out its delay after a failure: nothing of its place runs."""
     others = (t for t in p.at(task.service_id, task.place) if t.id != task.id)
     return (
@@ -52,7 +52,7 @@ def _rests(p: Pass, task: Task) -> bool:
     )
 
 
-def _go_on_elsewhere(p: Pass, service: Service, task: Task) -> None:
+def _go_on_elsewhere(p: Transaction, service: Service, task: Task) -> None:
     """Its rest, and what is counted of its failures, are those of the place, not of the node."""
     aim(p, task, TaskState.SHUTDOWN)
     make(
@@ -68,13 +68,13 @@ def _go_on_elsewhere(p: Pass, service: Service, task: Task) -> None:
     )
 
 
-def _revision(p: Pass, service: Service, task: Task) -> str:
+def _revision(p: Transaction, service: Service, task: Task) -> str:
     """What follows a task that leaves its node is of its revision; of the present one if that asks for nothing but another place. (Without
     a node the old one would count as stale, and be ended at once.)"""
     return service.revision_id if is_current(p, service, task) else task.revision_id
 
 
-def move(p: Pass, service: Service, task: Task, cause: str, key: Key) -> bool:
+def move(p: Transaction, service: Service, task: Task, cause: str, key: Key) -> bool:
     """Make the task that takes over from ``task``; False when there is one, or it has to wait after a failure (``key`` is
     then looked at again)."""
     tasks = p.at(service.id, task.place)

@@ -6,7 +6,7 @@ from collections.abc import Container, Iterator
 
 from swarm_agent.control.orchestrator.slot import given_up, newest
 from swarm_agent.control.tasks import aim, draining, live, lost_node, make, stopped
-from swarm_agent.control.transaction import Key, Pass
+from swarm_agent.control.transaction import Key, Transaction
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import TaskState
@@ -34,7 +34,7 @@ def places(view: View, service: Service) -> Iterator[str]:
     return (n.id for n in view.nodes.all() if gets(service, n))
 
 
-def fill(p: Pass, service: Service, node_id: str) -> None:
+def fill(p: Transaction, service: Service, node_id: str) -> None:
     """Give a node the task it should have, and take away what it should not."""
     node = p.view.nodes.get(node_id)
     tasks = p.at(service.id, node_id)
@@ -66,7 +66,7 @@ def _has(service: Service, tasks: list[Task]) -> bool:
     return bool(mine) and newest(mine).status.state != TaskState.SHUTDOWN and given_up(service, mine)
 
 
-def reconcile(p: Pass, service: Service, present: Container[int | str] = ()) -> bool:
+def reconcile(p: Transaction, service: Service, present: Container[int | str] = ()) -> bool:
     """All nodes of a global service; whether anything was written. ``present``: places with one task, as it should be."""
     nodes = list(p.view.nodes.all())
     p.looked(len(nodes))

@@ -11,11 +11,11 @@ from typing import Any, cast
 import msgspec
 
 from swarm_agent.control.orchestrator import global_
-from swarm_agent.control.orchestrator.slot import given_up, settle
+from swarm_agent.control.orchestrator.slot import given_up, reconcile_tasks
 from swarm_agent.control.orchestrator.slot_index import AGAIN, KEPT
 from swarm_agent.control.orchestrator.task_reaper import forget_removed, history_limit, reap_place
 from swarm_agent.control.tasks import aim, at_work, invalid_node, live, make
-from swarm_agent.control.transaction import SETTLING, Key, Pass
+from swarm_agent.control.transaction import SETTLING, Key, Transaction
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
@@ -59,7 +59,7 @@ class Run:
             self.open_from = min(self.open_from, place)
 
 
-def reconcile(p: Pass, service: Service) -> None:
+def reconcile(p: Transaction, service: Service) -> None:
     """Begin a run that is due, end what is left of older ones, and make the tasks the present one still needs."""
     service = _by_the_clock(p, service)
     run = _look(p, service)
@@ -78,7 +78,7 @@ def reconcile(p: Pass, service: Service) -> None:
         _fill(p, service, run)
 
 
-def _look(p: Pass, service: Service) -> Run:
+def _look(p: Transaction, service: Service) -> Run:
     """How the present run stood when it was last looked at, and where something was written since then."""
     iteration = service.job.iteration if service.job is not None else 0
     stamp = (iteration, service.revision_id, service.spec_version, history_limit(p, service))
@@ -94,7 +94,7 @@ def _look(p: Pass, service: Service) -> Run:
     return run
 
 
-def _place(p: Pass, service: Service, place: int | str) -> list[Task]:
+def _place(p: Transaction, service: Service, place: int | str) -> list[Task]:
     """Decide about one place; its tasks of the present run that are not to be removed."""
     tasks = p.at(service.id, place)
     p.looked(AGAIN)
@@ -110,7 +110,7 @@ def _place(p: Pass, service: Service, place: int | str) -> list[Task]:
         if at_work(task):
             aim(p, task, TaskState.SHUTDOWN)  # it took over from one that was lost, and was not
     if any(_to_decide(p, t) for t in mine):
-        settle(p, service, place)
+        reconcile_tasks(p, service, place)
         p.looked(SETTLING)
     if p.puts != before:
         tasks = p.at(service.id, place)
@@ -144,7 +144,7 @@ def again(service: Service, now: int) -> Service:
     return msgspec.structs.replace(service, job=begun)
 
 
-def _to_decide(p: Pass, task: Task) -> bool:
+def _to_decide(p: Transaction, task: Task) -> bool:
     if not live(task) or task.status.state == TaskState.COMPLETE:
         return False
     if task.status.state.terminal or task.desired_state == TaskState.READY:
@@ -152,7 +152,7 @@ def _to_decide(p: Pass, task: Task) -> bool:
     return bool(task.node_id and invalid_node(p.view.nodes.get(task.node_id)))
 
 
-def _fill(p: Pass, service: Service, run: Run) -> None:
+def _fill(p: Transaction, service: Service, run: Run) -> None:
     """As many tasks as may run at once, in the lowest slots that are neither complete nor given up."""
     wanted = defaults.job(service.spec)
     complete, busy, lost = run.complete, run.busy, run.lost
@@ -171,7 +171,7 @@ def _fill(p: Pass, service: Service, run: Run) -> None:
 
 
 # --- the timetable -----------------------------------------------------------------------------------------------------
-def _by_the_clock(p: Pass, service: Service) -> Service:
+def _by_the_clock(p: Transaction, service: Service) -> Service:
     """Begin the run that is due. Of several that were missed (nobody led) one is made up for."""
     schedule = options(service.spec.labels).schedule
     if schedule is None:

@@ -20,12 +20,12 @@ import msgspec
 
 from swarm_agent.control.orchestrator.drain import move
 from swarm_agent.control.orchestrator.update import going
-from swarm_agent.control.scheduler.feasibility import spread_of, unmet, wish_of
+from swarm_agent.control.scheduler.feasibility import preferences_of, spread_of, unmet
 from swarm_agent.control.scheduler.scheduler import place
 from swarm_agent.control.scheduler.spread import path_of
-from swarm_agent.control.scheduler.usage import Ledger, takes_tasks
+from swarm_agent.control.scheduler.usage import ClusterUsage, takes_tasks
 from swarm_agent.control.tasks import at_work, draining, live
-from swarm_agent.control.transaction import Key, Pass
+from swarm_agent.control.transaction import Key, Transaction
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.options import options
@@ -78,10 +78,10 @@ def _has_own_volumes(service: Service) -> bool:
 
 
 def suggest(
-    store: Store, ledger: Ledger, now: int, new_id: Callable[[], str], services: list[Service]
+    store: Store, ledger: ClusterUsage, now: int, new_id: Callable[[], str], services: list[Service]
 ) -> tuple[Suggestion, ...]:
     """All moves that would even the services out, as things are now; nothing is changed."""
-    p = Pass(store, ledger, now, new_id, most=EVERYTHING)
+    p = Transaction(store, ledger, now, new_id, most=EVERYTHING)
     found: list[Suggestion] = []
     try:
         for service in services:
@@ -92,7 +92,7 @@ def suggest(
     return tuple(found)
 
 
-def rebalance(p: Pass, service_id: str) -> None:
+def rebalance(p: Transaction, service_id: str) -> None:
     """Move as many tasks as may move now; the wish ends when nothing is left to move."""
     service = p.view.services.get(service_id)
     if service is None or not service.rebalancing:
@@ -112,7 +112,7 @@ def rebalance(p: Pass, service_id: str) -> None:
             p.wake(Key("even", service_id), p.ledger.forgiven_at(service.revision_id, p.now))
 
 
-def note_join(p: Pass, node: Node) -> None:
+def note_join(p: Transaction, node: Node) -> None:
     """Write down since when a node takes tasks, or that it does not."""
     if p.level < features.ORCHESTRATION:
         return
@@ -123,7 +123,7 @@ def note_join(p: Pass, node: Node) -> None:
         p.put(msgspec.structs.replace(node, active_since=0))
 
 
-def wish(p: Pass, service_id: str) -> None:
+def wish(p: Transaction, service_id: str) -> None:
     """Begin, for a service whose policy says so: on-join once the node that came last has stayed for a while."""
     service = p.view.services.get(service_id)
     if service is None or movable(service):
@@ -147,7 +147,7 @@ def wish(p: Pass, service_id: str) -> None:
     p.more(Key("rebalance", service_id))
 
 
-def _last_join(p: Pass) -> int:
+def _last_join(p: Transaction) -> int:
     """When the last node came to take tasks; looked at once a pass."""
     if p.last_join is None:
         nodes = list(p.view.nodes.all())
@@ -156,7 +156,7 @@ def _last_join(p: Pass) -> int:
     return p.last_join
 
 
-def _under_way(p: Pass, service: Service) -> int:
+def _under_way(p: Transaction, service: Service) -> int:
     rows = list(p.view.tasks.by("service", service.id))
     p.looked(len(rows))
     alive = {t.id for t in rows if live(t)}
@@ -209,7 +209,7 @@ class _Crowds:
         return path
 
 
-def _moves(p: Pass, service: Service, most: int, *, pretend: bool) -> list[Suggestion]:
+def _moves(p: Transaction, service: Service, most: int, *, pretend: bool) -> list[Suggestion]:
     """From the most crowded node to where the scheduler would have a task, until that gains nothing. A few nodes are tried:
     what suits a task depends a little on where it stands."""
     revision = p.view.revisions.get(service.revision_id)
@@ -271,10 +271,10 @@ def _moves(p: Pass, service: Service, most: int, *, pretend: bool) -> list[Sugge
     return out
 
 
-def _is_worse(p: Pass, service: Service, revision: Revision, source: str, placed: Task) -> bool:
+def _is_worse(p: Transaction, service: Service, revision: Revision, source: str, placed: Task) -> bool:
     """Whether fewer wishes would be met where the successor was placed than where the task stands, or it fails there."""
     p.discount(placed)  # neither of the two counts as the other's neighbour
-    wish = wish_of(revision, service, p.view, p.ledger)
+    wish = preferences_of(revision, service, p.view, p.ledger)
     here, there = (
         (p.ledger.failures(node_id, revision.id, p.now), unmet(wish, node_id, p.ledger))
         for node_id in (source, placed.node_id)
@@ -283,7 +283,7 @@ def _is_worse(p: Pass, service: Service, revision: Revision, source: str, placed
     return there > here
 
 
-def _target(p: Pass, service: Service, task: Task) -> Task | None:
+def _target(p: Transaction, service: Service, task: Task) -> Task | None:
     """The successor the scheduler would make, placed; ``None`` when it finds no place."""
     known = {t.id for t in p.at(service.id, task.place)}
     if not move(p, service, task, "rebalance", Key("rebalance", service.id)):
@@ -299,6 +299,6 @@ def _target(p: Pass, service: Service, task: Task) -> Task | None:
     return placed
 
 
-def _take_back(p: Pass, task: Task) -> None:
+def _take_back(p: Transaction, task: Task) -> None:
     p.delete(task)
     p.unplaced.pop(task.id, None)

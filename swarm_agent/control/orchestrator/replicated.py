@@ -6,16 +6,16 @@ import itertools
 from collections import defaultdict
 
 from swarm_agent.control.orchestrator.slot import taken
-from swarm_agent.control.orchestrator.slot_index import Survey
+from swarm_agent.control.orchestrator.slot_index import SlotIndex
 from swarm_agent.control.tasks import aim, live, make
-from swarm_agent.control.transaction import Key, Pass
+from swarm_agent.control.transaction import Key, Transaction
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.options import options
 from swarm_agent.objects.records import Service
 
 
-def scale(p: Pass, service: Service, seen: Survey) -> None:
+def scale(p: Transaction, service: Service, seen: SlotIndex) -> None:
     """Make or remove slots."""
     wanted = defaults.replicas(service.spec)
     most = p.portion  # made or removed in one pass
@@ -48,7 +48,7 @@ def scale(p: Pass, service: Service, seen: Survey) -> None:
         seen.look_again(p, service, surplus[:most])
 
 
-def _surplus(seen: Survey, open_taken: set[int | str], wanted: int) -> list[int | str]:
+def _surplus(seen: SlotIndex, open_taken: set[int | str], wanted: int) -> list[int | str]:
     """Which slots go: those on the most crowded nodes, not running before running, high numbers first (BEHAVIOUR 9.4)."""
     places = [
         (task.status.state != TaskState.RUNNING, slot, task.node_id)

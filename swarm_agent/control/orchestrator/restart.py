@@ -20,7 +20,7 @@ FIRST_DOUBLED = defaults.SECOND // 2  # a policy without delay grows from here
 JITTER = 0.1
 
 
-class Restart(NamedTuple):
+class PlannedRestart(NamedTuple):
     """A task that is to follow."""
 
     at: int  # nanoseconds
@@ -28,7 +28,7 @@ class Restart(NamedTuple):
     failures: int
 
 
-def restart(service: Service, task: Task, tasks: list[Task], now: int) -> Restart | None:
+def restart(service: Service, task: Task, tasks: list[Task], now: int) -> PlannedRestart | None:
     """What follows ``task``, which has ended; ``None``: nothing. ``tasks``: all of its place; ``now``: nanoseconds."""
     if not _may(service, task, tasks):
         return None
@@ -36,7 +36,7 @@ def restart(service: Service, task: Task, tasks: list[Task], now: int) -> Restar
         failures = task.failures  # its node changed under it, which tells nothing of the task
     else:
         failures = 1 if ran_long(task, ended_at(task)) else task.failures + 1
-    return Restart(
+    return PlannedRestart(
         min(max(ended_at(task), task.start_after), now) + delay(service, task.place, failures),
         attempt_of(service, task, 1),
         failures,

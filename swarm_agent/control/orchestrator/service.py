@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from swarm_agent.control.orchestrator import dependencies, global_, jobs, replicated, update
-from swarm_agent.control.orchestrator.slot import is_current, settle
+from swarm_agent.control.orchestrator.slot import is_current, reconcile_tasks
 from swarm_agent.control.orchestrator.slot_index import PORTION, survey
 from swarm_agent.control.orchestrator.task_reaper import forget_removed, reap_place
 from swarm_agent.control.tasks import aim, live
-from swarm_agent.control.transaction import SETTLING, Key, Pass
+from swarm_agent.control.transaction import SETTLING, Key, Transaction
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 
 MAX_OPEN = 100  # places with something to decide that a look at the whole service decides; the others follow one by one
 
 
-def reconcile_service(p: Pass, service_id: str) -> None:
+def reconcile_service(p: Transaction, service_id: str) -> None:
     """Bring the whole service towards its spec: places, count, update, history."""
     service = p.view.services.get(service_id)
     if service is None:
@@ -33,7 +33,7 @@ def reconcile_service(p: Pass, service_id: str) -> None:
         if p.full:
             p.more(Key("service", service.id))
             return
-        settle(p, service, place)
+        reconcile_tasks(p, service, place)
         p.looked(SETTLING)
     for place in later:
         p.more(Key("slot", service.id, place))
@@ -52,7 +52,7 @@ def reconcile_service(p: Pass, service_id: str) -> None:
         reap_place(p, service, p.at(service.id, place))
 
 
-def reconcile_prepared(p: Pass, service_id: str, ids: list[str]) -> list[str]:
+def reconcile_prepared(p: Transaction, service_id: str, ids: list[str]) -> list[str]:
     """Have every place looked at in which a task waits to be started or to take over: nobody may have asked for it by now.
     ``ids``: of the tasks that are left to look at; returns those that are left for the next pass."""
     service = p.view.services.get(service_id)
@@ -75,7 +75,7 @@ def reconcile_prepared(p: Pass, service_id: str, ids: list[str]) -> list[str]:
     return []
 
 
-def reconcile_slot(p: Pass, service_id: str, place: int | str) -> None:
+def reconcile_slot(p: Transaction, service_id: str, place: int | str) -> None:
     """One place after one of its tasks, or its node, changed. An update in progress makes the caller look at the service too."""
     service = p.view.services.get(service_id)
     tasks = p.at(service_id, place)
@@ -84,7 +84,7 @@ def reconcile_slot(p: Pass, service_id: str, place: int | str) -> None:
         for task in tasks:
             forget_removed(p, aim(p, task, TaskState.REMOVE))
         return
-    after = settle(p, service, place, tasks)
+    after = reconcile_tasks(p, service, place, tasks)
     if isinstance(place, str) and not jobs.waits_for_its_time(service):
         global_.fill(p, service, place)
         if any(live(t) and not is_current(p, service, t) for t in tasks):
@@ -93,7 +93,7 @@ def reconcile_slot(p: Pass, service_id: str, place: int | str) -> None:
     reap_place(p, service, after)
 
 
-def _remove_all(p: Pass, service_id: str) -> None:
+def _remove_all(p: Transaction, service_id: str) -> None:
     """Of a removed service everything goes, so much a pass."""
     tasks = list(p.view.tasks.by("service", service_id))
     p.looked(len(tasks))

@@ -29,7 +29,7 @@ from swarm_agent.control.tasks import (
     observe,
     stopped,
 )
-from swarm_agent.control.transaction import Health, Key, Pass
+from swarm_agent.control.transaction import Health, Key, Transaction
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import TaskState
@@ -40,7 +40,9 @@ FREED_BY_THE_OLD = frozenset({"resources", "ports", "addresses", "max-replicas",
 """Filters that may refuse a new task only because the one it replaces is still there."""
 
 
-def settle(p: Pass, service: Service, place: int | str, tasks: list[Task] | None = None) -> list[Task]:
+def reconcile_tasks(
+    p: Transaction, service: Service, place: int | str, tasks: list[Task] | None = None
+) -> list[Task]:
     """Bring one place as far as it can come now; its tasks as they are then. ``tasks``: as they are before, where that is known."""
     if tasks is None:
         tasks = p.at(service.id, place)
@@ -61,7 +63,7 @@ def settle(p: Pass, service: Service, place: int | str, tasks: list[Task] | None
 
 
 def _as_they_are(
-    p: Pass, service: Service, place: int | str, tasks: list[Task], written: int
+    p: Transaction, service: Service, place: int | str, tasks: list[Task], written: int
 ) -> tuple[list[Task], int]:
     """The tasks of a place, read again if anything was written since ``written``; and how much is written now."""
     return (tasks, written) if p.puts == written else (p.at(service.id, place), p.puts)
@@ -103,7 +105,7 @@ def newest(tasks: list[Task]) -> Task:
     return max(tasks, key=lambda t: (t.version == 0, t.created_at, t.attempt, t.id))
 
 
-def is_current(p: Pass, service: Service, task: Task) -> bool:
+def is_current(p: Transaction, service: Service, task: Task) -> bool:
     """Whether a task is as its service declares it now: of its revision, or of one that differs only in where tasks may be
     while its node will do."""
     if task.revision_id == service.revision_id:
@@ -116,7 +118,7 @@ def is_current(p: Pass, service: Service, task: Task) -> bool:
 
 
 # --- a task that cannot go on ----------------------------------------------------------------------------------------
-def _check(p: Pass, service: Service, task: Task) -> None:
+def _check(p: Transaction, service: Service, task: Task) -> None:
     """End a live task that has ended, lost its node or may not stay there; put another in its place if that is due."""
     if service.job is not None and task.iteration != service.job.iteration:
         # of a run that is over: what is at work goes, what has ended is history, and nothing follows on either
@@ -144,7 +146,7 @@ def _check(p: Pass, service: Service, task: Task) -> None:
         evict(p, service, task)
 
 
-def evict(p: Pass, service: Service, task: Task) -> None:
+def evict(p: Transaction, service: Service, task: Task) -> None:
     """What the constraint enforcer does to a task whose node changed under it: it counts as rejected, and another follows by the
     restart policy. A strict singleton is stopped, as nobody may say it has ended before it has."""
     if options(service.spec.labels).singleton:
@@ -156,7 +158,7 @@ def evict(p: Pass, service: Service, task: Task) -> None:
         _ended(p, service, gone)
 
 
-def _reject(p: Pass, task: Task) -> None:
+def _reject(p: Transaction, task: Task) -> None:
     observe(
         p,
         task,
@@ -166,7 +168,7 @@ def _reject(p: Pass, task: Task) -> None:
     )
 
 
-def _lost(p: Pass, service: Service, task: Task, cause: str) -> None:
+def _lost(p: Transaction, service: Service, task: Task, cause: str) -> None:
     """Its node has gone: another follows at once, elsewhere. In global modes the place has gone with the node."""
     aim(p, task, TaskState.SHUTDOWN)
     if task.preset or _stood_in_for(p, service, task):
@@ -182,7 +184,7 @@ def _lost(p: Pass, service: Service, task: Task, cause: str) -> None:
     )
 
 
-def _ended(p: Pass, service: Service, task: Task) -> None:
+def _ended(p: Transaction, service: Service, task: Task) -> None:
     if p.now < task.start_after:
         # it failed while it was prepared for later: the next is not prepared any sooner
         p.wake(Key("slot", task.service_id, task.place), task.start_after)
@@ -213,14 +215,14 @@ def _ended(p: Pass, service: Service, task: Task) -> None:
         )
 
 
-def _place_stays(p: Pass, service: Service, node_id: str) -> bool:
+def _place_stays(p: Transaction, service: Service, node_id: str) -> bool:
     """Whether a node is still one on which a service of a global mode has a task."""
     node = p.view.nodes.get(node_id)
     wanted = defaults.constraints(service.spec.task_template)
     return node is not None and not invalid_node(node) and node_matches(wanted, node)
 
 
-def _stood_in_for(p: Pass, service: Service, ended: Task) -> bool:
+def _stood_in_for(p: Transaction, service: Service, ended: Task) -> bool:
     """Whether another live task makes one more needless. The old one beside a failed new one does not, nor what an earlier run of a
     job has completed."""
     return any(
@@ -233,7 +235,7 @@ def _stood_in_for(p: Pass, service: Service, ended: Task) -> bool:
 
 
 # --- from one task to the next ---------------------------------------------------------------------------------------
-def _hand_over(p: Pass, service: Service, tasks: list[Task]) -> None:
+def _hand_over(p: Transaction, service: Service, tasks: list[Task]) -> None:
     """Of several live tasks only one is to stay: the one of the present revision, the one that was made to take over."""
     alive = [t for t in tasks if at_work(t)]
     if len(alive) < 2:
@@ -264,7 +266,7 @@ def _best(tasks: list[Task]) -> Task:
     return max(tasks, key=lambda t: (t.status.state == TaskState.RUNNING, t.version == 0, t.created_at, t.id))
 
 
-def _may_take_over(p: Pass, service: Service, new: Task, old: list[Task]) -> bool:
+def _may_take_over(p: Transaction, service: Service, new: Task, old: list[Task]) -> bool:
     """Start-first: once it runs. Stop-first: once it is prepared, so that what cannot be had costs no running task; or when it
     finds no place because an old one is still there."""
     if new.status.state >= TaskState.RUNNING:
@@ -278,7 +280,7 @@ def _may_take_over(p: Pass, service: Service, new: Task, old: list[Task]) -> boo
     )
 
 
-def _blocked(p: Pass, service: Service, new: Task, old: list[Task]) -> bool:
+def _blocked(p: Transaction, service: Service, new: Task, old: list[Task]) -> bool:
     """Whether a new task may find a place once the old ones have gone: what they free is free on nodes that take tasks."""
     if new.status.state != TaskState.PENDING:
         return False
@@ -323,7 +325,7 @@ def moves_start_first(service: Service) -> bool:
     return defaults.replicas(spec) > 1 and all(m.read_only or m.type == "tmpfs" for m in mounts)
 
 
-def _move(p: Pass, service: Service, mover: Task, old: Task) -> None:
+def _move(p: Transaction, service: Service, mover: Task, old: Task) -> None:
     """A task that leaves its node for ``mover``. Never more at a time than the declared count of healthy tasks allows."""
     node = p.view.nodes.get(old.node_id)
     wanted = mover.cause != "drain" or draining(node)
@@ -354,7 +356,7 @@ def _move(p: Pass, service: Service, mover: Task, old: Task) -> None:
         p.wait_for_health(Key("slot", service.id, mover.place))
 
 
-def _health(p: Pass, service: Service) -> Health:
+def _health(p: Transaction, service: Service) -> Health:
     """Counted once a pass."""
     found = p.health.get(service.id)
     if found is None:
@@ -376,7 +378,7 @@ def _health(p: Pass, service: Service) -> Health:
 
 
 # --- the start -------------------------------------------------------------------------------------------------------
-def _start(p: Pass, service: Service, task: Task, tasks: list[Task]) -> None:
+def _start(p: Transaction, service: Service, task: Task, tasks: list[Task]) -> None:
     """Let a prepared task run: after its delay, when what it waits for is there, and once what it replaces has stopped - a
     minute at most, but for strict singletons, which wait until it is certain."""
     key = Key("slot", task.service_id, task.place)
@@ -417,7 +419,7 @@ def _start(p: Pass, service: Service, task: Task, tasks: list[Task]) -> None:
         aim(p, current, goal(service))
 
 
-def _say_waiting(p: Pass, task: Task, waits: str) -> None:
+def _say_waiting(p: Transaction, task: Task, waits: str) -> None:
     """Keep the reason with the task; the placement's own reasons are gone once it has a node."""
     reasons = (Reason(code="depends-on", nodes=0, text=waits),) if waits else ()
     if task.node_id and [r for r in task.reasons if r.code == "depends-on"] != list(reasons):

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 from swarm_agent.control.orchestrator.task_reaper import history_limit
 from swarm_agent.control.revisions import same_but_placement
 from swarm_agent.control.tasks import invalid_node
-from swarm_agent.control.transaction import Pass
+from swarm_agent.control.transaction import Transaction
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Node, Service, Task
 
 if TYPE_CHECKING:
-    from swarm_agent.control.scheduler.usage import Ledger
+    from swarm_agent.control.scheduler.usage import ClusterUsage
 
 Slots = dict[int | str, list[Task]]
 
@@ -37,14 +37,14 @@ _RUNNING = TaskState.RUNNING
 _SHUTDOWN = TaskState.SHUTDOWN
 
 
-class Survey:
+class SlotIndex:
     """The slots of one service in this pass."""
 
     __slots__ = (
         "_going", "_left", "_limit", "_places", "_rows", "changed", "idle", "moved", "older", "open", "present", "settled", "stamp", "steps", "steps_for", "waiting",
     )  # fmt: skip
 
-    def __init__(self, p: Pass, service: Service, *, at_once: bool = True) -> None:
+    def __init__(self, p: Transaction, service: Service, *, at_once: bool = True) -> None:
         """``at_once``: all slots are looked at now. Without it :meth:`go_on` looks at them; nothing may be asked before that is
         done."""
         self.present: dict[int | str, Task] = {}
@@ -70,7 +70,7 @@ class Survey:
                 p.looked(looks)
             self._left = None
 
-    def renew(self, p: Pass, service: Service) -> bool:
+    def renew(self, p: Transaction, service: Service) -> bool:
         """Look again where something was written to since the last time, as far as this pass has looks for; whether that is all."""
         done = 0
         while self.changed and (done < PORTION or p.looks < p.most_looks):
@@ -94,7 +94,7 @@ class Survey:
         slots = self._rows if self.unfinished else len(self.present) + len(self.older) + len(self.open)
         return len(self.changed) * part > slots + KEPT
 
-    def go_on(self, p: Pass) -> bool:
+    def go_on(self, p: Transaction) -> bool:
         """Look at more slots, as many as this pass has looks for; whether all have been looked at."""
         while self._left is not None and p.looks < p.most_looks:
             looks = next(self._left, 0)
@@ -168,7 +168,7 @@ class Survey:
         places = self._places
         return task.revision_id == places.current or places[task.revision_id].same_and_fits(task.node_id)
 
-    def look_again(self, p: Pass, service: Service, slots: Iterable[int | str]) -> None:
+    def look_again(self, p: Transaction, service: Service, slots: Iterable[int | str]) -> None:
         """``p`` has written to these slots: they are open now, as its view shows them."""
         for slot in slots:
             self._forget(slot)
@@ -193,12 +193,12 @@ class Survey:
         self.steps.pop(slot, None)
 
 
-def survey(p: Pass, service: Service) -> Survey | None:
+def survey(p: Transaction, service: Service) -> SlotIndex | None:
     """The slots of a service as they are in this pass; that of a large one is kept from pass to pass. ``None``: there are so many
     that the look goes on in the next pass."""
     surveys = p.ledger.surveys
     known = surveys.pop(service.id, None)
-    if not isinstance(known, Survey) or known.stamp != stamp_of(p, service):
+    if not isinstance(known, SlotIndex) or known.stamp != stamp_of(p, service):
         known = None
     if known is not None and (known.unfinished or not known.outdated(4)):
         # what is written from here on is in it, or taken back at the pass's end, which the ledger tells it
@@ -207,7 +207,7 @@ def survey(p: Pass, service: Service) -> Survey | None:
             return None
         return known if known.renew(p, service) else None
     large = p.view.tasks.base.count("service", service.id) >= KEPT
-    found = Survey(p, service, at_once=not large)
+    found = SlotIndex(p, service, at_once=not large)
     if known is not None:
         found.steps = {place: step for place, step in known.steps.items() if place not in known.changed}
         found.steps_for = known.steps_for
@@ -218,7 +218,7 @@ def survey(p: Pass, service: Service) -> Survey | None:
     return found if found.go_on(p) else None
 
 
-def stamp_of(p: Pass, service: Service) -> tuple[str, bool, int]:
+def stamp_of(p: Transaction, service: Service) -> tuple[str, bool, int]:
     """What of a service decides how its slots stand, besides nodes: when those change, all surveys are forgotten."""
     status = service.update_status
     going = status is not None and status.state in ("updating", "rollback_started")
@@ -245,8 +245,8 @@ def _undisturbed(task: Task) -> bool:
     return task.desired_state <= _RUNNING and task.status.state <= _RUNNING
 
 
-class Standing(dict[str, int]):
-    """By node id, how a task of one revision stands there; found out when asked for. Services share it (``Ledger.standings``)."""
+class NodeFit(dict[str, int]):
+    """By node id, how a task of one revision stands there; found out when asked for. Services share it (``ClusterUsage.standings``)."""
 
     def __init__(
         self,
@@ -280,14 +280,14 @@ class Standing(dict[str, int]):
         return self._own == self._current or (node is not None and node_matches(self._current, node))
 
 
-class _Places(dict[str, Standing]):
+class _Places(dict[str, NodeFit]):
     """The same by revision id; revisions of the same constraints share their answers."""
 
-    def __init__(self, ledger: Ledger, current: str) -> None:
+    def __init__(self, ledger: ClusterUsage, current: str) -> None:
         self._ledger = ledger
         self.current = current
 
-    def __missing__(self, revision_id: str) -> Standing:
+    def __missing__(self, revision_id: str) -> NodeFit:
         ledger = self._ledger
         own, present = ledger.known_revision(revision_id), ledger.known_revision(self.current)
         same = revision_id == self.current or (
@@ -299,6 +299,6 @@ class _Places(dict[str, Standing]):
         key = (mine, now if same else None, unplaced)
         known = ledger.standings.get(key)
         if known is None:
-            known = ledger.standings[key] = Standing(ledger.rows, *key)
+            known = ledger.standings[key] = NodeFit(ledger.rows, *key)
         self[revision_id] = known
         return known

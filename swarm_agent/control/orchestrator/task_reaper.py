@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from swarm_agent.control.orchestrator.slot import newest
 from swarm_agent.control.tasks import live
-from swarm_agent.control.transaction import Pass
+from swarm_agent.control.transaction import Transaction
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Service, Task
@@ -12,7 +12,7 @@ from swarm_agent.objects.records import Service, Task
 KEPT_REVISIONS = 10
 
 
-def reap_place(p: Pass, service: Service | None, tasks: list[Task]) -> None:
+def reap_place(p: Transaction, service: Service | None, tasks: list[Task]) -> None:
     """Delete what is to be removed and has ended, then the oldest history of the place beyond the limit. What is told to stop and has
     not ended, for its node is lost perhaps, is no history yet; the last task of a place without a live one stays, for it says why."""
     if len(tasks) == 1 and live(tasks[0]):
@@ -53,7 +53,7 @@ def _is_history(service: Service | None, task: Task) -> bool:
     )
 
 
-def forget_removed(p: Pass, task: Task) -> bool:
+def forget_removed(p: Transaction, task: Task) -> bool:
     """Delete a task that is to be removed, once nothing of it can run any more; whether it was."""
     if task.desired_state != TaskState.REMOVE:
         return False
@@ -64,7 +64,7 @@ def forget_removed(p: Pass, task: Task) -> bool:
     return False
 
 
-def history_limit(p: Pass, service: Service | None) -> int:
+def history_limit(p: Transaction, service: Service | None) -> int:
     """How many tasks a slot keeps, the live one among them; negative: all."""
     cluster = p.view.cluster
     limit = defaults.history_limit(cluster.spec) if cluster is not None else defaults.TASK_HISTORY_LIMIT
@@ -75,7 +75,7 @@ def history_limit(p: Pass, service: Service | None) -> int:
     return limit
 
 
-def reap_revisions(p: Pass, service_id: str) -> None:
+def reap_revisions(p: Transaction, service_id: str) -> None:
     """Keep revisions a task points at, the present one, and the last ten; all of a removed service's go with its tasks."""
     service = p.view.services.get(service_id)
     found = list(p.view.revisions.by("service", service_id))

@@ -16,19 +16,19 @@ import msgspec
 from swarm_agent.control.admission import must_be_free
 from swarm_agent.control.orchestrator import global_
 from swarm_agent.control.orchestrator.slot import decisive, given_up, keeps_apart_from_itself
-from swarm_agent.control.orchestrator.slot_index import Survey
+from swarm_agent.control.orchestrator.slot_index import SlotIndex
 from swarm_agent.control.orchestrator.update_progress import (
     PAUSED,
-    Place,
     Rules,
     Settled,
+    SlotProgress,
     Touched,
     ended_by_itself,
 )
 from swarm_agent.control.references import dealt_with, must_be_kept
 from swarm_agent.control.revisions import previous_of
 from swarm_agent.control.tasks import live, make
-from swarm_agent.control.transaction import Key, Pass
+from swarm_agent.control.transaction import Key, Transaction
 from swarm_agent.objects import defaults
 from swarm_agent.objects.durations import duration_text
 from swarm_agent.objects.enums import TaskState
@@ -44,7 +44,7 @@ def going(service: Service) -> bool:
     return service.update_status is not None and service.update_status.state in GOING
 
 
-def advance(p: Pass, service: Service, seen: Survey) -> list[int | str]:
+def advance(p: Transaction, service: Service, seen: SlotIndex) -> list[int | str]:
     """Move the update on by as many places as its policy lets go now; those that were written."""
     status = service.update_status
     if status is not None and status.state in PAUSED:
@@ -75,7 +75,7 @@ def advance(p: Pass, service: Service, seen: Survey) -> list[int | str]:
     return []
 
 
-def _open_places(p: Pass, service: Service, seen: Survey, rules: Rules) -> list[Place]:
+def _open_places(p: Transaction, service: Service, seen: SlotIndex, rules: Rules) -> list[SlotProgress]:
     """The open places that take part; what is found out about one is kept until something is written there."""
     steps = seen.steps
     if seen.steps_for != rules.given:
@@ -85,11 +85,11 @@ def _open_places(p: Pass, service: Service, seen: Survey, rules: Rules) -> list[
         for n, tasks in seen.open.items():
             if n not in steps:
                 takes_part = _counts(service, tasks, seen, rules.since) and _open_to_it(p, service, n)
-                steps[n] = Place(n, tasks, seen, rules, p.now) if takes_part else None
+                steps[n] = SlotProgress(n, tasks, seen, rules, p.now) if takes_part else None
     return [step for step in steps.values() if step is not None]
 
 
-def _settled(p: Pass, seen: Survey, rules: Rules) -> Settled:
+def _settled(p: Transaction, seen: SlotIndex, rules: Rules) -> Settled:
     """The settled places that this update made, as they stand now."""
     known: Settled | None = seen.settled
     moved: Collection[int | str] = seen.moved
@@ -103,7 +103,7 @@ def _settled(p: Pass, seen: Survey, rules: Rules) -> Settled:
     return known
 
 
-def _counts(service: Service, tasks: list[Task], seen: Survey, since: int) -> bool:
+def _counts(service: Service, tasks: list[Task], seen: SlotIndex, since: int) -> bool:
     """Places that take part: live ones, those this update has had, and those whose ended task of an old revision must still
     be replaced."""
     if any(live(t) for t in tasks):
@@ -114,13 +114,13 @@ def _counts(service: Service, tasks: list[Task], seen: Survey, since: int) -> bo
     return given_up(service, tasks)
 
 
-def _open_to_it(p: Pass, service: Service, place: int | str) -> bool:
+def _open_to_it(p: Transaction, service: Service, place: int | str) -> bool:
     """Whether a new task may be put there: in global modes only on a node that is to have one, and takes any now."""
     return not isinstance(place, str) or global_.gets(service, p.view.nodes.get(place))
 
 
 def _stopped(
-    p: Pass, service: Service, status: UpdateStatus | None, rules: Rules, touched: Touched, total: int
+    p: Transaction, service: Service, status: UpdateStatus | None, rules: Rules, touched: Touched, total: int
 ) -> bool:
     """Whether too many have failed; then the update pauses, or is taken back."""
     config = rules.config
@@ -150,7 +150,7 @@ def _stopped(
     return True
 
 
-def _roll_back(p: Pass, service: Service, before: Revision, cause: str) -> None:
+def _roll_back(p: Transaction, service: Service, before: Revision, cause: str) -> None:
     """Take the update back to the revision before. There is no way back from here."""
     assert service.previous_spec is not None
     if p.view.revisions.get(before.id) is None:
@@ -172,7 +172,7 @@ def _roll_back(p: Pass, service: Service, before: Revision, cause: str) -> None:
 
 
 def _hand_out(
-    p: Pass,
+    p: Transaction,
     service: Service,
     rules: Rules,
     touched: Touched,
@@ -215,7 +215,9 @@ def _hand_out(
     return numbers
 
 
-def _complete(p: Pass, service: Service, status: UpdateStatus | None, rules: Rules, touched: Touched) -> None:
+def _complete(
+    p: Transaction, service: Service, status: UpdateStatus | None, rules: Rules, touched: Touched
+) -> None:
     if status is None or touched.unreached:
         return
     if touched.unsteady:
@@ -234,7 +236,7 @@ def _complete(p: Pass, service: Service, status: UpdateStatus | None, rules: Rul
     )
 
 
-def _say(p: Pass, service: Service, status: UpdateStatus) -> Service:
+def _say(p: Transaction, service: Service, status: UpdateStatus) -> Service:
     changed = msgspec.structs.replace(service, update_status=status)
     p.put(changed)
     return changed

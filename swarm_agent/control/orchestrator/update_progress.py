@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from swarm_agent.control.orchestrator.restart import ended_at
 from swarm_agent.control.orchestrator.slot import newest
-from swarm_agent.control.orchestrator.slot_index import Survey
+from swarm_agent.control.orchestrator.slot_index import SlotIndex
 from swarm_agent.control.tasks import live
 from swarm_agent.objects import defaults
 from swarm_agent.objects.enums import TaskState
@@ -35,14 +35,14 @@ class Rules:
         self.since = status.started_at if status is not None and status.state not in PAUSED else now
 
 
-class Place:
+class SlotProgress:
     """How far one place is in the present update."""
 
     __slots__ = (
         "awaited", "dirty", "failed", "fresh", "kept", "number", "old", "reached_at", "stalled_at", "unsteady",
     )  # fmt: skip
 
-    def __init__(self, number: int | str, tasks: list[Task], seen: Survey, rules: Rules, now: int) -> None:
+    def __init__(self, number: int | str, tasks: list[Task], seen: SlotIndex, rules: Rules, now: int) -> None:
         self.number = number
         current = [t for t in tasks if seen.is_current(t)]
         self.fresh = [  # made by this update; what the leader stopped itself tells nothing of it
@@ -110,7 +110,7 @@ def _failed(fresh: list[Task], monitor: int) -> Task | None:
 
 
 class Settled:
-    """The tasks of one update that are the only live ones of their slots (``Survey.present``): how far each is, kept from look to
+    """The tasks of one update that are the only live ones of their slots (``SlotIndex.present``): how far each is, kept from look to
     look, so that one costs what was written since the last. And what an update of the same revision made that had paused, say, and
     that does not run yet (``awaited``): such a place is as busy as one of ours, as long as our patience lasts, and no failure of ours."""
 
@@ -165,7 +165,7 @@ class Touched:
         "unsteady",
     )
 
-    def __init__(self, places: list[Place], settled: Settled, rules: Rules, now: int) -> None:
+    def __init__(self, places: list[SlotProgress], settled: Settled, rules: Rules, now: int) -> None:
         failed: dict[int | str, Task] = {}
         stalls: list[int] = []
         at: list[int] = []

@@ -1,7 +1,7 @@
 """What a task demands of a node, and the filters that ask a node for it, in Swarm's order.
 
-A :class:`Demand` says nothing about the service it came from: tasks that demand the same can share what is found out about
-nodes. What depends on the service (replicas per node, affinities, volumes) is a :class:`Wish`, asked after the demand.
+A :class:`Requirements` says nothing about the service it came from: tasks that demand the same can share what is found out about
+nodes. What depends on the service (replicas per node, affinities, volumes) is a :class:`Preferences`, asked after the demand.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from swarm_agent.objects.records import Generic, HeldPort, Node, Revision, Servi
 from swarm_agent.store import View
 
 if TYPE_CHECKING:
-    from swarm_agent.control.scheduler.usage import Ledger, NodeUse
+    from swarm_agent.control.scheduler.usage import ClusterUsage, NodeUsage
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 LOCAL_NETWORKS = (
@@ -35,7 +35,7 @@ LOCAL_NETWORKS = (
 NODE_ADDRESSES = 1022  # a node's part of the node network is a /22, see ``allocate``
 
 
-class Demand(NamedTuple):
+class Requirements(NamedTuple):
     """What a task needs of whichever node it goes to."""
 
     cpu: int = 0  # nano CPUs
@@ -49,7 +49,7 @@ class Demand(NamedTuple):
     leased: bool = False  # whether it runs under a lease, which agents know from a level on
 
 
-class Wish(NamedTuple):
+class Preferences(NamedTuple):
     """What its service asks for besides, with names resolved. Hard wishes are filters, soft ones rank."""
 
     service_id: str
@@ -67,7 +67,7 @@ class Wish(NamedTuple):
 
 
 # --- from specs -----------------------------------------------------------------------------------------------------------
-def demand_of(revision: Revision, view: View) -> Demand:
+def demand_of(revision: Revision, view: View) -> Requirements:
     template = revision.template
     reservations = template.resources and template.resources.reservations
     generic: dict[str, int] = {}
@@ -75,7 +75,7 @@ def demand_of(revision: Revision, view: View) -> Demand:
         wanted = resource.discrete_resource_spec
         if wanted is not None and wanted.kind:
             generic[wanted.kind] = generic.get(wanted.kind, 0) + (wanted.value or 0)
-    return Demand(
+    return Requirements(
         cpu=(reservations and reservations.nano_cpus) or 0,
         memory=(reservations and reservations.memory_bytes) or 0,
         generic=tuple(sorted(generic.items())),
@@ -145,15 +145,15 @@ def options_of(service: Service | None) -> Options:
         return Options()
 
 
-def wish_of(
+def preferences_of(
     revision: Revision,
     service: Service | None,
     view: View,
-    ledger: Ledger,
+    ledger: ClusterUsage,
     avoid: str = "",
     *,
     preset: bool = False,
-) -> Wish:
+) -> Preferences:
     """``preset``: for a task that has its node already; it takes that node's volumes as they are."""
     wanted = options_of(service)
     placement = revision.template.placement
@@ -168,7 +168,7 @@ def wish_of(
     if not preset and wanted.volume_affinity != "ignore":
         volumes = tuple(name for name in local_volumes(revision) if name in ledger.volumes)
     required = wanted.volume_affinity == "require"
-    return Wish(
+    return Preferences(
         service_id=revision.service_id,
         revision_id=revision.id,
         max_replicas=(placement and placement.max_replicas) or 0,
@@ -195,7 +195,9 @@ def spread_of(revision: Revision) -> tuple[str, ...]:
 
 
 # --- the filters --------------------------------------------------------------------------------------------------------
-def refusal(demand: Demand, node: Node, use: NodeUse, addresses: int, static: str | None = None) -> str:
+def refusal(
+    demand: Requirements, node: Node, use: NodeUsage, addresses: int, static: str | None = None
+) -> str:
     """The code of the first filter after "ready" that a node does not pass, "" when it passes all.
 
     ``addresses``: how many of the node's are given. ``static``: what :func:`static_refusal` says, where it is known.
@@ -213,7 +215,7 @@ def refusal(demand: Demand, node: Node, use: NodeUse, addresses: int, static: st
     return ""
 
 
-def static_refusal(demand: Demand, node: Node) -> str:
+def static_refusal(demand: Requirements, node: Node) -> str:
     """The same of the filters that look at nothing but the node's own row."""
     if demand.leased and node.feature_level < features.ORCHESTRATION:
         return "agent"
@@ -228,12 +230,12 @@ def static_refusal(demand: Demand, node: Node) -> str:
     return ""
 
 
-def held_ports(demand: Demand, node: Node) -> list[HeldPort]:
+def held_ports(demand: Requirements, node: Node) -> list[HeldPort]:
     """Those of the host-mode ports that programs of the node's host hold."""
     return [held for held in node.description.held_ports if (held.protocol, held.number) in demand.ports]
 
 
-def _fits(demand: Demand, node: Node, use: NodeUse) -> bool:
+def _fits(demand: Requirements, node: Node, use: NodeUsage) -> bool:
     total = node.description
     if demand.cpu and total.nano_cpus - use.cpu < demand.cpu:
         return False
@@ -242,7 +244,7 @@ def _fits(demand: Demand, node: Node, use: NodeUse) -> bool:
     return not demand.generic or all(free_generic(node, use, kind) >= n for kind, n in demand.generic)
 
 
-def free_generic(node: Node, use: NodeUse, kind: str) -> int:
+def free_generic(node: Node, use: NodeUsage, kind: str) -> int:
     """How many of a kind are not given. A node may have told of them by count before it told their names, or the other way
     round: what was given then takes one each of what it tells now. A name it tells no more takes none of the others."""
     counted = use.generic.get(kind, 0)
@@ -260,7 +262,7 @@ def free_generic(node: Node, use: NodeUse, kind: str) -> int:
     return max(0, total - counted - named)
 
 
-def pick_generic(node: Node, use: NodeUse, wanted: Iterable[tuple[str, int]]) -> tuple[Generic, ...]:
+def pick_generic(node: Node, use: NodeUsage, wanted: Iterable[tuple[str, int]]) -> tuple[Generic, ...]:
     """What of a node's generic resources a task gets: so many names of a kind that has names, else a count."""
     out: list[Generic] = []
     for kind, count in wanted:
@@ -273,7 +275,7 @@ def pick_generic(node: Node, use: NodeUse, wanted: Iterable[tuple[str, int]]) ->
     return tuple(out)
 
 
-def missing_plugins(demand: Demand, node: Node) -> list[tuple[str, str]]:
+def missing_plugins(demand: Requirements, node: Node) -> list[tuple[str, str]]:
     """Log drivers are not asked for where the engine tells of none."""
     have = {(p.type, p.name) for p in node.description.plugins}
     logs = any(kind == "Log" for kind, _ in have)
@@ -284,7 +286,7 @@ def missing_plugins(demand: Demand, node: Node) -> list[tuple[str, str]]:
     ]
 
 
-def _platform(demand: Demand, node: Node) -> bool:
+def _platform(demand: Requirements, node: Node) -> bool:
     about = node.description
     architecture = ARCHITECTURES.get(about.architecture, about.architecture)
     return any(
@@ -293,7 +295,7 @@ def _platform(demand: Demand, node: Node) -> bool:
     )
 
 
-def wish_refusal(wish: Wish, node_id: str, use: NodeUse, ledger: Ledger) -> str:
+def wish_refusal(wish: Preferences, node_id: str, use: NodeUsage, ledger: ClusterUsage) -> str:
     """The code of the first filter that depends on the service and refuses the node, "" when none does."""
     if wish.max_replicas and use.by_service.get(wish.service_id, 0) >= wish.max_replicas:
         return "max-replicas"
@@ -310,7 +312,7 @@ def wish_refusal(wish: Wish, node_id: str, use: NodeUse, ledger: Ledger) -> str:
     return "moves" if node_id == wish.avoid else ""
 
 
-def unmet(wish: Wish, node_id: str, ledger: Ledger) -> int:
+def unmet(wish: Preferences, node_id: str, ledger: ClusterUsage) -> int:
     """How many soft wishes a node leaves unmet."""
     hosting = ledger.hosting
     return (

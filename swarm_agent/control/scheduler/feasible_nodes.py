@@ -13,24 +13,26 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
-from swarm_agent.control.scheduler.feasibility import Demand, refusal, static_refusal
+from swarm_agent.control.scheduler.feasibility import Requirements, refusal, static_refusal
 from swarm_agent.control.scheduler.spread import Path, path_of
 from swarm_agent.objects.records import Node
 
 if TYPE_CHECKING:
-    from swarm_agent.control.scheduler.ranking_cache import Boards
-    from swarm_agent.control.scheduler.usage import Ledger
+    from swarm_agent.control.scheduler.ranking_cache import RankingCache
+    from swarm_agent.control.scheduler.usage import ClusterUsage
 
 Rank = tuple[Any, ...]  # numbers, then the node's id
 COPIED = 256  # entries copied are as dear as one look, about
 MANY = 16  # entries copied are as dear as repairing the order for one node that changed, about
-ANY = Demand()
+ANY = Requirements()
 
 
-class Pool:
+class FeasibleNodes:
     """The nodes that meet a demand, best first for a service that is on none of them."""
 
-    def __init__(self, boards: Boards, demand: Demand, strategy: str, like: Pool | None) -> None:
+    def __init__(
+        self, boards: RankingCache, demand: Requirements, strategy: str, like: FeasibleNodes | None
+    ) -> None:
         """``like``: the pool of all nodes with the same strategy, whose order is the same."""
         self.boards = boards
         self.ledger = boards.ledger
@@ -76,7 +78,7 @@ class Pool:
             ]
         heapq.heapify(self.heap)
 
-    def _copy(self, like: Pool) -> None:
+    def _copy(self, like: FeasibleNodes) -> None:
         """Take over the order of all nodes, without those that are refused here."""
         like.best()  # passes over what is out of date at its top
         refused = self.refused
@@ -217,7 +219,7 @@ class Pool:
 class Partition:
     """A pool's nodes by the branch they stand in, best first in each."""
 
-    def __init__(self, pool: Pool, descriptors: tuple[str, ...]) -> None:
+    def __init__(self, pool: FeasibleNodes, descriptors: tuple[str, ...]) -> None:
         self._pool = pool
         self._descriptors = descriptors
         self._paths: dict[str, tuple[Node, Path]] = {}
@@ -259,7 +261,7 @@ class Partition:
             yield path, heap.copy()
 
 
-def changes(ledger: Ledger, seen: int) -> Collection[str] | None:
+def changes(ledger: ClusterUsage, seen: int) -> Collection[str] | None:
     """Ids of the nodes that changed since the journal was read to ``seen``, each once; ``None``: it does not reach back so far."""
     new = ledger.written - seen
     if not new:

@@ -10,8 +10,15 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
-from swarm_agent.control.scheduler.feasibility import Wish, unmet, wish_refusal
-from swarm_agent.control.scheduler.feasible_nodes import COPIED, Partition, Pool, Rank, changes, compacted
+from swarm_agent.control.scheduler.feasibility import Preferences, unmet, wish_refusal
+from swarm_agent.control.scheduler.feasible_nodes import (
+    COPIED,
+    FeasibleNodes,
+    Partition,
+    Rank,
+    changes,
+    compacted,
+)
 from swarm_agent.control.scheduler.spread import Path, Tree
 
 NEVER = 1 << 62
@@ -19,7 +26,7 @@ MANY = 32  # nodes; so many may always be looked at one by one after they change
 DEARER = 3  # an order costs so much more for a node that changed than for a special one where it is made anew, about
 
 
-def is_simple(wish: Wish) -> bool:
+def is_simple(wish: Preferences) -> bool:
     """Whether nodes are special to it only for tasks of the service and failures."""
     return not (
         wish.with_hard
@@ -43,10 +50,10 @@ class _Leaf:
         self.special: list[Rank] = []
 
 
-class Group:
+class Ranking:
     """The order of nodes for the tasks of one revision of a service."""
 
-    def __init__(self, wish: Wish, pool: Pool, now: int) -> None:
+    def __init__(self, wish: Preferences, pool: FeasibleNodes, now: int) -> None:
         self.wish = wish
         self.pool = pool
         self.ledger = pool.ledger

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from swarm_agent.control.scheduler.feasibility import Demand, Wish, demand_of, wish_refusal
-from swarm_agent.control.scheduler.feasible_nodes import ANY, Pool, Rank
-from swarm_agent.control.scheduler.ranking import Group, is_simple
+from swarm_agent.control.scheduler.feasibility import Preferences, Requirements, demand_of, wish_refusal
+from swarm_agent.control.scheduler.feasible_nodes import ANY, FeasibleNodes, Rank
+from swarm_agent.control.scheduler.ranking import Ranking, is_simple
 from swarm_agent.objects.records import Revision, Task
 from swarm_agent.store import View
 
 if TYPE_CHECKING:
-    from swarm_agent.control.scheduler.usage import Ledger
+    from swarm_agent.control.scheduler.usage import ClusterUsage
 
 MAX_ENTRIES = 1_000_000  # of all remembered heaps, about
 MAX_REMEMBERED = 1000  # pools, and groups
@@ -26,48 +26,48 @@ AGAIN = 4  # single tasks of a service after which its order is kept
 _NO: dict[str, None] = {}
 
 
-class Boards:
+class RankingCache:
     """What the scheduler remembers. Everything in it can be forgotten at any time."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: ClusterUsage) -> None:
         self.ledger = ledger
         self.looks = 0  # nodes compared with a demand, and heaps copied, since the beginning
         self.awaited: set[str] = set()  # ids of services beside which tasks would go that wait
         self._asked: dict[str, int] = {}  # how often for single tasks, by service
-        self._demands: dict[str, Demand] = {}
-        self._pools: OrderedDict[tuple[Demand, str], Pool] = OrderedDict()
-        self._groups: OrderedDict[Wish, Group] = OrderedDict()
+        self._demands: dict[str, Requirements] = {}
+        self._pools: OrderedDict[tuple[Requirements, str], FeasibleNodes] = OrderedDict()
+        self._groups: OrderedDict[Preferences, Ranking] = OrderedDict()
 
-    def demand(self, revision: Revision, view: View) -> Demand:
+    def demand(self, revision: Revision, view: View) -> Requirements:
         found = self._demands.get(revision.id)
         if found is None:
             found = self._demands[revision.id] = demand_of(revision, view)
         return found
 
-    def pool(self, demand: Demand, strategy: str) -> Pool:
+    def pool(self, demand: Requirements, strategy: str) -> FeasibleNodes:
         """The nodes that can meet a demand."""
         key = (demand, strategy)
         pool = self._pools.get(key)
         if pool is None:
             like = None if demand == ANY else self.pool(ANY, strategy)
-            pool = self._pools[key] = Pool(self, demand, strategy, like)
+            pool = self._pools[key] = FeasibleNodes(self, demand, strategy, like)
             self._make_room(self._pools)
         self._pools.move_to_end(key)
         return pool
 
-    def group(self, wish: Wish, pool: Pool, now: int) -> Group:
+    def group(self, wish: Preferences, pool: FeasibleNodes, now: int) -> Ranking:
         """The order of nodes for one revision of a service, up to date."""
         group = self._groups.get(wish)
         if group is None or group.expires <= now or group.pool is not pool:
             self._forget_outdated()
-            group = self._groups[wish] = Group(wish, pool, now)
+            group = self._groups[wish] = Ranking(wish, pool, now)
             self._make_room(self._groups)
         self._groups.move_to_end(wish)
         group.now = now
         group.refresh()
         return group
 
-    def single(self, wish: Wish, pool: Pool, now: int) -> str | None:
+    def single(self, wish: Preferences, pool: FeasibleNodes, now: int) -> str | None:
         """The best node for one task of a service that is special to few, "" when there is none; ``None``: ask a group."""
         ledger = self.ledger
         if not is_simple(wish) or wish.spread or self._is_kept(wish):
@@ -93,7 +93,7 @@ class Boards:
                 best = rank
         return "" if best is None else str(best[-1][-1])
 
-    def _is_kept(self, wish: Wish) -> bool:
+    def _is_kept(self, wish: Preferences) -> bool:
         """Whether a service's order is kept, or is to be: it asks for single tasks often, and is on many nodes."""
         group = self._groups.get(wish)
         if group is not None and not self._is_outdated(group):
@@ -123,7 +123,7 @@ class Boards:
         self._pools.clear()
         self._groups.clear()
 
-    def _is_outdated(self, group: Group) -> bool:
+    def _is_outdated(self, group: Ranking) -> bool:
         """Whether so much has changed since a group was last asked that it is as good as made anew."""
         return self.ledger.written - group.seen >= len(self.ledger.rows) + 64
 

@@ -8,19 +8,19 @@ from typing import NamedTuple
 from swarm_agent.control.scheduler.feasibility import (
     ARCHITECTURES,
     TEXTS,
-    Demand,
-    Wish,
+    Preferences,
+    Requirements,
     demand_of,
     free_generic,
     held_ports,
     missing_plugins,
+    preferences_of,
     refusal,
     state_of,
-    wish_of,
     wish_refusal,
 )
-from swarm_agent.control.scheduler.feasible_nodes import Pool
-from swarm_agent.control.scheduler.usage import Ledger, NodeUse, takes_tasks
+from swarm_agent.control.scheduler.feasible_nodes import FeasibleNodes
+from swarm_agent.control.scheduler.usage import ClusterUsage, NodeUsage, takes_tasks
 from swarm_agent.objects import ports
 from swarm_agent.objects.constraints import parse_constraint, value_of
 from swarm_agent.objects.records import Node, Reason, Revision, Service
@@ -38,7 +38,7 @@ class Explanation(NamedTuple):
 
 def explain(
     view: View,
-    ledger: Ledger,
+    ledger: ClusterUsage,
     revision: Revision,
     service: Service | None,
     avoid: str = "",
@@ -49,7 +49,7 @@ def explain(
     ``avoid``: the id of a node it is to leave. ``preset``: of the only one it may go to.
     """
     demand = demand_of(revision, view)
-    wish = wish_of(revision, service, view, ledger, avoid, preset=bool(preset))
+    wish = preferences_of(revision, service, view, ledger, avoid, preset=bool(preset))
     if preset and preset not in ledger.rows:
         return Explanation(0, texts(ledger, wish, {"ready": 1}))
     nodes = (ledger.rows[preset],) if preset else ledger.rows.values()
@@ -57,7 +57,9 @@ def explain(
     return Explanation(fits, reasons(ledger, view, demand, wish, counts, preset))
 
 
-def _count(ledger: Ledger, demand: Demand, wish: Wish, nodes: Iterable[Node]) -> tuple[dict[str, int], int]:
+def _count(
+    ledger: ClusterUsage, demand: Requirements, wish: Preferences, nodes: Iterable[Node]
+) -> tuple[dict[str, int], int]:
     counts: dict[str, int] = {}
     fits = 0
     for node in nodes:
@@ -69,16 +71,16 @@ def _count(ledger: Ledger, demand: Demand, wish: Wish, nodes: Iterable[Node]) ->
     return counts, fits
 
 
-def refusal_of(ledger: Ledger, demand: Demand, wish: Wish, node: Node) -> str:
+def refusal_of(ledger: ClusterUsage, demand: Requirements, wish: Preferences, node: Node) -> str:
     """The code of the first filter that refuses a node, "" when none does."""
     if not takes_tasks(node):
         return "ready"
-    use = ledger.nodes.get(node.id) or NodeUse()
+    use = ledger.nodes.get(node.id) or NodeUsage()
     given = len(ledger.node_addresses.get(node.id, ())) if demand.addressed else 0
     return refusal(demand, node, use, given) or wish_refusal(wish, node.id, use, ledger)
 
 
-def count_refusals(pool: Pool, wish: Wish) -> dict[str, int]:
+def count_refusals(pool: FeasibleNodes, wish: Preferences) -> dict[str, int]:
     """By filter, how many nodes it refuses, once no node is left that will do."""
     ledger = pool.ledger
     away = len(ledger.rows) - len(ledger.up)
@@ -94,7 +96,7 @@ def count_refusals(pool: Pool, wish: Wish) -> dict[str, int]:
     return counts
 
 
-def texts(ledger: Ledger, wish: Wish, counts: Mapping[str, int]) -> tuple[Reason, ...]:
+def texts(ledger: ClusterUsage, wish: Preferences, counts: Mapping[str, int]) -> tuple[Reason, ...]:
     """Reasons without the nearest misses, most nodes first; of as many, the filter first asked."""
     order = list(TEXTS)
     return tuple(
@@ -105,7 +107,12 @@ def texts(ledger: Ledger, wish: Wish, counts: Mapping[str, int]) -> tuple[Reason
 
 
 def reasons(
-    ledger: Ledger, view: View, demand: Demand, wish: Wish, counts: Mapping[str, int], only: str = ""
+    ledger: ClusterUsage,
+    view: View,
+    demand: Requirements,
+    wish: Preferences,
+    counts: Mapping[str, int],
+    only: str = "",
 ) -> tuple[Reason, ...]:
     """Reasons with the nearest miss of each filter. Looks at every node, or at the one called ``only``."""
     nodes = [ledger.rows[only]] if only in ledger.rows else ([] if only else list(ledger.rows.values()))
@@ -131,14 +138,16 @@ def _name(node: Node) -> str:
     return node.description.hostname or node.id
 
 
-def _ready(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+def _ready(ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node) -> _Miss:  # noqa: ARG001
     order = ("paused", "drained", "disconnected", "unknown", "down")
     state = state_of(node)
     return (order.index(state) if state in order else len(order), f"{_name(node)} is {state}")
 
 
-def _resources(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
-    use = ledger.nodes.get(node.id) or NodeUse()
+def _resources(
+    ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node
+) -> _Miss:
+    use = ledger.nodes.get(node.id) or NodeUsage()
     total = node.description
     wanted: list[tuple[str, int, int, Callable[[int], str]]] = [
         ("CPUs", demand.cpu, total.nano_cpus - use.cpu, lambda n: f"{n / 1e9:g}"),
@@ -160,13 +169,15 @@ def _size(n: int) -> str:
     return f"{n} B"
 
 
-def _plugins(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+def _plugins(ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node) -> _Miss:  # noqa: ARG001
     missing = missing_plugins(demand, node)
     text = " and ".join(f"{kind.lower()} plugin {name}" for kind, name in missing)
     return (len(missing), f"{_name(node)} has no {text}")
 
 
-def _constraints(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+def _constraints(
+    ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node
+) -> _Miss:
     parts = []
     for text in demand.constraints:
         constraint = parse_constraint(text)
@@ -183,7 +194,7 @@ def _constraints(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: N
     return (len(parts), "; ".join(parts))
 
 
-def _platform(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+def _platform(ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node) -> _Miss:  # noqa: ARG001
     about = node.description
     architecture = ARCHITECTURES.get(about.architecture, about.architecture)
     wanted = " or ".join("/".join(part or "any" for part in p) for p in demand.platforms)
@@ -191,7 +202,7 @@ def _platform(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node
     return (far, f"{_name(node)} is {about.os}/{architecture}, wanted {wanted}")
 
 
-def _ports(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+def _ports(ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node) -> _Miss:  # noqa: ARG001
     taken = [
         f"{port}/{protocol}"
         for protocol, port in demand.ports
@@ -200,23 +211,27 @@ def _ports(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -
     return (len(taken), f"{' and '.join(taken)} {'is' if len(taken) == 1 else 'are'} taken on {_name(node)}")
 
 
-def _held_ports(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+def _held_ports(
+    ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node
+) -> _Miss:
     held = held_ports(demand, node)
     return (len(held), "; ".join(ports.not_taken(ports.key(p), [(_name(node), p.holder)]) for p in held))
 
 
-def _addresses(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+def _addresses(
+    ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node
+) -> _Miss:
     if not node.number:
         return (0, f"{_name(node)} has no number on the node network yet")
     return (1, f"every address of {_name(node)} is given")
 
 
-def _replicas(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+def _replicas(ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node) -> _Miss:  # noqa: ARG001
     has = ledger.nodes[node.id].by_service.get(wish.service_id, 0)
     return (has, f"{_name(node)} has {has} of at most {wish.max_replicas}")
 
 
-def _affinity(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node) -> _Miss:  # noqa: ARG001
+def _affinity(ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node) -> _Miss:  # noqa: ARG001
     def name(service_id: str) -> str:
         service = view.services.get(service_id)
         return (service and service.spec.name) or "that does not exist"
@@ -231,7 +246,7 @@ def _affinity(ledger: Ledger, view: View, demand: Demand, wish: Wish, node: Node
     return (len(parts), "; ".join(parts))
 
 
-_MISSES: dict[str, Callable[[Ledger, View, Demand, Wish, Node], _Miss]] = {
+_MISSES: dict[str, Callable[[ClusterUsage, View, Requirements, Preferences, Node], _Miss]] = {
     "ready": _ready,
     "resources": _resources,
     "plugins": _plugins,
@@ -246,11 +261,11 @@ _MISSES: dict[str, Callable[[Ledger, View, Demand, Wish, Node], _Miss]] = {
 
 
 # --- volumes ----------------------------------------------------------------------------------------------------------------
-def _volumes(ledger: Ledger, wish: Wish) -> str:
+def _volumes(ledger: ClusterUsage, wish: Preferences) -> str:
     return "; ".join(where(ledger, name) for name in wish.held)
 
 
-def where(ledger: Ledger, volume: str) -> str:
+def where(ledger: ClusterUsage, volume: str) -> str:
     """Which node holds a volume, and why it takes no task when it does not: ``volume "data" is on node n1, which is down``."""
     holders = [ledger.rows[id_] for id_ in ledger.volumes.get(volume, ())]
     if not holders:

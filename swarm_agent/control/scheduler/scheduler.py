@@ -13,7 +13,13 @@ import msgspec
 
 from swarm_agent.control.allocator import allocate_task
 from swarm_agent.control.names import names_itself
-from swarm_agent.control.scheduler.feasibility import Demand, Wish, options_of, pick_generic, wish_of
+from swarm_agent.control.scheduler.feasibility import (
+    Preferences,
+    Requirements,
+    options_of,
+    pick_generic,
+    preferences_of,
+)
 from swarm_agent.control.scheduler.rejections import (
     ADDRESS,
     count_refusals,
@@ -24,7 +30,7 @@ from swarm_agent.control.scheduler.rejections import (
 )
 from swarm_agent.control.subnets import Exhausted
 from swarm_agent.control.tasks import moved_from
-from swarm_agent.control.transaction import PLACING, Pass
+from swarm_agent.control.transaction import PLACING, Transaction
 from swarm_agent.objects import features
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Node, Reason, Revision, Service, Task
@@ -33,7 +39,7 @@ _ASSIGNED = "scheduler assigned task to node"
 _CONFIRMED = "scheduler confirmed task can run on preassigned node"
 
 
-def place(p: Pass, tasks: list[Task], *, in_any_case: bool = False) -> list[Task]:
+def place(p: Transaction, tasks: list[Task], *, in_any_case: bool = False) -> list[Task]:
     """Assign every task that can be; the others get PENDING with the reasons. Returns those this pass has no room for, or no looks left
     (``in_any_case``: it has)."""
     left: list[Task] = []
@@ -70,11 +76,11 @@ def place(p: Pass, tasks: list[Task], *, in_any_case: bool = False) -> list[Task
 
 
 # --- tasks that may go anywhere -------------------------------------------------------------------------------------------
-def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> list[Task]:
+def _place_group(p: Transaction, revision: Revision, avoid: str, tasks: list[Task]) -> list[Task]:
     service = p.view.services.get(revision.service_id)
     boards = p.ledger.boards
     demand = boards.demand(revision, p.view)
-    wish = wish_of(revision, service, p.view, p.ledger, avoid)
+    wish = preferences_of(revision, service, p.view, p.ledger, avoid)
     pool = boards.pool(demand, wish.strategy)
     one = boards.single(wish, pool, p.now) if len(tasks) == 1 and pool.best() is not None else None
     group = boards.group(wish, pool, p.now) if one is None and pool.best() is not None else None
@@ -99,7 +105,7 @@ def _place_group(p: Pass, revision: Revision, avoid: str, tasks: list[Task]) -> 
             elif group is not None:
                 group.placed(node_id)
                 if together:
-                    wish = wish_of(revision, service, p.view, p.ledger, avoid)
+                    wish = preferences_of(revision, service, p.view, p.ledger, avoid)
                     group = boards.group(wish, pool, p.now)
             continue
         if trouble:
@@ -119,7 +125,13 @@ def _keeps_together(service: Service | None) -> bool:
 
 
 def _assign(
-    p: Pass, task: Task, node: Node, revision: Revision, demand: Demand, wish: Wish, message: str
+    p: Transaction,
+    task: Task,
+    node: Node,
+    revision: Revision,
+    demand: Requirements,
+    wish: Preferences,
+    message: str,
 ) -> None:
     status = msgspec.structs.replace(
         task.status, state=TaskState.ASSIGNED, message=message, err="", timestamp=p.now
@@ -135,7 +147,7 @@ def _assign(
     allocate_task(p, placed, revision)
 
 
-def _moved(p: Pass, wish: Wish, node: Node) -> tuple[Reason, ...]:
+def _moved(p: Transaction, wish: Preferences, node: Node) -> tuple[Reason, ...]:
     """A warning for a task that does not go where its volume is: it begins with an empty one."""
     elsewhere = [v for v in wish.preferred if node.id not in p.ledger.volumes.get(v, ())]
     if not elsewhere:
@@ -146,7 +158,7 @@ def _moved(p: Pass, wish: Wish, node: Node) -> tuple[Reason, ...]:
 
 
 # --- tasks that have their node -------------------------------------------------------------------------------------------
-def _confirm(p: Pass, task: Task, left: list[Task]) -> None:
+def _confirm(p: Transaction, task: Task, left: list[Task]) -> None:
     revision = p.view.revisions.get(task.revision_id)
     if revision is None:
         return
@@ -157,7 +169,7 @@ def _confirm(p: Pass, task: Task, left: list[Task]) -> None:
     p.view.group(task.service_id)
     demand = p.ledger.boards.demand(revision, p.view)
     service = p.view.services.get(task.service_id)
-    wish = wish_of(revision, service, p.view, p.ledger, preset=True)
+    wish = preferences_of(revision, service, p.view, p.ledger, preset=True)
     node = p.ledger.rows.get(task.preset)
     code = "ready" if node is None else refusal_of(p.ledger, demand, wish, node)
     if node is not None and not code:
@@ -170,12 +182,14 @@ def _confirm(p: Pass, task: Task, left: list[Task]) -> None:
 
 
 # --- tasks that have to wait ------------------------------------------------------------------------------------------------
-def pend(p: Pass, task: Task, trouble: str) -> None:
+def pend(p: Transaction, task: Task, trouble: str) -> None:
     """Say that a task waits for something that is no node's matter: an address, a port, a network."""
     _pend(p, task, (Reason(code=ADDRESS, nodes=0, text=trouble),))
 
 
-def _pend_refused(p: Pass, task: Task, demand: Demand, wish: Wish, refused: Mapping[str, int]) -> None:
+def _pend_refused(
+    p: Transaction, task: Task, demand: Requirements, wish: Preferences, refused: Mapping[str, int]
+) -> None:
     """Say which filters refused how many nodes. The nearest misses are found only when something is to be written."""
     p.ledger.boards.awaited.update(wish.with_hard)
     brief = texts(p.ledger, wish, refused)
@@ -188,7 +202,7 @@ def _pend_refused(p: Pass, task: Task, demand: Demand, wish: Wish, refused: Mapp
         _pend(p, task, brief)
 
 
-def _pend(p: Pass, task: Task, why: tuple[Reason, ...]) -> None:
+def _pend(p: Transaction, task: Task, why: tuple[Reason, ...]) -> None:
     """Written only when the reason changed; a nearest miss that did is none."""
     if _is_told(task, why):
         return

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from swarm_agent.control.scheduler.feasibility import host_ports
-from swarm_agent.control.scheduler.ranking_cache import Boards
+from swarm_agent.control.scheduler.ranking_cache import RankingCache
 from swarm_agent.objects import defaults, ports
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.enums import NodeState, TaskState
@@ -20,7 +20,7 @@ from swarm_agent.store import Change, Store
 
 if TYPE_CHECKING:
     from swarm_agent.control.orchestrator.jobs import Run
-    from swarm_agent.control.orchestrator.slot_index import Standing, Survey
+    from swarm_agent.control.orchestrator.slot_index import NodeFit, SlotIndex
 
 _Key = TypeVar("_Key")
 
@@ -30,7 +30,7 @@ _RUNNING, _COMPLETE = int(TaskState.RUNNING), int(TaskState.COMPLETE)
 MAX_JOURNAL = 20_000  # entries; whoever read none of the last so many looks at every node again
 
 
-class NodeUse:
+class NodeUsage:
     """What the tasks of one node take."""
 
     __slots__ = ("active", "by_service", "cpu", "failures", "generic", "memory", "names", "ports")
@@ -52,14 +52,14 @@ class _Taken(NamedTuple):
     ports: tuple[tuple[str, int], ...]
 
 
-class Ledger:
+class ClusterUsage:
     """Books of what is taken. ``apply`` is its own inverse when old and new are swapped."""
 
     def __init__(self, store: Store, *, at_once: bool = True) -> None:
         """``at_once``: book every task now. Without it they are booked by :meth:`book`, so many at a time; changes that come
         meanwhile are applied as ever."""
         self._store = store
-        self.nodes: defaultdict[str, NodeUse] = defaultdict(NodeUse)
+        self.nodes: defaultdict[str, NodeUsage] = defaultdict(NodeUsage)
         self.addresses: defaultdict[str, Counter[str]] = defaultdict(Counter)  # network id -> bare addresses
         self.node_addresses: defaultdict[str, Counter[str]] = defaultdict(
             Counter
@@ -79,11 +79,11 @@ class Ledger:
         ] = {}  # (protocol, port) -> nodes whose host holds it
         self.journal: list[str] = []  # ids of nodes whose row or use changed, in order, the newest part of it
         self.written = 0  # how many entries it ever had
-        self.boards = Boards(self)
+        self.boards = RankingCache(self)
         # service id -> how its slots stood when they were last looked at
-        self.surveys: dict[str, Survey | Run] = {}
+        self.surveys: dict[str, SlotIndex | Run] = {}
         # how tasks of a revision stand on nodes, by what their services ask of nodes; as long as no node changes
-        self.standings: dict[tuple[tuple[str, ...], tuple[str, ...] | None, int], Standing] = {}
+        self.standings: dict[tuple[tuple[str, ...], tuple[str, ...] | None, int], NodeFit] = {}
         self._revisions: dict[str, Revision] = {}
         self._taken: dict[str, _Taken] = {}  # revision id -> what each of its tasks takes
         for table in (store.revisions, store.nodes, store.networks, store.services):
@@ -274,7 +274,7 @@ class Ledger:
             self.numbers[new.number] = new.id
         row = new or old
         if new is None and old is not None:
-            use = self.nodes.pop(old.id, NodeUse())
+            use = self.nodes.pop(old.id, NodeUsage())
             for index, keys in ((self.hosting, use.by_service), (self.failed, use.failures)):
                 for key in keys:
                     _leave(index, key, old.id)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from swarm_agent.raft.core.machine import Core
 
 
-class Leading:
+class LeaderState:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._settings = core.settings

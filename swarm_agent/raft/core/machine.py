@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from swarm_agent.raft.core import quorum
 from swarm_agent.raft.core.conf import ConfChange, ConfState, decode_change
 from swarm_agent.raft.core.entries import Divergence, EntryLog
-from swarm_agent.raft.core.leading import Leading
+from swarm_agent.raft.core.leading import LeaderState
 from swarm_agent.raft.core.messages import (
     Append,
     AppendReply,
@@ -80,7 +80,7 @@ class Core:
         self.leader = 0
         self.now = 0
         self.removed = False
-        self.leading: Leading | None = None
+        self.leading: LeaderState | None = None
         self.log = _recovered_log(snapshot, entries)
         self.conf = ConfState()
         self.conf_voters: frozenset[int] = frozenset()
@@ -337,7 +337,7 @@ class Core:
         self.role = Role.LEADER
         self.leader = self.raft_id
         self._reset_election()
-        self.leading = Leading(self)
+        self.leading = LeaderState(self)
         self.leading.start()
 
     def _reset_election(self) -> None:

@@ -47,7 +47,7 @@ class PlainCodec:
         return False
 
 
-class Record(NamedTuple):
+class LogRecord(NamedTuple):
     offset: int
     kind: int
     payload: bytes  # as stored
@@ -65,7 +65,7 @@ def _crc(kind: int, stored: bytes | memoryview, previous: int, salt: int) -> int
     return zlib.crc32(stored, zlib.crc32(struct.pack("<BII", kind, len(stored), previous), salt))
 
 
-def record_at(data: memoryview, offset: int, salt: int) -> Record | None:
+def record_at(data: memoryview, offset: int, salt: int) -> LogRecord | None:
     """The record that begins at ``offset``, if what is there is valid by itself."""
     if len(data) - offset < HEAD_SIZE:
         return None
@@ -76,14 +76,14 @@ def record_at(data: memoryview, offset: int, salt: int) -> Record | None:
     payload = data[offset + HEAD_SIZE : end]
     if _crc(kind, payload, previous, salt) != crc:
         return None
-    return Record(offset, kind, bytes(payload), crc, end)
+    return LogRecord(offset, kind, bytes(payload), crc, end)
 
 
 def previous_of(data: memoryview, offset: int) -> int:
     return int(_HEAD.unpack_from(data, offset)[3])
 
 
-def scan(data: bytes, offset: int, previous: int, salt: int) -> Iterator[Record]:
+def scan(data: bytes, offset: int, previous: int, salt: int) -> Iterator[LogRecord]:
     """Records from ``offset`` on, until the first that is not valid in its place."""
     view = memoryview(data)
     while True:

@@ -37,7 +37,7 @@ _HEAD, _BATCH = 1, 2
 SUFFIX = ".wal"
 
 
-class _Head(msgspec.Struct, frozen=True, array_like=True):
+class _SegmentHead(msgspec.Struct, frozen=True, array_like=True):
     version: int
     owner: Owner
     number: int
@@ -204,7 +204,7 @@ class Log:
         first = self._last_index + 1
         segment = _Segment(f"{number:08d}-{first:016d}{SUFFIX}", number, self._last_index)
         temporary = segment.name + ".tmp"
-        head = _Head(1, self._owner, number, first, self._hard_state, fresh)
+        head = _SegmentHead(1, self._owner, number, first, self._hard_state, fresh)
         self._write(segment, temporary, _HEAD, msgspec.msgpack.encode(head))
         segment.salt = self._crc
         self._disk.sync(temporary)
@@ -233,7 +233,9 @@ class Log:
         first = record_at(memoryview(data), 0, 0)
         if first is None or first.kind != _HEAD:
             raise LogCorrupt(f"log segment {name}: its head is damaged; rejoin this node")
-        head = msgspec.msgpack.decode(self._codec.open(first.payload, f"{name}:0".encode()), type=_Head)
+        head = msgspec.msgpack.decode(
+            self._codec.open(first.payload, f"{name}:0".encode()), type=_SegmentHead
+        )
         if head.version != 1:
             raise LogCorrupt(f"log segment {name}: version {head.version} is unknown to this release")
         if head.owner != self._owner:

@@ -21,7 +21,7 @@ from swarm_agent.network.host import HostNetwork
 from swarm_agent.network.model import AttachRequest, NetworkView
 from swarm_agent.network.netlink import Netlink
 from swarm_agent.network.nft import Loaders
-from swarm_agent.network.state_files import Journal
+from swarm_agent.network.state_files import StateFiles
 
 CONTROL_PORTS = (2377, 2378, 7946)
 
@@ -79,7 +79,7 @@ def die_before(act: int) -> None:
 
 async def main(engine: str, state: str, library: str, cut: str) -> None:
     loaders = Loaders(library=library == "library")
-    network = HostNetwork(UnixEngine(engine), Journal(Path(state)), loaders, control_ports=CONTROL_PORTS)
+    network = HostNetwork(UnixEngine(engine), StateFiles(Path(state)), loaders, control_ports=CONTROL_PORTS)
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         call, argument = json.loads(line)

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from swarm_agent.network.model import VirtualIP, node_gateway
-from swarm_agent.network.state_files import HoldsEntry, Journal
+from swarm_agent.network.state_files import HoldsEntry, StateFiles
 from tests.cluster.network.lab import CLIENT, Cluster, Held, Host, probe, until
 
 pytestmark = pytest.mark.engine
@@ -214,7 +214,7 @@ def test_leaving_leaves_nothing(two: Cluster) -> None:
     assert "10.240" not in host.space.run("ip", "route")
     kept = {"resolver.json", "ports.json", "holds.json"}
     assert [str(path) for path in host.state.rglob("*.json") if path.name not in kept] == []
-    until(lambda: Journal(host.state).get_holds() == HoldsEntry(), "netd holds no port any more")
+    until(lambda: StateFiles(host.state).get_holds() == HoldsEntry(), "netd holds no port any more")
     two.apply(1)  # and it may come back
     two.start(two.task("t9", 1, "web", 19, app="10.0.9.19"))
     two.apply()

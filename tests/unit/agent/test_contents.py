@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from swarm_agent.agent.content_store import Contents, FileMount
+from swarm_agent.agent.content_store import ContentStore, FileMount
 from swarm_agent.objects.errors import NotFound
 from swarm_agent.objects.gotemplate import TemplateError
 from swarm_agent.objects.normalise import normalise
@@ -37,9 +37,9 @@ def config(id_: str, target: str, **file: Any) -> dict[str, Any]:
     return {"ConfigID": id_, "ConfigName": id_, "File": {"Name": target, **file}}
 
 
-def place(*pieces: Piece) -> tuple[Contents, FakeFiles]:
+def place(*pieces: Piece) -> tuple[ContentStore, FakeFiles]:
     files = FakeFiles()
-    contents = Contents("n", files)
+    contents = ContentStore("n", files)
     contents.node = NODE
     contents.take(pieces)
     return contents, files

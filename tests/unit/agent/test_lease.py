@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from swarm_agent import guard as guarding
-from swarm_agent.agent.lease import Guard, Lease, LeaseFolder
+from swarm_agent.agent.lease import Lease, LeaseFolder, LeaseGuard
 from swarm_agent.objects.errors import Unavailable
 from swarm_agent.objects.leases import LEASE_S, START_S
 from tests.lib.fake_engine import FakeEngine, FakeEngineClient, Program
@@ -34,7 +34,7 @@ class World:
         self.engine = FakeEngine("host", random.Random(1))
         self.engine.images["web:1"] = Program()
         self.client: FakeEngineClient = self.engine.client()
-        self.guard: Guard = FakeGuard(self.engine, self.clock)
+        self.guard: LeaseGuard = FakeGuard(self.engine, self.clock)
         self.lease = Lease(self.client, self.guard, self.clock)
         self.id = ""
 
@@ -183,8 +183,8 @@ def test_the_folder_is_what_the_guard_reads(tmp_path: Path) -> None:
     folder.put("abc", 13.5)
     folder.put("def", 1.0)
     assert sorted(guarding.leases(tmp_path / "leases")) == [
-        guarding.Lease("abc", "/run/engine.sock", 13.5),
-        guarding.Lease("def", "/run/engine.sock", 1.0),
+        guarding.LeaseRecord("abc", "/run/engine.sock", 13.5),
+        guarding.LeaseRecord("def", "/run/engine.sock", 1.0),
     ]
     assert folder.known() == {"abc": 13.5, "def": 1.0}
     folder.drop("def")

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from swarm_agent.agent.content_store import Contents
+from swarm_agent.agent.content_store import ContentStore
 from swarm_agent.agent.engine_client import Engine
 from swarm_agent.agent.executor import Executor, Shared, container_events
 from swarm_agent.agent.host_ports import HostPorts
@@ -92,7 +92,7 @@ class World:
             FakeNodeNetwork(),
             Images(engine),
             asyncio.Semaphore(2),
-            Contents("n", FakeFiles()),
+            ContentStore("n", FakeFiles()),
             no_lease(engine),
             HostPorts(lambda protocol, port: True),
         )

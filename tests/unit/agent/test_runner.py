@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from swarm_agent.agent.content_store import Contents
+from swarm_agent.agent.content_store import ContentStore
 from swarm_agent.agent.engine_client import EngineError
 from swarm_agent.agent.executor import Executor, Shared, TaskFailed
 from swarm_agent.agent.host_ports import HostPorts
@@ -344,7 +344,7 @@ def executor(
     engine = ScriptedEngine(*states)
     guard = FakeGuard(FakeEngine("other", random.Random(1)), lambda: 0.0)
     lease = Lease(engine, guard, lambda: 0.0)  # for tasks that need none
-    contents = Contents("n", FakeFiles())
+    contents = ContentStore("n", FakeFiles())
     ports = HostPorts(lambda protocol, port: True)
     net = network or FakeNodeNetwork()
     shared = Shared(engine, net, Images(engine), asyncio.Semaphore(1), contents, lease, ports)

@@ -25,7 +25,7 @@ from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import Cluster, Node, NodeDescription, NodeStatus, Task, TaskStatus
 from swarm_agent.objects.specs import ClusterSpec, InitRequest, JoinRequest, NodeSpec, RecoverOptions
 from swarm_agent.rpc.messages import ForwardedAnswer, ForwardedCall, LogPiece
-from swarm_agent.store import ApplyResult, Entry, Group, Put, Store, encode_entry
+from swarm_agent.store import ApplyResult, Group, Put, Store, StoreEntry, encode_entry
 from tests.unit.api.engine_double import EngineDouble, engine_double
 
 ROOT = ca.make_root()
@@ -73,7 +73,7 @@ class BackendDouble:
             for row in rows
         )
         assert all(
-            self.store.apply(self.store.index + 1, 1, encode_entry(Entry(self.now(), groups))).accepted
+            self.store.apply(self.store.index + 1, 1, encode_entry(StoreEntry(self.now(), groups))).accepted
         )
 
     @property
@@ -89,7 +89,7 @@ class BackendDouble:
         """Have the controllers decide until they are done; nodes do what they are told."""
         while True:
             while groups := self.controllers.run(self.now()):
-                self.store.apply(self.store.index + 1, 1, encode_entry(Entry(self.now(), groups)))
+                self.store.apply(self.store.index + 1, 1, encode_entry(StoreEntry(self.now(), groups)))
             told = [t for t in self.store.tasks.all() if t.node_id and t.status.state < t.desired_state]
             if not told:
                 return
@@ -139,7 +139,7 @@ class BackendDouble:
         if self.before_write is not None:
             rival, self.before_write = self.before_write, None
             rival()
-        return self.store.apply(self.store.index + 1, 1, encode_entry(Entry(self.now(), groups)))
+        return self.store.apply(self.store.index + 1, 1, encode_entry(StoreEntry(self.now(), groups)))
 
     async def read_barrier(self) -> None:
         self.called.append("barrier")

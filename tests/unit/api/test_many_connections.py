@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from swarm_agent.gate import Limits
+from swarm_agent.gate import GateLimits
 from swarm_agent.http import server
 from swarm_agent.http.server import HttpServer, Request, Response
 
@@ -102,7 +102,7 @@ def test_a_storm_of_connections_that_ask_nothing(tmp_path: Path, data: bytes) ->
 
 
 def test_half_a_request_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "LIMITS", Limits(seconds=0.2))
+    monkeypatch.setattr(server, "LIMITS", GateLimits(seconds=0.2))
 
     async def main() -> None:
         async with serving(tmp_path) as (_, path):

@@ -15,12 +15,12 @@ from swarm_agent.ca import ca, join_server
 from swarm_agent.ca.ca import Subject
 from swarm_agent.ca.identity_files import NodeIdentity
 from swarm_agent.ca.join_server import (
-    FrontDoor,
     Https,
     Issued,
     IssueRequest,
     JoinRefused,
-    Manager,
+    JoinServer,
+    ManagerAddress,
     ask_for_certificate,
     fetch_root,
 )
@@ -29,7 +29,7 @@ from swarm_agent.objects.errors import InvalidSpec, NoLeader, Unavailable
 from swarm_agent.objects.records import RootCA
 
 HOUR = 3600 * 10**9
-ISSUED = Issued("n2", "c", "worker", b"pem", (Manager("n1", "10.0.0.1:2377", "10.0.0.1:2378"),))
+ISSUED = Issued("n2", "c", "worker", b"pem", (ManagerAddress("n1", "10.0.0.1:2377", "10.0.0.1:2378"),))
 REQUEST = IssueRequest(b"csr", "token", hostname="h", clock=7)
 
 
@@ -50,7 +50,7 @@ class House(NamedTuple):
     root: RootCA
     token: str
     asked: list[IssueRequest]
-    door: FrontDoor
+    door: JoinServer
 
 
 @asynccontextmanager
@@ -67,7 +67,7 @@ async def house(
             raise answer
         return answer
 
-    front = FrontDoor(lambda: shown, issue, Https())
+    front = JoinServer(lambda: shown, issue, Https())
     port = free_port()
     await front.start("127.0.0.1", port)
     try:

@@ -17,7 +17,7 @@ from swarm_agent.control.scheduler import scheduler
 from swarm_agent.control.transaction import Key
 from swarm_agent.objects.records import Service
 from swarm_agent.store import ApplyResult, Group
-from tests.lib.model_cluster import PaperCluster
+from tests.lib.model_cluster import ModelCluster
 from tests.lib.specs import a_spec
 from tests.lib.virtual_loop import run
 
@@ -31,7 +31,7 @@ class Bug(Exception):
 class Leader:
     """The real loop over a store; what it proposes is committed at once."""
 
-    def __init__(self, cluster: PaperCluster) -> None:
+    def __init__(self, cluster: ModelCluster) -> None:
         self.cluster = cluster
         self.start = cluster.now
         self.loop = ControlLoop(cluster.store, self._propose, cluster.id, self.clock)
@@ -50,7 +50,7 @@ class Leader:
 
 def play(story: Callable[[Leader], Any]) -> None:
     async def main() -> None:
-        cluster = PaperCluster.of("n1", "n2")
+        cluster = ModelCluster.of("n1", "n2")
         leader = Leader(cluster)
         running = asyncio.create_task(leader.loop.run())
         await asyncio.sleep(1)
@@ -73,11 +73,11 @@ def broken(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, is_bad: Call
     monkeypatch.setattr(module, name, maybe)
 
 
-def declare(cluster: PaperCluster, name: str) -> str:
+def declare(cluster: ModelCluster, name: str) -> str:
     return cluster.create(a_spec(2, name=name))
 
 
-def named(cluster: PaperCluster, service_id: str) -> str:
+def named(cluster: ModelCluster, service_id: str) -> str:
     service = cluster.store.services.get(service_id)
     return "" if service is None else service.spec.name or ""
 
@@ -139,7 +139,7 @@ def test_a_drain_goes_on_without_the_service_that_cannot_be_moved(monkeypatch: p
 
 def test_what_nobody_can_be_blamed_for_ends_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        cluster = PaperCluster.of("n1")
+        cluster = ModelCluster.of("n1")
         leader = Leader(cluster)
         broken(monkeypatch, controllers, "place", lambda *_: True)
         with pytest.raises(Bug):

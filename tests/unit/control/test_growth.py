@@ -16,7 +16,7 @@ import pytest
 from swarm_agent.control.controllers import Controllers
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.specs import Replicated, ReplicatedJob, ServiceMode, ServiceSpec, UpdateConfig
-from tests.lib.model_cluster import PaperCluster
+from tests.lib.model_cluster import ModelCluster
 
 replace = msgspec.structs.replace
 SMALL, LARGE = 40, 400
@@ -47,8 +47,8 @@ def spec(name: str, replicas: int, **more: Any) -> ServiceSpec:
     return ServiceSpec(name=name, mode=ServiceMode(replicated=Replicated(replicas=replicas)), **more)
 
 
-def a_cluster(services: int, replicas: int, nodes: int = 10) -> tuple[PaperCluster, list[str]]:
-    cluster = PaperCluster()
+def a_cluster(services: int, replicas: int, nodes: int = 10) -> tuple[ModelCluster, list[str]]:
+    cluster = ModelCluster()
     for number in range(nodes):
         cluster.add_node(f"n{number}", cpus=1000)
     cluster.settle()
@@ -58,7 +58,7 @@ def a_cluster(services: int, replicas: int, nodes: int = 10) -> tuple[PaperClust
     return cluster, made
 
 
-def passes_of(cluster: PaperCluster) -> list[int]:
+def passes_of(cluster: ModelCluster) -> list[int]:
     """Run passes until nothing is dirty, committing each; the lines of each call."""
     costs = []
     while cluster.controllers.next_wake() == 0:
@@ -69,7 +69,7 @@ def passes_of(cluster: PaperCluster) -> list[int]:
     return costs
 
 
-def one_status(cluster: PaperCluster) -> int:
+def one_status(cluster: ModelCluster) -> int:
     """A task of one service fails: what the book-keeping and all passes that follow cost."""
     task = next(cluster.store.tasks.all())
     failed = replace(task, status=replace(task.status, state=TaskState.FAILED, finished_at=cluster.now))
@@ -77,7 +77,7 @@ def one_status(cluster: PaperCluster) -> int:
     return booked + sum(passes_of(cluster))
 
 
-def one_node(cluster: PaperCluster) -> int:
+def one_node(cluster: ModelCluster) -> int:
     """A node with nothing on it comes: every other node's tasks are none of its business."""
     cluster.add_node("late")
     return sum(passes_of(cluster))
@@ -86,7 +86,7 @@ def one_node(cluster: PaperCluster) -> int:
 @pytest.mark.parametrize("event", [one_status, one_node])
 @pytest.mark.parametrize(("services", "replicas"), [(10, 1), (1, 10)])
 def test_a_small_change_costs_what_it_costs_in_a_small_cluster(
-    event: Callable[[PaperCluster], int], services: int, replicas: int
+    event: Callable[[ModelCluster], int], services: int, replicas: int
 ) -> None:
     small, _ = a_cluster(services * SMALL // 10, replicas * 4)
     large, _ = (
@@ -102,7 +102,7 @@ def test_a_small_change_costs_what_it_costs_in_a_small_cluster(
 def test_no_pass_of_a_large_bring_up_costs_more_than_a_pass_of_a_small_one() -> None:
     worst = []
     for services in (15, 60):
-        cluster = PaperCluster()
+        cluster = ModelCluster()
         cluster.controllers.most = 100
         for number in range(10):
             cluster.add_node(f"n{number}", cpus=1000)
@@ -118,7 +118,7 @@ def test_tasks_that_cannot_be_placed_are_not_looked_at_all_at_once(monkeypatch: 
     monkeypatch.setattr("swarm_agent.control.controllers.MAX_PLACED", 50)
     costs = []
     for waiting in (60, 600):
-        cluster = PaperCluster()
+        cluster = ModelCluster()
         cluster.create(spec("s", waiting))
         cluster.settle()
         assert {t.status.state for t in cluster.store.tasks.all()} == {TaskState.PENDING}

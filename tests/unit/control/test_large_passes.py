@@ -18,7 +18,7 @@ from swarm_agent.objects.specs import (
     TaskTemplate,
 )
 from swarm_agent.raft import EntryTooLarge
-from swarm_agent.store import ApplyResult, Entry, Group, Put, Store, encode_entry
+from swarm_agent.store import ApplyResult, Group, Put, Store, StoreEntry, encode_entry
 
 MOST = 20_000  # bytes of an entry: some forty tasks
 
@@ -29,7 +29,7 @@ class Log:
         self.most = 1 << 30
 
     async def propose(self, groups: tuple[Group, ...]) -> ApplyResult:
-        data = encode_entry(Entry(1, groups))
+        data = encode_entry(StoreEntry(1, groups))
         if len(data) > self.most:
             raise EntryTooLarge(len(data), self.most)
         return self.store.apply(self.store.index + 1, 1, data)

@@ -23,7 +23,7 @@ from swarm_agent.objects.specs import (
     UpdateConfig,
 )
 from swarm_agent.store import Delete, Group
-from tests.lib.model_cluster import GiB, PaperCluster
+from tests.lib.model_cluster import GiB, ModelCluster
 from tests.lib.specs import a_spec
 
 GLOBAL = ServiceMode(global_=Empty())
@@ -39,8 +39,8 @@ def job(concurrent: int, total: int) -> ServiceMode:
 
 
 @pytest.fixture
-def cluster() -> PaperCluster:
-    c = PaperCluster.of("n1", "n2", "n3")
+def cluster() -> ModelCluster:
+    c = ModelCluster.of("n1", "n2", "n3")
     c.settle()
     return c
 
@@ -50,7 +50,7 @@ def where(tasks: list[Task]) -> list[str]:
 
 
 # --- global --------------------------------------------------------------------------------------------------------
-def test_one_on_every_node_and_on_those_that_come(cluster: PaperCluster) -> None:
+def test_one_on_every_node_and_on_those_that_come(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(GLOBAL))
     cluster.settle()
     assert where(cluster.running(sid)) == ["n1", "n2", "n3"]
@@ -63,7 +63,7 @@ def test_one_on_every_node_and_on_those_that_come(cluster: PaperCluster) -> None
     assert where(cluster.running(sid)) == ["n1", "n2", "n3", "n4"]
 
 
-def test_only_where_the_constraints_hold(cluster: PaperCluster) -> None:
+def test_only_where_the_constraints_hold(cluster: ModelCluster) -> None:
     cluster.add_node("n4", labels={"disk": "ssd"})
     sid = cluster.create(spec(GLOBAL, placement=Placement(constraints=("node.labels.disk == ssd",))))
     cluster.settle()
@@ -80,7 +80,7 @@ def test_only_where_the_constraints_hold(cluster: PaperCluster) -> None:
     assert where(cluster.running(sid)) == ["n2"]
 
 
-def test_drain_and_loss_end_it_there_and_nowhere_else(cluster: PaperCluster) -> None:
+def test_drain_and_loss_end_it_there_and_nowhere_else(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(GLOBAL))
     cluster.settle()
     before = {t.id for t in cluster.running(sid)}
@@ -96,7 +96,7 @@ def test_drain_and_loss_end_it_there_and_nowhere_else(cluster: PaperCluster) -> 
     assert len({t.id for t in cluster.running(sid)} & before) == 1
 
 
-def test_a_paused_node_keeps_its_task_and_gets_no_new_one(cluster: PaperCluster) -> None:
+def test_a_paused_node_keeps_its_task_and_gets_no_new_one(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(GLOBAL))
     cluster.settle()
     cluster.set_node("n1", availability="pause")
@@ -112,7 +112,7 @@ def test_a_paused_node_keeps_its_task_and_gets_no_new_one(cluster: PaperCluster)
     assert {t.revision_id for t in cluster.running(sid)} == {cluster.service(sid).revision_id}
 
 
-def test_a_node_in_trouble_keeps_its_tasks_gets_no_new_ones_and_says_why(cluster: PaperCluster) -> None:
+def test_a_node_in_trouble_keeps_its_tasks_gets_no_new_ones_and_says_why(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(GLOBAL))
     cluster.settle()
 
@@ -136,7 +136,7 @@ def test_a_node_in_trouble_keeps_its_tasks_gets_no_new_ones_and_says_why(cluster
     assert where(cluster.running(sid)) == ["n1", "n2", "n3"]
 
 
-def test_a_removed_nodes_tasks_are_forgotten(cluster: PaperCluster) -> None:
+def test_a_removed_nodes_tasks_are_forgotten(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(GLOBAL))
     cluster.settle()
     node = cluster.node("n1")
@@ -145,7 +145,7 @@ def test_a_removed_nodes_tasks_are_forgotten(cluster: PaperCluster) -> None:
     assert where(cluster.tasks(sid, live=False)) == ["n2", "n3"]
 
 
-def test_a_global_task_that_does_not_fit_says_so_for_its_node(cluster: PaperCluster) -> None:
+def test_a_global_task_that_does_not_fit_says_so_for_its_node(cluster: ModelCluster) -> None:
     cluster.add_node("n4", memory=GiB)
     sid = cluster.create(spec(GLOBAL, resources=Resources(reservations=Reservations(memory_bytes=2 * GiB))))
     cluster.settle()
@@ -155,7 +155,7 @@ def test_a_global_task_that_does_not_fit_says_so_for_its_node(cluster: PaperClus
     assert "insufficient resources on 1 node" in waiting.status.err
 
 
-def test_a_failed_one_comes_back_on_its_node(cluster: PaperCluster) -> None:
+def test_a_failed_one_comes_back_on_its_node(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(GLOBAL))
     cluster.settle()
     lost = next(t for t in cluster.running(sid) if t.node_id == "n2")
@@ -164,7 +164,7 @@ def test_a_failed_one_comes_back_on_its_node(cluster: PaperCluster) -> None:
     assert where(cluster.running(sid)) == ["n1", "n2", "n3"]
 
 
-def test_updates_go_node_by_node(cluster: PaperCluster) -> None:
+def test_updates_go_node_by_node(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(GLOBAL))
     cluster.settle()
     cluster.update(sid, spec(GLOBAL, "tool:2", update=UpdateConfig(parallelism=1, delay=10 * SECOND)))
@@ -177,7 +177,7 @@ def test_updates_go_node_by_node(cluster: PaperCluster) -> None:
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------
-def complete(cluster: PaperCluster, sid: str, count: int | None = None) -> int:
+def complete(cluster: ModelCluster, sid: str, count: int | None = None) -> int:
     running = cluster.running(sid)[:count]
     for task in running:
         cluster.fail(task, TaskState.COMPLETE)
@@ -185,7 +185,7 @@ def complete(cluster: PaperCluster, sid: str, count: int | None = None) -> int:
     return len(running)
 
 
-def test_so_many_at_a_time_until_all_are_complete(cluster: PaperCluster) -> None:
+def test_so_many_at_a_time_until_all_are_complete(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(job(2, 5)))
     cluster.settle()
     assert [t.slot for t in cluster.running(sid)] == [0, 1]
@@ -198,7 +198,7 @@ def test_so_many_at_a_time_until_all_are_complete(cluster: PaperCluster) -> None
     assert [(t.slot, t.status.state) for t in done] == [(n, TaskState.COMPLETE) for n in range(5)]
 
 
-def test_a_failed_job_task_is_tried_again_in_its_slot(cluster: PaperCluster) -> None:
+def test_a_failed_job_task_is_tried_again_in_its_slot(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(job(1, 2)))
     cluster.settle()
     cluster.fail(cluster.running(sid)[0])
@@ -207,7 +207,7 @@ def test_a_failed_job_task_is_tried_again_in_its_slot(cluster: PaperCluster) -> 
     assert cluster.running(sid)[0].attempt == 1
 
 
-def test_a_job_whose_policy_forbids_another_try_gives_the_slot_up(cluster: PaperCluster) -> None:
+def test_a_job_whose_policy_forbids_another_try_gives_the_slot_up(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(job(1, 2), restart_policy=RestartPolicy(condition="none")))
     cluster.settle()
     cluster.fail(cluster.running(sid)[0])
@@ -217,7 +217,7 @@ def test_a_job_whose_policy_forbids_another_try_gives_the_slot_up(cluster: Paper
     assert not cluster.running(sid)
 
 
-def test_an_update_runs_a_job_again(cluster: PaperCluster) -> None:
+def test_an_update_runs_a_job_again(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(job(2, 2)))
     cluster.settle()
     complete(cluster, sid, 1)
@@ -228,7 +228,7 @@ def test_an_update_runs_a_job_again(cluster: PaperCluster) -> None:
     assert not [t for t in cluster.tasks(sid, live=False) if t.iteration == 0 and not t.status.state.terminal]
 
 
-def test_a_run_that_is_over_is_not_tried_again_beside_the_present_one(cluster: PaperCluster) -> None:
+def test_a_run_that_is_over_is_not_tried_again_beside_the_present_one(cluster: ModelCluster) -> None:
     """A failed task of an earlier run waits for its second attempt, in a slot the present run does not use yet."""
     cluster.prepares = lambda task: cluster.image_of(task) != "missing:1"
     sid = cluster.create(spec(job(4, 4), "missing:1", restart_policy=RestartPolicy(delay=5 * SECOND)))
@@ -242,7 +242,7 @@ def test_a_run_that_is_over_is_not_tried_again_beside_the_present_one(cluster: P
     assert {t.iteration for t in cluster.tasks(sid)} == {iteration}
 
 
-def test_a_global_job_runs_once_on_every_node_and_on_those_that_come(cluster: PaperCluster) -> None:
+def test_a_global_job_runs_once_on_every_node_and_on_those_that_come(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(GLOBAL_JOB))
     cluster.settle()
     assert where(cluster.running(sid)) == ["n1", "n2", "n3"]
@@ -254,7 +254,7 @@ def test_a_global_job_runs_once_on_every_node_and_on_those_that_come(cluster: Pa
     assert where(cluster.running(sid)) == ["n4"]
 
 
-def test_a_job_on_a_lost_node_is_done_elsewhere(cluster: PaperCluster) -> None:
+def test_a_job_on_a_lost_node_is_done_elsewhere(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(job(1, 1)))
     cluster.settle()
     home = cluster.running(sid)[0].node_id
@@ -263,7 +263,7 @@ def test_a_job_on_a_lost_node_is_done_elsewhere(cluster: PaperCluster) -> None:
     assert [t.node_id != home for t in cluster.running(sid)] == [True]
 
 
-def test_complete_tasks_of_the_present_run_are_never_forgotten(cluster: PaperCluster) -> None:
+def test_complete_tasks_of_the_present_run_are_never_forgotten(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(job(1, 8)))
     cluster.settle()
     for _ in range(8):
@@ -274,7 +274,7 @@ def test_complete_tasks_of_the_present_run_are_never_forgotten(cluster: PaperClu
     assert len(cluster.tasks(sid, live=False)) == 8
 
 
-def test_a_node_is_lost_in_the_second_run(cluster: PaperCluster) -> None:
+def test_a_node_is_lost_in_the_second_run(cluster: ModelCluster) -> None:
     """What the first run completed in the place was taken for what stands in for the lost task."""
     sid = cluster.create(spec(job(1, 1)))
     cluster.settle()
@@ -288,7 +288,7 @@ def test_a_node_is_lost_in_the_second_run(cluster: PaperCluster) -> None:
     assert [t.iteration for t in cluster.running(sid) if t.id != task.id] == [1]
 
 
-def test_a_task_that_was_lost_and_has_done_its_work_needs_none_beside_it(cluster: PaperCluster) -> None:
+def test_a_task_that_was_lost_and_has_done_its_work_needs_none_beside_it(cluster: ModelCluster) -> None:
     """Else the next place would make more run at once than may."""
     sid = cluster.create(spec(job(1, 3)))
     cluster.settle()
@@ -321,7 +321,7 @@ def scheduled(overlap: str = "forbid") -> ServiceSpec:
     )
 
 
-def test_a_scheduled_job_waits_for_its_time_and_runs_each_time(cluster: PaperCluster) -> None:
+def test_a_scheduled_job_waits_for_its_time_and_runs_each_time(cluster: ModelCluster) -> None:
     sid = cluster.create(scheduled())
     cluster.settle()
     assert not cluster.tasks(sid, live=False)
@@ -331,20 +331,20 @@ def test_a_scheduled_job_waits_for_its_time_and_runs_each_time(cluster: PaperClu
         complete(cluster, sid)
 
 
-def test_a_run_that_is_due_while_the_last_goes_on_is_skipped(cluster: PaperCluster) -> None:
+def test_a_run_that_is_due_while_the_last_goes_on_is_skipped(cluster: ModelCluster) -> None:
     sid = cluster.create(scheduled())
     cluster.advance(1900)
     assert [t.iteration for t in cluster.running(sid)] == [1]
     assert cluster.service(sid).job.skipped == 2  # type: ignore[union-attr]
 
 
-def test_or_takes_its_place(cluster: PaperCluster) -> None:
+def test_or_takes_its_place(cluster: ModelCluster) -> None:
     sid = cluster.create(scheduled("replace"))
     cluster.advance(1900)
     assert [t.iteration for t in cluster.running(sid)] == [3]
 
 
-def test_a_leader_that_comes_late_makes_up_for_one_run(cluster: PaperCluster) -> None:
+def test_a_leader_that_comes_late_makes_up_for_one_run(cluster: ModelCluster) -> None:
     sid = cluster.create(scheduled())
     cluster.settle()
     cluster.now += 3600 * SECOND

@@ -7,7 +7,7 @@ from collections import Counter
 import msgspec
 import pytest
 
-from swarm_agent.control.explain import Told, standing
+from swarm_agent.control.explain import TaskReport, standing
 from swarm_agent.control.scheduler.rejections import explain
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import NodeState, TaskState
@@ -32,8 +32,8 @@ from swarm_agent.objects.specs import (
     TaskTemplate,
     VolumeOptions,
 )
-from tests.lib.model_cluster import PaperCluster
-from tests.lib.scheduler_fixture import Desk, GiB
+from tests.lib.model_cluster import ModelCluster
+from tests.lib.scheduler_fixture import GiB, SchedulerFixture
 
 replace = msgspec.structs.replace
 MiB = 1 << 20
@@ -42,8 +42,8 @@ DATA = ContainerSpec(image="db:1", mounts=(Mount(type="volume", source="data", t
 
 
 @pytest.fixture
-def desk() -> Desk:
-    desk = Desk()
+def desk() -> SchedulerFixture:
+    desk = SchedulerFixture()
     for name in ("n1", "n2", "n3"):
         desk.node(name)
     return desk
@@ -67,12 +67,12 @@ def nodes(tasks: list[Task]) -> list[str]:
     return sorted(t.node_id for t in tasks)
 
 
-def why(task: Task | Told) -> list[tuple[str, int, str]]:
+def why(task: Task | TaskReport) -> list[tuple[str, int, str]]:
     return [(r.code, r.nodes, r.best) for r in task.reasons]
 
 
 # --- filters, in Docker's words ---------------------------------------------------------------------------------------------
-def test_nodes_that_are_away_are_counted(desk: Desk) -> None:
+def test_nodes_that_are_away_are_counted(desk: SchedulerFixture) -> None:
     desk.node("n1", state=NodeState.DOWN)
     desk.node("n2", availability="drain")
     desk.node("n3", availability="pause")
@@ -84,13 +84,13 @@ def test_nodes_that_are_away_are_counted(desk: Desk) -> None:
 
 
 def test_without_nodes_there_is_nothing_to_explain() -> None:
-    desk = Desk()
+    desk = SchedulerFixture()
     desk.service("web")
     (task,) = desk.place("web")
     assert (task.status.err, task.reasons) == ("no suitable node", ())
 
 
-def test_missing_memory_is_named(desk: Desk) -> None:
+def test_missing_memory_is_named(desk: SchedulerFixture) -> None:
     desk.service("big", resources=reserving(memory_bytes=7 * GiB + 700 * MiB))
     desk.service("huge", resources=reserving(memory_bytes=512 * MiB))
     assert nodes(desk.place("big", 3)) == ["n1", "n2", "n3"]
@@ -99,14 +99,14 @@ def test_missing_memory_is_named(desk: Desk) -> None:
     assert why(task) == [("resources", 3, "needs 512 MiB of memory, most free is 324 MiB on n1")]
 
 
-def test_cpus_are_named_by_the_node_that_misses_least(desk: Desk) -> None:
+def test_cpus_are_named_by_the_node_that_misses_least(desk: SchedulerFixture) -> None:
     desk.node("n2", cpus=6)
     desk.service("web", resources=reserving(nano_cpus=8 * SECOND))
     (task,) = desk.place("web")
     assert why(task) == [("resources", 3, "needs 8 CPUs, most free is 6 on n2")]
 
 
-def test_a_constraint_that_is_missed_is_named(desk: Desk) -> None:
+def test_a_constraint_that_is_missed_is_named(desk: SchedulerFixture) -> None:
     desk.node("n2", labels={"disk": "hdd", "zone": "a"})
     desk.service("web", placement=Placement(constraints=("node.labels.disk==ssd", "node.labels.zone==a")))
     (task,) = desk.place("web")
@@ -114,7 +114,7 @@ def test_a_constraint_that_is_missed_is_named(desk: Desk) -> None:
     assert why(task) == [("constraints", 3, "node.labels.disk is hdd on n2, wanted ssd")]
 
 
-def test_plugins(desk: Desk) -> None:
+def test_plugins(desk: SchedulerFixture) -> None:
     desk.node("n2", plugins=(("Volume", "local"), ("Volume", "rexray:latest"), ("Log", "json-file")))
     options = VolumeOptions(driver_config=DriverSpec(name="rexray"))
     mounts = (Mount(type="volume", source="v", target="/v", volume_options=options),)
@@ -126,7 +126,7 @@ def test_plugins(desk: Desk) -> None:
     assert nodes(desk.place("none", 3)) == ["n1", "n2", "n3"]
 
 
-def test_network_plugins(desk: Desk) -> None:
+def test_network_plugins(desk: SchedulerFixture) -> None:
     desk.write(
         Network(
             id="net",
@@ -147,7 +147,7 @@ def test_network_plugins(desk: Desk) -> None:
     )
 
 
-def test_platforms_are_compared_by_their_usual_names(desk: Desk) -> None:
+def test_platforms_are_compared_by_their_usual_names(desk: SchedulerFixture) -> None:
     desk.node("n2", platform=("linux", "aarch64"))
     desk.service("arm", placement=Placement(platforms=(Platform(os="linux", architecture="arm64"),)))
     assert nodes(desk.place("arm", 2)) == ["n2", "n2"]
@@ -159,7 +159,7 @@ def test_platforms_are_compared_by_their_usual_names(desk: Desk) -> None:
     assert why(task) == [("platform", 3, "n1 is linux/amd64, wanted linux/s390x")]
 
 
-def test_a_host_port_is_given_once_a_node_and_one_without_a_number_takes_none(desk: Desk) -> None:
+def test_a_host_port_is_given_once_a_node_and_one_without_a_number_takes_none(desk: SchedulerFixture) -> None:
     desk.service("web", ports=(HTTP,))
     desk.service(
         "other",
@@ -173,7 +173,7 @@ def test_a_host_port_is_given_once_a_node_and_one_without_a_number_takes_none(de
     assert "" not in nodes(desk.place("free", 4))
 
 
-def test_max_replicas_per_node(desk: Desk) -> None:
+def test_max_replicas_per_node(desk: SchedulerFixture) -> None:
     desk.service("web", placement=Placement(max_replicas=2))
     placed = desk.place("web", 7)
     assert nodes(placed) == ["", "n1", "n1", "n2", "n2", "n3", "n3"]
@@ -182,7 +182,9 @@ def test_max_replicas_per_node(desk: Desk) -> None:
     assert why(task) == [("max-replicas", 3, "n1 has 2 of at most 2")]
 
 
-def test_each_node_is_counted_by_its_first_filter_and_the_largest_count_comes_first(desk: Desk) -> None:
+def test_each_node_is_counted_by_its_first_filter_and_the_largest_count_comes_first(
+    desk: SchedulerFixture,
+) -> None:
     desk.node("n1", state=NodeState.DOWN)
     desk.node("n2", labels={"a": "b"}, cpus=1)
     desk.node("n4", labels={"a": "b"}, cpus=1)
@@ -198,7 +200,7 @@ def test_each_node_is_counted_by_its_first_filter_and_the_largest_count_comes_fi
     )
 
 
-def test_a_node_without_an_address_left_is_passed_over(desk: Desk) -> None:
+def test_a_node_without_an_address_left_is_passed_over(desk: SchedulerFixture) -> None:
     node = desk.store.nodes.get("n1")
     assert node is not None
     desk.write(replace(node, number=0))
@@ -207,7 +209,7 @@ def test_a_node_without_an_address_left_is_passed_over(desk: Desk) -> None:
 
 
 # --- generic resources ----------------------------------------------------------------------------------------------------------
-def test_names_are_picked_from_what_is_free_and_given_back(desk: Desk) -> None:
+def test_names_are_picked_from_what_is_free_and_given_back(desk: SchedulerFixture) -> None:
     desk.node("n1", generic=tuple(Generic(kind="gpu", name=f"/dev/gpu{i}") for i in range(3)))
     desk.service("one", resources=generic("gpu", 1))
     desk.service("two", resources=generic("gpu", 2))
@@ -223,7 +225,7 @@ def test_names_are_picked_from_what_is_free_and_given_back(desk: Desk) -> None:
     assert desk.task(third).generic == first.generic
 
 
-def test_counts_are_counted(desk: Desk) -> None:
+def test_counts_are_counted(desk: SchedulerFixture) -> None:
     desk.node("n2", generic=(Generic(kind="seat", count=3),))
     desk.service("web", resources=generic("seat", 2))
     placed = desk.place("web", 2)
@@ -232,7 +234,7 @@ def test_counts_are_counted(desk: Desk) -> None:
 
 
 # --- ranking ------------------------------------------------------------------------------------------------------------------------
-def test_the_service_is_spread_first_then_all_tasks(desk: Desk) -> None:
+def test_the_service_is_spread_first_then_all_tasks(desk: SchedulerFixture) -> None:
     desk.service("web")
     desk.service("api")
     desk.place("web", 4)
@@ -240,11 +242,11 @@ def test_the_service_is_spread_first_then_all_tasks(desk: Desk) -> None:
     assert Counter(nodes(desk.place("api", 1))) == Counter(["n1"]), "but none of this service"
 
 
-def test_single_tasks_go_where_groups_of_them_would(desk: Desk) -> None:
+def test_single_tasks_go_where_groups_of_them_would(desk: SchedulerFixture) -> None:
     """Also with more nodes than are looked at one by one, and some that are away."""
     for number in range(20):
         desk.node(f"m{number:02}")
-    together = Desk()
+    together = SchedulerFixture()
     for node in desk.store.nodes.all():
         together.node(node.id)
     for each in (desk, together):
@@ -256,7 +258,7 @@ def test_single_tasks_go_where_groups_of_them_would(desk: Desk) -> None:
     assert alone[0] == "n3", "the one node without"
 
 
-def test_a_node_where_it_keeps_failing_comes_last_for_five_minutes(desk: Desk) -> None:
+def test_a_node_where_it_keeps_failing_comes_last_for_five_minutes(desk: SchedulerFixture) -> None:
     desk.service("web")
     for _ in range(5):
         (task,) = desk.tasks("web")
@@ -269,7 +271,7 @@ def test_a_node_where_it_keeps_failing_comes_last_for_five_minutes(desk: Desk) -
     )
 
 
-def test_packing_fills_the_fullest_node_that_fits(desk: Desk) -> None:
+def test_packing_fills_the_fullest_node_that_fits(desk: SchedulerFixture) -> None:
     desk.service("web", labels={"placement.strategy": "binpack"}, resources=reserving(memory_bytes=3 * GiB))
     assert Counter(nodes(desk.place("web", 5))) == {"n1": 2, "n2": 2, "n3": 1}
     desk.service("small", labels={"placement.strategy": "binpack"}, resources=reserving(memory_bytes=GiB))
@@ -277,7 +279,7 @@ def test_packing_fills_the_fullest_node_that_fits(desk: Desk) -> None:
 
 
 # --- spread preferences -------------------------------------------------------------------------------------------------------------
-def test_zones_are_even_although_one_has_more_nodes(desk: Desk) -> None:
+def test_zones_are_even_although_one_has_more_nodes(desk: SchedulerFixture) -> None:
     desk.node("n1", labels={"zone": "a"})
     for name in ("n2", "n3", "n4"):
         desk.node(name, labels={"zone": "b"})
@@ -285,27 +287,27 @@ def test_zones_are_even_although_one_has_more_nodes(desk: Desk) -> None:
     assert Counter(nodes(desk.place("web", 6))) == {"n1": 3, "n2": 1, "n3": 1, "n4": 1}
 
 
-def test_a_missing_label_is_a_branch_of_its_own(desk: Desk) -> None:
+def test_a_missing_label_is_a_branch_of_its_own(desk: SchedulerFixture) -> None:
     desk.node("n1", labels={"zone": "a"})
     desk.service("web", placement=over("node.labels.zone"))
     assert Counter(nodes(desk.place("web", 4))) == {"n1": 2, "n2": 1, "n3": 1}
 
 
 def test_a_tree_is_even_at_every_level() -> None:
-    desk = Desk()
+    desk = SchedulerFixture()
     for zone, rack, name in (("a", "1", "n1"), ("a", "2", "n2"), ("a", "2", "n3"), ("b", "1", "n4")):
         desk.node(name, labels={"zone": zone}, engine_labels={"rack": rack})
     desk.service("web", placement=over("node.labels.zone", "engine.labels.rack"))
     assert Counter(nodes(desk.place("web", 8))) == {"n1": 2, "n2": 1, "n3": 1, "n4": 4}
 
 
-def test_a_full_branch_gives_its_share_to_the_others(desk: Desk) -> None:
+def test_a_full_branch_gives_its_share_to_the_others(desk: SchedulerFixture) -> None:
     desk.node("n1", labels={"zone": "a"}, memory=GiB)
     desk.service("web", placement=over("node.labels.zone"), resources=reserving(memory_bytes=GiB))
     assert Counter(nodes(desk.place("web", 5))) == {"n1": 1, "n2": 2, "n3": 2}
 
 
-def test_a_branch_counts_tasks_on_nodes_that_take_no_more(desk: Desk) -> None:
+def test_a_branch_counts_tasks_on_nodes_that_take_no_more(desk: SchedulerFixture) -> None:
     desk.node("n1", labels={"zone": "a"})
     desk.node("n2", labels={"zone": "a"})
     desk.service("web", placement=over("node.labels.zone"))
@@ -315,7 +317,7 @@ def test_a_branch_counts_tasks_on_nodes_that_take_no_more(desk: Desk) -> None:
 
 
 # --- affinity -----------------------------------------------------------------------------------------------------------------------
-def test_beside_and_apart(desk: Desk) -> None:
+def test_beside_and_apart(desk: SchedulerFixture) -> None:
     desk.service("db", placement=Placement(constraints=("node.id==n2",)))
     desk.service("web", labels={"placement.affinity": "service==db"})
     desk.service("backup", labels={"placement.affinity": "service!=db"})
@@ -330,12 +332,12 @@ def test_beside_and_apart(desk: Desk) -> None:
     assert why(task) == [("affinity", 3, "a task of service loner is on n1")]
 
 
-def test_a_service_that_keeps_together_may_begin_anywhere(desk: Desk) -> None:
+def test_a_service_that_keeps_together_may_begin_anywhere(desk: SchedulerFixture) -> None:
     desk.service("web", labels={"placement.affinity": "service==web"})
     assert len(set(nodes(desk.place("web", 4)))) == 1
 
 
-def test_wishes_yield(desk: Desk) -> None:
+def test_wishes_yield(desk: SchedulerFixture) -> None:
     desk.service("db", placement=Placement(constraints=("node.id==n2",)))
     desk.place("db")
     desk.service("near", labels={"placement.affinity": "service==~db"}, placement=Placement(max_replicas=2))
@@ -356,7 +358,7 @@ def a_paper_service(name: str, labels: dict[str, str], **template: object) -> Se
 
 
 def test_who_waits_for_company_is_placed_when_it_comes() -> None:
-    cluster = PaperCluster()
+    cluster = ModelCluster()
     cluster.add_node("n1")
     cluster.add_node("n2")
     web = cluster.create(a_paper_service("web", {"swarm-agent.placement.affinity": "service==db"}))
@@ -369,7 +371,7 @@ def test_who_waits_for_company_is_placed_when_it_comes() -> None:
 
 
 # --- volumes ------------------------------------------------------------------------------------------------------------------------
-def test_the_node_with_the_volume_is_preferred_and_another_is_warned_of(desk: Desk) -> None:
+def test_the_node_with_the_volume_is_preferred_and_another_is_warned_of(desk: SchedulerFixture) -> None:
     desk.node("n3", volumes=("data",))
     desk.service("db", container_spec=DATA)
     assert nodes(desk.place("db", 2)) == ["n3", "n3"]
@@ -385,13 +387,13 @@ def test_the_node_with_the_volume_is_preferred_and_another_is_warned_of(desk: De
     )
 
 
-def test_a_volume_nobody_holds_binds_nobody(desk: Desk) -> None:
+def test_a_volume_nobody_holds_binds_nobody(desk: SchedulerFixture) -> None:
     desk.service("db", container_spec=DATA, labels={"volume-affinity": "require"})
     assert nodes(desk.place("db", 3)) == ["n1", "n2", "n3"]
 
 
 def test_a_required_volume_is_waited_for() -> None:
-    cluster = PaperCluster()
+    cluster = ModelCluster()
     for name in ("n1", "n2"):
         cluster.add_node(name)
     node = cluster.node("n2")
@@ -415,7 +417,7 @@ def test_a_required_volume_is_waited_for() -> None:
     assert [t.node_id for t in cluster.running(db)] == ["n2"]
 
 
-def test_ignored_volumes_and_templates_and_drivers_bind_nobody(desk: Desk) -> None:
+def test_ignored_volumes_and_templates_and_drivers_bind_nobody(desk: SchedulerFixture) -> None:
     desk.node("n3", volumes=("data", "{{.Task.Slot}}"))
     desk.service("a", container_spec=DATA, labels={"volume-affinity": "ignore"})
     mount = Mount(type="volume", source="{{.Task.Slot}}", target="/d")
@@ -425,7 +427,7 @@ def test_ignored_volumes_and_templates_and_drivers_bind_nobody(desk: Desk) -> No
 
 
 # --- tasks with a node of their own, tasks that move -----------------------------------------------------------------------------------
-def test_a_preset_task_is_confirmed_or_told_why_not(desk: Desk) -> None:
+def test_a_preset_task_is_confirmed_or_told_why_not(desk: SchedulerFixture) -> None:
     desk.service("agent", resources=reserving(memory_bytes=5 * GiB))
     (first,) = desk.place("agent", preset="n2")
     assert (first.node_id, first.status.message) == (
@@ -440,7 +442,7 @@ def test_a_preset_task_is_confirmed_or_told_why_not(desk: Desk) -> None:
     assert third.status.err == "1 node not available for new tasks"
 
 
-def test_a_preset_task_costs_the_same_on_many_nodes(desk: Desk) -> None:
+def test_a_preset_task_costs_the_same_on_many_nodes(desk: SchedulerFixture) -> None:
     for number in range(300):
         desk.node(f"m{number}")
     desk.service("agent", placement=Placement(constraints=("node.labels.x==y",)))
@@ -449,7 +451,7 @@ def test_a_preset_task_costs_the_same_on_many_nodes(desk: Desk) -> None:
     assert desk.ledger.boards.looks == before
 
 
-def test_a_task_that_moves_does_not_stay(desk: Desk) -> None:
+def test_a_task_that_moves_does_not_stay(desk: SchedulerFixture) -> None:
     desk.node("n2", availability="drain")
     desk.node("n3", availability="drain")
     desk.service("web")
@@ -465,7 +467,7 @@ def test_a_task_that_moves_does_not_stay(desk: Desk) -> None:
 
 
 # --- reasons ------------------------------------------------------------------------------------------------------------------------
-def test_a_waiting_task_is_written_again_only_when_a_reason_changes(desk: Desk) -> None:
+def test_a_waiting_task_is_written_again_only_when_a_reason_changes(desk: SchedulerFixture) -> None:
     desk.service("web", resources=reserving(memory_bytes=9 * GiB))
     desk.service("small", resources=reserving(memory_bytes=GiB))
     (task,) = desk.place("web")
@@ -476,7 +478,7 @@ def test_a_waiting_task_is_written_again_only_when_a_reason_changes(desk: Desk) 
     assert desk.task(task).reasons[0].nodes == 4
 
 
-def test_why_shows_the_nearest_miss_of_now(desk: Desk) -> None:
+def test_why_shows_the_nearest_miss_of_now(desk: SchedulerFixture) -> None:
     service = desk.service("web", resources=reserving(memory_bytes=9 * GiB))
     desk.service("small", resources=reserving(memory_bytes=GiB))
     (task,) = desk.place("web")
@@ -491,7 +493,7 @@ def test_why_shows_the_nearest_miss_of_now(desk: Desk) -> None:
     assert told.notes == ("1 node would take it by now",)
 
 
-def test_explaining_a_placement_that_is_not_asked_for_changes_nothing(desk: Desk) -> None:
+def test_explaining_a_placement_that_is_not_asked_for_changes_nothing(desk: SchedulerFixture) -> None:
     desk.node("n1", labels={"disk": "ssd"})
     service = desk.service("web", placement=Placement(constraints=("node.labels.disk==ssd",)))
     revision = desk.store.revisions.get(service.revision_id)
@@ -505,7 +507,7 @@ def test_explaining_a_placement_that_is_not_asked_for_changes_nothing(desk: Desk
     assert not list(desk.store.tasks.all())
 
 
-def test_what_is_known_about_other_nodes_is_not_found_out_again(desk: Desk) -> None:
+def test_what_is_known_about_other_nodes_is_not_found_out_again(desk: SchedulerFixture) -> None:
     """A thousand nodes of which ten fit: the first ten tasks look for them, those that follow at what changed."""
     for number in range(1000):
         desk.node(f"m{number:04}", labels={"zone": str(number % 100)})

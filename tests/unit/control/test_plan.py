@@ -10,7 +10,7 @@ import pytest
 
 from swarm_agent.control.explain import standing
 from swarm_agent.control.orchestrator.rebalance import movable, suggest
-from swarm_agent.control.plan import Step, forecast
+from swarm_agent.control.plan import PlanStep, forecast
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.objects import features
 from swarm_agent.objects.defaults import SECOND
@@ -30,7 +30,7 @@ from swarm_agent.objects.specs import (
     TaskTemplate,
     UpdateConfig,
 )
-from tests.lib.model_cluster import GiB, PaperCluster
+from tests.lib.model_cluster import GiB, ModelCluster
 from tests.lib.specs import a_spec
 
 
@@ -39,13 +39,13 @@ def spec(replicas: int = 6, image: str = "web:1", *, order: str | None = None, *
 
 
 @pytest.fixture
-def cluster() -> PaperCluster:
-    c = PaperCluster.of("n1", "n2", "n3")
+def cluster() -> ModelCluster:
+    c = ModelCluster.of("n1", "n2", "n3")
     c.settle()
     return c
 
 
-def plan(c: PaperCluster, wanted: ServiceSpec, sid: str = "") -> tuple[Step, ...]:
+def plan(c: ModelCluster, wanted: ServiceSpec, sid: str = "") -> tuple[PlanStep, ...]:
     now = c.store.services.get(sid)
     revision = revision_of(sid or "new", wanted, ())
     service = Service(id=sid or "new", spec=wanted, revision_id=revision.id)
@@ -67,11 +67,11 @@ def plan(c: PaperCluster, wanted: ServiceSpec, sid: str = "") -> tuple[Step, ...
     return steps
 
 
-def where(steps: tuple[Step, ...]) -> Counter[str]:
+def where(steps: tuple[PlanStep, ...]) -> Counter[str]:
     return Counter(s.after for s in steps if s.after)
 
 
-def test_a_new_service_goes_where_the_plan_says(cluster: PaperCluster) -> None:
+def test_a_new_service_goes_where_the_plan_says(cluster: ModelCluster) -> None:
     steps = plan(cluster, spec(7))
     assert [s.action for s in steps] == ["create"] * 7
     sid = cluster.create(spec(7))
@@ -79,7 +79,7 @@ def test_a_new_service_goes_where_the_plan_says(cluster: PaperCluster) -> None:
     assert Counter(t.node_id for t in cluster.running(sid)) == where(steps)
 
 
-def test_an_update_names_what_is_replaced_and_what_is_kept(cluster: PaperCluster) -> None:
+def test_an_update_names_what_is_replaced_and_what_is_kept(cluster: ModelCluster) -> None:
     sid = cluster.create(spec())
     cluster.settle()
     assert {s.action for s in plan(cluster, spec(), sid)} == {"keep"}
@@ -88,14 +88,14 @@ def test_an_update_names_what_is_replaced_and_what_is_kept(cluster: PaperCluster
     assert {s.action for s in plan(cluster, spec(image="web:2"), sid)} <= {"replace", "move"}
 
 
-def test_what_finds_no_place_waits_with_its_reasons(cluster: PaperCluster) -> None:
+def test_what_finds_no_place_waits_with_its_reasons(cluster: ModelCluster) -> None:
     steps = plan(cluster, spec(4, resources=Resources(reservations=Reservations(memory_bytes=5 * GiB))))
     assert Counter(s.action for s in steps) == {"create": 3, "wait": 1}
     (stuck,) = [s for s in steps if s.action == "wait"]
     assert [r.code for r in stuck.reasons] == ["resources"]
 
 
-def test_a_global_service_and_a_job(cluster: PaperCluster) -> None:
+def test_a_global_service_and_a_job(cluster: ModelCluster) -> None:
     wide = msgspec.structs.replace(spec(), mode=ServiceMode(global_=Empty()), update_config=None)
     assert [(s.place, s.action, s.after) for s in plan(cluster, wide)] == [
         (n, "create", n) for n in ("n1", "n2", "n3")
@@ -130,7 +130,7 @@ def test_the_difference_of_two_specs_by_meaning() -> None:
     assert service_diff(one, one) == ()
 
 
-def test_what_never_had_a_node_lost_none(cluster: PaperCluster) -> None:
+def test_what_never_had_a_node_lost_none(cluster: ModelCluster) -> None:
     """A successor that waited for a node, and was overtaken by an update, is nothing to wait for."""
     cluster.set_node("n3", availability="pause")
     sid = cluster.create(
@@ -153,7 +153,7 @@ def test_what_never_had_a_node_lost_none(cluster: PaperCluster) -> None:
 
 
 # --- rebalancing -------------------------------------------------------------------------------------------------------
-def uneven(cluster: PaperCluster, labels: dict[str, str] | None = None, **more: object) -> str:
+def uneven(cluster: ModelCluster, labels: dict[str, str] | None = None, **more: object) -> str:
     sid = cluster.create(spec(12, labels=labels, **more))  # type: ignore[arg-type]
     cluster.settle()
     cluster.add_node("n4")
@@ -162,7 +162,7 @@ def uneven(cluster: PaperCluster, labels: dict[str, str] | None = None, **more: 
     return sid
 
 
-def test_advice_says_how_many_and_why_and_moves_nothing(cluster: PaperCluster) -> None:
+def test_advice_says_how_many_and_why_and_moves_nothing(cluster: ModelCluster) -> None:
     sid = uneven(cluster)
     found = suggest(
         cluster.store, cluster.controllers.ledger, cluster.now, cluster.id, [cluster.service(sid)]
@@ -173,7 +173,7 @@ def test_advice_says_how_many_and_why_and_moves_nothing(cluster: PaperCluster) -
     assert "n4" not in {t.node_id for t in cluster.running(sid)}, "the default is to advise"
 
 
-def test_a_wish_moves_within_its_budget_and_never_below_the_count(cluster: PaperCluster) -> None:
+def test_a_wish_moves_within_its_budget_and_never_below_the_count(cluster: ModelCluster) -> None:
     sid = uneven(cluster)
     least: list[int] = []
     most: list[int] = []
@@ -186,11 +186,11 @@ def test_a_wish_moves_within_its_budget_and_never_below_the_count(cluster: Paper
     assert cluster.service(sid).rebalancing == 0
 
 
-def test_on_join_by_itself_and_never_when_told_so(cluster: PaperCluster) -> None:
+def test_on_join_by_itself_and_never_when_told_so(cluster: ModelCluster) -> None:
     sid = uneven(cluster, {"swarm-agent.rebalance": "on-join"})
     cluster.advance(120)
     assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 3, "n2": 3, "n3": 3, "n4": 3}
-    other = PaperCluster()
+    other = ModelCluster()
     for name in ("n1", "n2", "n3"):
         other.add_node(name)
     held = uneven(other, {"swarm-agent.rebalance": "never"})
@@ -199,7 +199,7 @@ def test_on_join_by_itself_and_never_when_told_so(cluster: PaperCluster) -> None
     assert Counter(t.node_id for t in other.running(held)) == {"n1": 4, "n2": 4, "n3": 4}
 
 
-def test_a_new_leader_knows_of_a_node_that_joined_just_before(cluster: PaperCluster) -> None:
+def test_a_new_leader_knows_of_a_node_that_joined_just_before(cluster: ModelCluster) -> None:
     sid = uneven(cluster, {"swarm-agent.rebalance": "on-join"})
     cluster.advance(10)
     cluster.new_leader()
@@ -209,7 +209,7 @@ def test_a_new_leader_knows_of_a_node_that_joined_just_before(cluster: PaperClus
     assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 3, "n2": 3, "n3": 3, "n4": 3}
 
 
-def test_a_change_of_leaders_is_no_join(cluster: PaperCluster) -> None:
+def test_a_change_of_leaders_is_no_join(cluster: ModelCluster) -> None:
     """After one all nodes are unknown until they have said hello."""
     sid = uneven(cluster, {"swarm-agent.rebalance": "on-join"})
     cluster.write(msgspec.structs.replace(cluster.service(sid), evened=cluster.node("n4").active_since))
@@ -226,7 +226,7 @@ def test_a_change_of_leaders_is_no_join(cluster: PaperCluster) -> None:
 
 
 def test_a_join_is_written_down_once_the_level_allows_it() -> None:
-    old = PaperCluster(level=features.ORCHESTRATION - 1)
+    old = ModelCluster(level=features.ORCHESTRATION - 1)
     old.add_node("n1")
     old.settle()
     assert old.node("n1").active_since == 0
@@ -240,7 +240,7 @@ def test_a_join_is_written_down_once_the_level_allows_it() -> None:
     assert old.node("n1").active_since == 0
 
 
-def test_the_clock_of_the_next_leader_may_be_behind(cluster: PaperCluster) -> None:
+def test_the_clock_of_the_next_leader_may_be_behind(cluster: ModelCluster) -> None:
     sid = uneven(cluster, {"swarm-agent.rebalance": "on-join"})
     cluster.advance(60)
     cluster.set_node("n4", availability="drain")
@@ -252,7 +252,7 @@ def test_the_clock_of_the_next_leader_may_be_behind(cluster: PaperCluster) -> No
     assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 3, "n2": 3, "n3": 3, "n4": 3}
 
 
-def test_continuous_goes_on_when_a_nodes_failures_are_forgotten(cluster: PaperCluster) -> None:
+def test_continuous_goes_on_when_a_nodes_failures_are_forgotten(cluster: ModelCluster) -> None:
     """Failures speak against a node for five minutes; nothing else happens afterwards."""
     sick = {"n2"}
     cluster.outcome = lambda task: TaskState.FAILED if task.node_id in sick else TaskState.RUNNING
@@ -268,7 +268,7 @@ def test_continuous_goes_on_when_a_nodes_failures_are_forgotten(cluster: PaperCl
     assert max(crowd.values()) - min(crowd.get(n, 0) for n in ("n1", "n2", "n3")) <= 1, crowd
 
 
-def test_continuous_rests_when_nothing_is_left_to_move(cluster: PaperCluster) -> None:
+def test_continuous_rests_when_nothing_is_left_to_move(cluster: ModelCluster) -> None:
     sid = uneven(cluster, {"swarm-agent.rebalance": "continuous"})
     cluster.advance(300)
     assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 3, "n2": 3, "n3": 3, "n4": 3}
@@ -277,7 +277,7 @@ def test_continuous_rests_when_nothing_is_left_to_move(cluster: PaperCluster) ->
     assert cluster.store.index == index
 
 
-def test_a_service_that_is_told_later_to_even_itself_out_does(cluster: PaperCluster) -> None:
+def test_a_service_that_is_told_later_to_even_itself_out_does(cluster: ModelCluster) -> None:
     sid = uneven(cluster)
     cluster.advance(600)
     service = cluster.service(sid)
@@ -296,7 +296,7 @@ def test_a_service_that_is_told_later_to_even_itself_out_does(cluster: PaperClus
     ],
 )
 def test_data_of_their_own_keeps_tasks_where_they_are(
-    cluster: PaperCluster, labels: dict[str, str], source: str, said: str
+    cluster: ModelCluster, labels: dict[str, str], source: str, said: str
 ) -> None:
     container = ContainerSpec(image="db:1", mounts=(Mount(type="volume", source=source, target="/data"),))
     wanted = spec(labels=labels)
@@ -305,7 +305,7 @@ def test_data_of_their_own_keeps_tasks_where_they_are(
     assert movable(cluster.service(sid)) == said
 
 
-def test_a_new_leader_goes_on_rebalancing(cluster: PaperCluster) -> None:
+def test_a_new_leader_goes_on_rebalancing(cluster: ModelCluster) -> None:
     sid = uneven(cluster, order="stop-first")
     cluster.write(msgspec.structs.replace(cluster.service(sid), rebalancing=1))
     for _ in range(60):
@@ -316,7 +316,7 @@ def test_a_new_leader_goes_on_rebalancing(cluster: PaperCluster) -> None:
     assert Counter(t.node_id for t in cluster.running(sid)) == {"n1": 3, "n2": 3, "n3": 3, "n4": 3}
 
 
-def test_nothing_moves_to_a_node_that_does_not_fit(cluster: PaperCluster) -> None:
+def test_nothing_moves_to_a_node_that_does_not_fit(cluster: ModelCluster) -> None:
     sid = uneven(cluster, placement=Placement(constraints=("node.hostname != n4",)))
     assert (
         suggest(cluster.store, cluster.controllers.ledger, cluster.now, cluster.id, [cluster.service(sid)])

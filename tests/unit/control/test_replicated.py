@@ -18,13 +18,13 @@ from swarm_agent.objects.specs import (
     RestartPolicy,
     UpdateConfig,
 )
-from tests.lib.model_cluster import GiB, PaperCluster
+from tests.lib.model_cluster import GiB, ModelCluster
 from tests.lib.specs import a_spec as spec
 
 
 @pytest.fixture
-def cluster() -> PaperCluster:
-    c = PaperCluster.of("n1", "n2", "n3")
+def cluster() -> ModelCluster:
+    c = ModelCluster.of("n1", "n2", "n3")
     c.settle()
     return c
 
@@ -33,14 +33,14 @@ def spread(tasks: list[Task]) -> list[int]:
     return sorted(Counter(t.node_id for t in tasks).values())
 
 
-def test_six_replicas_are_spread_evenly(cluster: PaperCluster) -> None:
+def test_six_replicas_are_spread_evenly(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(6))
     cluster.settle()
     assert spread(cluster.running(sid)) == [2, 2, 2]
     assert sorted(t.slot for t in cluster.running(sid)) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_new_task_enters_the_log_already_assigned(cluster: PaperCluster) -> None:
+def test_a_new_task_enters_the_log_already_assigned(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(3))
     groups = cluster.controllers.run(cluster.now)
     (group,) = [g for g in groups if g.key == sid]
@@ -49,7 +49,7 @@ def test_a_new_task_enters_the_log_already_assigned(cluster: PaperCluster) -> No
     assert all(t.node_id and t.status.state == TaskState.ASSIGNED for t in tasks)
 
 
-def test_scale_down_takes_from_the_crowded_node(cluster: PaperCluster) -> None:
+def test_scale_down_takes_from_the_crowded_node(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(6))
     cluster.settle()
     cluster.update(sid, spec(4))
@@ -58,7 +58,7 @@ def test_scale_down_takes_from_the_crowded_node(cluster: PaperCluster) -> None:
     assert len(cluster.tasks(sid, live=False)) == 4  # removed slots leave no history
 
 
-def test_a_failed_task_is_replaced_after_its_delay(cluster: PaperCluster) -> None:
+def test_a_failed_task_is_replaced_after_its_delay(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(1, restart_policy=RestartPolicy(delay=5 * SECOND)))
     cluster.settle()
     first = cluster.running(sid)[0]
@@ -76,7 +76,7 @@ def test_a_failed_task_is_replaced_after_its_delay(cluster: PaperCluster) -> Non
     assert [t.id for t in cluster.running(sid)] == [replacement.id]
 
 
-def test_max_attempts_leaves_the_slot_ended(cluster: PaperCluster) -> None:
+def test_max_attempts_leaves_the_slot_ended(cluster: ModelCluster) -> None:
     cluster.outcome = lambda task: TaskState.FAILED
     sid = cluster.create(
         spec(1, restart_policy=RestartPolicy(condition="on-failure", delay=SECOND, max_attempts=2))
@@ -88,7 +88,7 @@ def test_max_attempts_leaves_the_slot_ended(cluster: PaperCluster) -> None:
     assert all(t.status.state == TaskState.FAILED for t in history)
 
 
-def test_condition_none_never_restarts(cluster: PaperCluster) -> None:
+def test_condition_none_never_restarts(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(1, restart_policy=RestartPolicy(condition="none")))
     cluster.settle()
     cluster.fail(cluster.running(sid)[0], TaskState.COMPLETE)
@@ -97,14 +97,14 @@ def test_condition_none_never_restarts(cluster: PaperCluster) -> None:
     assert len(cluster.tasks(sid, live=False)) == 1
 
 
-def test_history_is_bounded(cluster: PaperCluster) -> None:
+def test_history_is_bounded(cluster: ModelCluster) -> None:
     cluster.outcome = lambda task: TaskState.FAILED
     sid = cluster.create(spec(1, restart_policy=RestartPolicy(delay=SECOND)))
     cluster.advance(60)
     assert len(cluster.tasks(sid, live=False)) == 5
 
 
-def test_a_lost_node_gives_up_its_tasks_at_once(cluster: PaperCluster) -> None:
+def test_a_lost_node_gives_up_its_tasks_at_once(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(6))
     cluster.settle()
     cluster.frozen.add("n2")
@@ -114,7 +114,7 @@ def test_a_lost_node_gives_up_its_tasks_at_once(cluster: PaperCluster) -> None:
     assert all(t.node_id != "n2" for t in cluster.tasks(sid))
 
 
-def test_a_lost_nodes_tasks_are_stopped_when_it_returns(cluster: PaperCluster) -> None:
+def test_a_lost_nodes_tasks_are_stopped_when_it_returns(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(3))
     cluster.settle()
     cluster.set_node("n2", state=NodeState.DOWN)
@@ -126,7 +126,7 @@ def test_a_lost_nodes_tasks_are_stopped_when_it_returns(cluster: PaperCluster) -
     assert [t.status.state for t in old] == [TaskState.SHUTDOWN]
 
 
-def test_drain_moves_tasks_and_active_does_not_move_them_back(cluster: PaperCluster) -> None:
+def test_drain_moves_tasks_and_active_does_not_move_them_back(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(3))
     cluster.settle()
     cluster.set_node("n1", availability="drain")
@@ -137,7 +137,7 @@ def test_drain_moves_tasks_and_active_does_not_move_them_back(cluster: PaperClus
     assert {t.node_id for t in cluster.running(sid)} == {"n2", "n3"}
 
 
-def test_pause_keeps_tasks_and_takes_no_new_ones(cluster: PaperCluster) -> None:
+def test_pause_keeps_tasks_and_takes_no_new_ones(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(3))
     cluster.settle()
     cluster.set_node("n1", availability="pause")
@@ -152,7 +152,7 @@ def test_pause_keeps_tasks_and_takes_no_new_ones(cluster: PaperCluster) -> None:
     )
 
 
-def test_unplaceable_tasks_say_why(cluster: PaperCluster) -> None:
+def test_unplaceable_tasks_say_why(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(1, placement=Placement(constraints=("node.labels.zone == a",))))
     cluster.settle()
     (task,) = cluster.tasks(sid)
@@ -161,7 +161,7 @@ def test_unplaceable_tasks_say_why(cluster: PaperCluster) -> None:
     assert [(r.code, r.nodes) for r in task.reasons] == [("constraints", 3)]
 
 
-def test_pending_tasks_are_placed_when_a_fitting_node_joins(cluster: PaperCluster) -> None:
+def test_pending_tasks_are_placed_when_a_fitting_node_joins(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(1, placement=Placement(constraints=("node.labels.zone == a",))))
     cluster.settle()
     cluster.add_node("n4", labels={"zone": "A"})
@@ -169,7 +169,7 @@ def test_pending_tasks_are_placed_when_a_fitting_node_joins(cluster: PaperCluste
     assert [t.node_id for t in cluster.running(sid)] == ["n4"]
 
 
-def test_a_label_change_moves_constrained_tasks(cluster: PaperCluster) -> None:
+def test_a_label_change_moves_constrained_tasks(cluster: ModelCluster) -> None:
     cluster.add_node("n4", labels={"zone": "a"})
     cluster.add_node("n5", labels={"zone": "a"})
     sid = cluster.create(
@@ -194,7 +194,7 @@ def test_a_label_change_moves_constrained_tasks(cluster: PaperCluster) -> None:
     )
 
 
-def test_reservations_are_never_over_committed(cluster: PaperCluster) -> None:
+def test_reservations_are_never_over_committed(cluster: ModelCluster) -> None:
     big = Resources(reservations=Reservations(memory_bytes=3 * GiB))
     sid = cluster.create(spec(10, resources=big))
     cluster.settle()
@@ -203,7 +203,7 @@ def test_reservations_are_never_over_committed(cluster: PaperCluster) -> None:
     assert {t.status.err for t in pending} == {"no suitable node (insufficient resources on 3 nodes)"}
 
 
-def test_host_ports_are_given_once_a_node(cluster: PaperCluster) -> None:
+def test_host_ports_are_given_once_a_node(cluster: ModelCluster) -> None:
     sid = cluster.create(
         spec(4, ports=(PortConfig(target_port=80, published_port=8080, publish_mode="host"),))
     )
@@ -213,7 +213,7 @@ def test_host_ports_are_given_once_a_node(cluster: PaperCluster) -> None:
     assert pending.status.err == "no suitable node (host-mode port already in use on 3 nodes)"
 
 
-def test_addresses_and_ports_are_given(cluster: PaperCluster) -> None:
+def test_addresses_and_ports_are_given(cluster: ModelCluster) -> None:
     net = cluster.add_network("app")
     assert (net.subnet, net.gateway) == ("10.0.0.0/24", "10.0.0.1")
     sid = cluster.create(spec(3, ports=(PortConfig(target_port=80),)), networks=(net.id,))
@@ -228,7 +228,7 @@ def test_addresses_and_ports_are_given(cluster: PaperCluster) -> None:
     assert all(t.node_address.startswith("10.240.") for t in tasks)
 
 
-def test_rolling_update_stop_first(cluster: PaperCluster) -> None:
+def test_rolling_update_stop_first(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(4))
     cluster.settle()
     cluster.update(sid, spec(4, image="web:2", update=UpdateConfig(parallelism=2, delay=10 * SECOND)))
@@ -246,7 +246,7 @@ def test_rolling_update_stop_first(cluster: PaperCluster) -> None:
     assert (status.state, status.message) == ("completed", "update completed")
 
 
-def test_start_first_never_runs_fewer(cluster: PaperCluster) -> None:
+def test_start_first_never_runs_fewer(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(3))
     cluster.settle()
     cluster.update(sid, spec(3, image="web:2", update=UpdateConfig(parallelism=1, order="start-first")))
@@ -257,7 +257,7 @@ def test_start_first_never_runs_fewer(cluster: PaperCluster) -> None:
     assert {t.revision_id for t in cluster.running(sid)} == {cluster.service(sid).revision_id}
 
 
-def test_a_failing_update_pauses(cluster: PaperCluster) -> None:
+def test_a_failing_update_pauses(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(4))
     cluster.settle()
     good = cluster.service(sid).revision_id
@@ -271,7 +271,7 @@ def test_a_failing_update_pauses(cluster: PaperCluster) -> None:
     assert len([t for t in cluster.running(sid) if t.revision_id == good]) == 3
 
 
-def test_an_update_that_changes_nothing_restarts_nothing(cluster: PaperCluster) -> None:
+def test_an_update_that_changes_nothing_restarts_nothing(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(2))
     cluster.settle()
     before = [t.id for t in cluster.running(sid)]
@@ -281,7 +281,7 @@ def test_an_update_that_changes_nothing_restarts_nothing(cluster: PaperCluster) 
     assert cluster.service(sid).update_status is None
 
 
-def test_removing_a_service_leaves_nothing(cluster: PaperCluster) -> None:
+def test_removing_a_service_leaves_nothing(cluster: ModelCluster) -> None:
     net = cluster.add_network("app")
     sid = cluster.create(spec(3), networks=(net.id,))
     cluster.settle()
@@ -292,7 +292,7 @@ def test_removing_a_service_leaves_nothing(cluster: PaperCluster) -> None:
     assert not cluster.controllers.ledger.addresses[net.id]
 
 
-def test_large_services_are_made_in_bounded_entries(cluster: PaperCluster) -> None:
+def test_large_services_are_made_in_bounded_entries(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(2500))
     sizes = []
     while cluster.controllers.next_wake() == 0:

@@ -24,7 +24,7 @@ from swarm_agent.objects.specs import (
     UpdateConfig,
 )
 from swarm_agent.objects.timetable import Timetable
-from tests.lib.model_cluster import GiB, PaperCluster
+from tests.lib.model_cluster import GiB, ModelCluster
 from tests.lib.specs import a_spec as spec
 
 AT_ONCE = UpdateConfig(parallelism=0, monitor=1)
@@ -32,14 +32,14 @@ STRICT = {"swarm-agent.singleton": "strict"}
 
 
 @pytest.fixture
-def cluster() -> PaperCluster:
-    c = PaperCluster.of("n1", "n2", "n3")
+def cluster() -> ModelCluster:
+    c = ModelCluster.of("n1", "n2", "n3")
     c.outcome = lambda task: TaskState.FAILED if "bad" in c.image_of(task) else TaskState.RUNNING
     c.settle()
     return c
 
 
-def test_a_singleton_that_is_scaled_away_and_back_waits_for_its_end(cluster: PaperCluster) -> None:
+def test_a_singleton_that_is_scaled_away_and_back_waits_for_its_end(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(labels=STRICT))
     cluster.settle()
     (old,) = cluster.running(sid)
@@ -54,7 +54,7 @@ def test_a_singleton_that_is_scaled_away_and_back_waits_for_its_end(cluster: Pap
     assert len(cluster.running(sid)) == 1
 
 
-def test_a_singleton_whose_node_no_longer_suits_is_not_said_to_have_ended(cluster: PaperCluster) -> None:
+def test_a_singleton_whose_node_no_longer_suits_is_not_said_to_have_ended(cluster: ModelCluster) -> None:
     where = Placement(constraints=("node.labels.off != yes",))
     sid = cluster.create(spec(labels=STRICT, placement=where))
     cluster.settle()
@@ -75,7 +75,7 @@ def test_a_singleton_whose_node_no_longer_suits_is_not_said_to_have_ended(cluste
     assert [t.id for t in cluster.running(sid)] == [successor.id]
 
 
-def test_a_drain_survives_a_rejected_group(cluster: PaperCluster) -> None:
+def test_a_drain_survives_a_rejected_group(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(6))
     cluster.settle()
     cluster.set_node("n1", availability="drain")
@@ -86,7 +86,7 @@ def test_a_drain_survives_a_rejected_group(cluster: PaperCluster) -> None:
     assert {t.node_id for t in cluster.running(sid)} == {"n2", "n3"}
 
 
-def test_a_drain_does_not_wait_for_a_replica_that_is_sick_anyway(cluster: PaperCluster) -> None:
+def test_a_drain_does_not_wait_for_a_replica_that_is_sick_anyway(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(3, update=UpdateConfig(parallelism=1, order="stop-first")))
     cluster.settle()
     sick = next(t for t in cluster.running(sid) if t.node_id == "n2")
@@ -99,7 +99,7 @@ def test_a_drain_does_not_wait_for_a_replica_that_is_sick_anyway(cluster: PaperC
     assert "n1" not in {t.node_id for t in cluster.running(sid)}
 
 
-def test_an_update_that_tolerates_its_failures_ends(cluster: PaperCluster) -> None:
+def test_an_update_that_tolerates_its_failures_ends(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(3))
     cluster.settle()
     cluster.update(
@@ -117,7 +117,7 @@ def test_an_update_that_tolerates_its_failures_ends(cluster: PaperCluster) -> No
     assert status.state == "completed"
 
 
-def test_a_node_that_loses_a_processor_keeps_what_only_needs_memory(cluster: PaperCluster) -> None:
+def test_a_node_that_loses_a_processor_keeps_what_only_needs_memory(cluster: ModelCluster) -> None:
     here = Placement(constraints=("node.hostname == n1",))
     cpu = cluster.create(
         spec(1, resources=Resources(reservations=Reservations(nano_cpus=4 * SECOND)), placement=here)
@@ -159,7 +159,7 @@ def test_the_last_time_that_was_due_is_found_as_quickly_for_a_year_as_for_an_hou
     assert 0 < now - daily <= 86400 * SECOND
 
 
-def test_rejected_groups_wake_what_may_have_been_in_them(cluster: PaperCluster) -> None:
+def test_rejected_groups_wake_what_may_have_been_in_them(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(1))
     cluster.settle()
     cluster.controllers.retry([sid])
@@ -169,7 +169,7 @@ def test_rejected_groups_wake_what_may_have_been_in_them(cluster: PaperCluster) 
 
 
 @pytest.mark.parametrize("job", [False, True])
-def test_a_place_that_was_given_up_stays_so_when_no_history_is_kept(cluster: PaperCluster, job: bool) -> None:
+def test_a_place_that_was_given_up_stays_so_when_no_history_is_kept(cluster: ModelCluster, job: bool) -> None:
     """Its last task was forgotten, and with it that it was given up: another was made at once, thirty a second."""
     record = cluster.store.cluster
     assert record is not None
@@ -193,7 +193,7 @@ def test_a_place_that_was_given_up_stays_so_when_no_history_is_kept(cluster: Pap
 
 @pytest.mark.parametrize("moved", ["update", "rebalance"])
 def test_what_was_to_take_over_on_a_node_that_is_drained_meanwhile_leaves_it(moved: str) -> None:
-    cluster = PaperCluster.of("n1")
+    cluster = ModelCluster.of("n1")
     sid = cluster.create(spec(2))
     cluster.settle()
     cluster.add_node("n2")
@@ -214,7 +214,7 @@ def test_what_was_to_take_over_on_a_node_that_is_drained_meanwhile_leaves_it(mov
     assert drained not in {t.node_id for t in cluster.tasks(sid)}
 
 
-def test_a_prepared_task_that_waited_for_an_update_is_started_when_that_pauses(cluster: PaperCluster) -> None:
+def test_a_prepared_task_that_waited_for_an_update_is_started_when_that_pauses(cluster: ModelCluster) -> None:
     rest = RestartPolicy(condition="any", delay=5 * SECOND)
     sid = cluster.create(spec(3, restart_policy=rest))
     cluster.settle()
@@ -234,7 +234,7 @@ def test_a_prepared_task_that_waited_for_an_update_is_started_when_that_pauses(c
 
 
 def test_a_service_that_is_dearer_than_a_pass_to_look_at_is_rebalanced(
-    cluster: PaperCluster, monkeypatch: pytest.MonkeyPatch
+    cluster: ModelCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("n2", "n3"):
         cluster.set_node(name, availability="drain")
@@ -249,7 +249,7 @@ def test_a_service_that_is_dearer_than_a_pass_to_look_at_is_rebalanced(
     assert cluster.service(sid).rebalancing == 0
 
 
-def test_a_global_update_makes_nothing_for_nodes_that_are_to_have_nothing(cluster: PaperCluster) -> None:
+def test_a_global_update_makes_nothing_for_nodes_that_are_to_have_nothing(cluster: ModelCluster) -> None:
     every = ServiceMode(global_=Empty())
     once = RestartPolicy(condition="none")
     sid = cluster.create(spec(mode=every, restart_policy=once))
@@ -264,7 +264,7 @@ def test_a_global_update_makes_nothing_for_nodes_that_are_to_have_nothing(cluste
 
 
 def test_stopping_what_does_not_run_leaves_as_many_healthy() -> None:
-    cluster = PaperCluster.of("n1")
+    cluster = ModelCluster.of("n1")
     labels = {"swarm-agent.min-healthy": "1"}
     sid = cluster.create(spec(3, labels=labels, update=UpdateConfig(order="stop-first")))
     cluster.settle()
@@ -279,7 +279,7 @@ def test_stopping_what_does_not_run_leaves_as_many_healthy() -> None:
     assert told == {1, 2}  # and the third when another runs
 
 
-def test_what_outlived_an_update_and_has_ended_is_not_made_again(cluster: PaperCluster) -> None:
+def test_what_outlived_an_update_and_has_ended_is_not_made_again(cluster: ModelCluster) -> None:
     once = RestartPolicy(condition="none")
     policy = UpdateConfig(parallelism=0, order="start-first", failure_action="rollback")
     sid = cluster.create(spec(2, update=policy, restart_policy=once))
@@ -302,7 +302,7 @@ def test_what_outlived_an_update_and_has_ended_is_not_made_again(cluster: PaperC
 
 
 def test_what_a_drain_prepares_after_a_change_of_placement_stays_though_there_is_no_node_for_it() -> None:
-    cluster = PaperCluster.of("n1")
+    cluster = ModelCluster.of("n1")
     sid = cluster.create(spec(2))
     cluster.settle()
     cluster.now += SECOND
@@ -318,7 +318,7 @@ def test_what_a_drain_prepares_after_a_change_of_placement_stays_though_there_is
     assert [t.revision_id for t in cluster.tasks(sid) if t.cause == "drain"] == [present, present]
 
 
-def test_a_join_that_a_faster_clock_wrote_down_is_not_waited_for(cluster: PaperCluster) -> None:
+def test_a_join_that_a_faster_clock_wrote_down_is_not_waited_for(cluster: ModelCluster) -> None:
     sid = cluster.create(spec(8, labels={"swarm-agent.rebalance": "on-join"}))
     cluster.advance(100)
     cluster.add_node("n4")
@@ -330,7 +330,7 @@ def test_a_join_that_a_faster_clock_wrote_down_is_not_waited_for(cluster: PaperC
 
 
 def test_what_is_remembered_of_constraints_does_not_grow_for_ever(
-    cluster: PaperCluster, monkeypatch: pytest.MonkeyPatch
+    cluster: ModelCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("swarm_agent.control.controllers.MAX_STANDINGS", 10)
     for number in range(30):
@@ -344,7 +344,7 @@ def test_what_is_remembered_of_constraints_does_not_grow_for_ever(
 
 @pytest.mark.parametrize("replicas", [1, 300])
 def test_a_lower_limit_of_history_holds_for_what_is_kept_already(
-    cluster: PaperCluster, replicas: int
+    cluster: ModelCluster, replicas: int
 ) -> None:
     sid = cluster.create(spec(replicas))
     cluster.settle()

@@ -7,7 +7,7 @@ import msgspec
 from swarm_agent.objects import features
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.specs import ContainerSpec, ServiceSpec, TaskTemplate, UpdateConfig
-from tests.lib.model_cluster import PaperCluster
+from tests.lib.model_cluster import ModelCluster
 
 
 def spec(*, singleton: bool = True) -> ServiceSpec:
@@ -18,9 +18,9 @@ def spec(*, singleton: bool = True) -> ServiceSpec:
     )
 
 
-def lost(*, singleton: bool) -> tuple[PaperCluster, str, str]:
+def lost(*, singleton: bool) -> tuple[ModelCluster, str, str]:
     """The node of its task went down ten minutes ago."""
-    c = PaperCluster()
+    c = ModelCluster()
     for name in ("n1", "n2"):
         c.add_node(name)
     sid = c.create(spec(singleton=singleton))
@@ -33,7 +33,7 @@ def lost(*, singleton: bool) -> tuple[PaperCluster, str, str]:
     return c, sid, task.node_id
 
 
-def elsewhere(c: PaperCluster, sid: str, node: str) -> bool:
+def elsewhere(c: ModelCluster, sid: str, node: str) -> bool:
     """Whether a task on another node runs, or is to."""
     others = [t for t in c.tasks(sid) if t.node_id != node]
     return any(t.desired_state == TaskState.RUNNING or t.status.state >= TaskState.STARTING for t in others)
@@ -54,7 +54,7 @@ def test_nothing_is_started_before_the_node_is_fenced() -> None:
 
 
 def test_an_agent_that_knows_no_leases_gets_none() -> None:
-    c = PaperCluster()
+    c = ModelCluster()
     c.write(msgspec.structs.replace(c.add_node("old"), feature_level=features.ORCHESTRATION - 1, version=0))
     sid = c.create(spec())
     c.settle()
@@ -70,7 +70,7 @@ def test_an_agent_that_knows_no_leases_gets_none() -> None:
 
 def test_it_is_not_rolled_back_start_first_either() -> None:
     """The API refuses the order now; a service may have it from before."""
-    c = PaperCluster()
+    c = ModelCluster()
     for name in ("n1", "n2"):
         c.add_node(name)
     order = UpdateConfig(order="start-first")

@@ -12,11 +12,11 @@ from swarm_agent.objects.normalise import normalise
 from swarm_agent.objects.records import Content, ContentRef, Secret, Service, Task
 from swarm_agent.objects.specs import Replicated, SecretSpec, ServiceMode, ServiceSpec, UpdateConfig
 from swarm_agent.store import Delete, Group
-from tests.lib.model_cluster import PaperCluster
+from tests.lib.model_cluster import ModelCluster
 
 
-def cluster() -> PaperCluster:
-    paper = PaperCluster()
+def cluster() -> ModelCluster:
+    paper = ModelCluster()
     paper.add_node("n1")
     paper.write(
         Secret(id="s", spec=SecretSpec(name="key")),
@@ -25,7 +25,7 @@ def cluster() -> PaperCluster:
     return paper
 
 
-def web(paper: PaperCluster, how: str = "track", name: str = "web") -> str:
+def web(paper: ModelCluster, how: str = "track", name: str = "web") -> str:
     raw = {
         "Name": name,
         "Labels": {"swarm-agent.secret.key": how},
@@ -45,7 +45,7 @@ def web(paper: PaperCluster, how: str = "track", name: str = "web") -> str:
     return id_
 
 
-def publish(paper: PaperCluster, number: int) -> None:
+def publish(paper: ModelCluster, number: int) -> None:
     secret = paper.store.secrets.get("s")
     assert secret is not None
     paper.write(
@@ -54,7 +54,7 @@ def publish(paper: PaperCluster, number: int) -> None:
     )
 
 
-def number(paper: PaperCluster, service_id: str) -> int:
+def number(paper: ModelCluster, service_id: str) -> int:
     revision = paper.store.revisions.get(paper.service(service_id).revision_id)
     assert revision is not None
     return revision.contents[0].number
@@ -130,7 +130,7 @@ def test_contents_whose_owner_is_gone_go() -> None:
     assert versions(paper.store, "x") == []
 
 
-def failing_version(paper: PaperCluster) -> str:
+def failing_version(paper: ModelCluster) -> str:
     """A tracking service whose tasks fail with version 2 and which then goes back by itself."""
     id_ = web(paper)
     service = paper.service(id_)

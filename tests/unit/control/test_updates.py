@@ -23,7 +23,7 @@ from swarm_agent.objects.specs import (
     TaskTemplate,
     UpdateConfig,
 )
-from tests.lib.model_cluster import PaperCluster
+from tests.lib.model_cluster import ModelCluster
 from tests.lib.specs import a_spec
 
 
@@ -34,34 +34,34 @@ def spec(image: str, replicas: int = 10, **more: Any) -> ServiceSpec:
 
 
 @pytest.fixture
-def cluster() -> PaperCluster:
-    c = PaperCluster.of("n1", "n2", "n3")
+def cluster() -> ModelCluster:
+    c = ModelCluster.of("n1", "n2", "n3")
     c.prepares = lambda task: c.image_of(task) != "missing"
     c.outcome = lambda task: TaskState.FAILED if c.image_of(task) == "bad" else TaskState.RUNNING
     c.settle()
     return c
 
 
-def images(c: PaperCluster, sid: str) -> dict[str, int]:
+def images(c: ModelCluster, sid: str) -> dict[str, int]:
     out: dict[str, int] = {}
     for task in c.running(sid):
         out[c.image_of(task)] = out.get(c.image_of(task), 0) + 1
     return out
 
 
-def status(c: PaperCluster, sid: str) -> str:
+def status(c: ModelCluster, sid: str) -> str:
     found = c.service(sid).update_status
     return "" if found is None else found.state
 
 
-def running(c: PaperCluster, sid: str, n: int = 10, name: str = "web:1") -> str:
+def running(c: ModelCluster, sid: str, n: int = 10, name: str = "web:1") -> str:
     sid = c.create(spec(name, n))
     c.advance(10)
     assert images(c, sid) == {name: n}
     return sid
 
 
-def test_an_image_that_cannot_be_had_costs_no_running_task(cluster: PaperCluster) -> None:
+def test_an_image_that_cannot_be_had_costs_no_running_task(cluster: ModelCluster) -> None:
     sid = running(cluster, "")
     cluster.update(sid, spec("missing"))
     cluster.advance(120)
@@ -69,7 +69,7 @@ def test_an_image_that_cannot_be_had_costs_no_running_task(cluster: PaperCluster
     assert status(cluster, sid) == "paused"
 
 
-def test_a_failing_update_rolls_back_by_itself(cluster: PaperCluster) -> None:
+def test_a_failing_update_rolls_back_by_itself(cluster: ModelCluster) -> None:
     sid = running(cluster, "")
     cluster.update(sid, spec("bad", update=UpdateConfig(parallelism=2, failure_action="rollback")))
     cluster.advance(120)
@@ -79,7 +79,7 @@ def test_a_failing_update_rolls_back_by_itself(cluster: PaperCluster) -> None:
     assert (service.spec.task_template.container_spec.image, service.previous_spec) == ("web:1", None)  # type: ignore[union-attr]
 
 
-def test_a_rollback_that_fails_pauses(cluster: PaperCluster) -> None:
+def test_a_rollback_that_fails_pauses(cluster: ModelCluster) -> None:
     sid = running(cluster, "")
     cluster.outcome = lambda task: TaskState.FAILED if task.created_at >= began else TaskState.RUNNING
     began = cluster.now
@@ -92,7 +92,7 @@ def test_a_rollback_that_fails_pauses(cluster: PaperCluster) -> None:
     assert images(cluster, sid) == {"web:1": 8}, "only the two that were updated are gone"
 
 
-def test_a_person_rolls_back_and_forth(cluster: PaperCluster) -> None:
+def test_a_person_rolls_back_and_forth(cluster: ModelCluster) -> None:
     sid = running(cluster, "")
     cluster.update(sid, spec("web:2"))
     cluster.advance(120)
@@ -103,7 +103,7 @@ def test_a_person_rolls_back_and_forth(cluster: PaperCluster) -> None:
         assert (images(cluster, sid), status(cluster, sid)) == ({expected: 10}, "rollback_completed")
 
 
-def test_a_rollback_keeps_what_was_not_updated_yet(cluster: PaperCluster) -> None:
+def test_a_rollback_keeps_what_was_not_updated_yet(cluster: ModelCluster) -> None:
     sid = running(cluster, "")
     before = {t.id for t in cluster.running(sid)}
     cluster.update(sid, spec("web:2", update=UpdateConfig(parallelism=2, delay=60 * SECOND)))
@@ -114,7 +114,7 @@ def test_a_rollback_keeps_what_was_not_updated_yet(cluster: PaperCluster) -> Non
     assert len({t.id for t in cluster.running(sid)} & before) == 8
 
 
-def test_the_failure_ratio_is_strict(cluster: PaperCluster) -> None:
+def test_the_failure_ratio_is_strict(cluster: ModelCluster) -> None:
     sid = running(cluster, "")
     broken: set[int] = {1, 2}
     cluster.outcome = lambda task: (
@@ -146,7 +146,7 @@ def test_the_failure_ratio_is_strict(cluster: PaperCluster) -> None:
     assert status(cluster, sid) == "paused"
 
 
-def test_continue_goes_on_and_ends(cluster: PaperCluster) -> None:
+def test_continue_goes_on_and_ends(cluster: ModelCluster) -> None:
     """Also start-first with a policy of no restarts: a new task that is given up does not hold the update open for ever."""
     sid = running(cluster, "", 3)
     cluster.update(
@@ -159,7 +159,7 @@ def test_continue_goes_on_and_ends(cluster: PaperCluster) -> None:
     assert status(cluster, sid) == "completed"
 
 
-def test_a_task_without_progress_counts_as_failed(cluster: PaperCluster) -> None:
+def test_a_task_without_progress_counts_as_failed(cluster: ModelCluster) -> None:
     sid = running(cluster, "", 3)
     cluster.update(
         sid,
@@ -174,7 +174,7 @@ def test_a_task_without_progress_counts_as_failed(cluster: PaperCluster) -> None
     assert images(cluster, sid) == {"web:1": 3}
 
 
-def test_crashes_that_come_later_than_the_monitor_count_when_they_repeat(cluster: PaperCluster) -> None:
+def test_crashes_that_come_later_than_the_monitor_count_when_they_repeat(cluster: ModelCluster) -> None:
     sid = running(cluster, "", 3)
     cluster.update(
         sid,
@@ -193,7 +193,7 @@ def test_crashes_that_come_later_than_the_monitor_count_when_they_repeat(cluster
         assert status(cluster, sid) == expected
 
 
-def test_host_ports_make_room_for_the_new_task(cluster: PaperCluster) -> None:
+def test_host_ports_make_room_for_the_new_task(cluster: ModelCluster) -> None:
     """Where the new task finds no place because of the old one, stop-first stops the old one first."""
     port = PortConfig(target_port=80, published_port=8080, publish_mode="host")
     sid = cluster.create(spec("web:1", 3, ports=(port,)))
@@ -204,7 +204,7 @@ def test_host_ports_make_room_for_the_new_task(cluster: PaperCluster) -> None:
 
 
 def test_a_service_that_keeps_apart_from_itself_can_be_updated_where_it_fills_the_nodes(
-    cluster: PaperCluster,
+    cluster: ModelCluster,
 ) -> None:
     """Also when the new task waited first for another reason."""
     apart = {"swarm-agent.placement.affinity": "service!=web"}
@@ -222,7 +222,7 @@ def test_a_service_that_keeps_apart_from_itself_can_be_updated_where_it_fills_th
     assert len({t.node_id for t in cluster.running(sid)}) == 3
 
 
-def test_start_first_never_has_more_on_a_node_than_allowed(cluster: PaperCluster) -> None:
+def test_start_first_never_has_more_on_a_node_than_allowed(cluster: ModelCluster) -> None:
     """Where the nodes are full it waits, and counts as without progress in the end."""
     one = Placement(max_replicas=1)
     order = UpdateConfig(parallelism=1, order="start-first")
@@ -242,7 +242,7 @@ def test_start_first_never_has_more_on_a_node_than_allowed(cluster: PaperCluster
     assert max(most) == 1
 
 
-def test_a_task_whose_volume_is_on_a_paused_node_is_not_stopped_for_a_new_one(cluster: PaperCluster) -> None:
+def test_a_task_whose_volume_is_on_a_paused_node_is_not_stopped_for_a_new_one(cluster: ModelCluster) -> None:
     """The new one finds no place, and would find none if the old one had gone."""
     node = cluster.node("n1")
     about = msgspec.structs.replace(node.description, volumes=("data",))
@@ -265,7 +265,7 @@ def test_a_task_whose_volume_is_on_a_paused_node_is_not_stopped_for_a_new_one(cl
     assert images(cluster, sid) == {"db:2": 1}
 
 
-def test_a_change_of_placement_alone_restarts_only_who_must_move(cluster: PaperCluster) -> None:
+def test_a_change_of_placement_alone_restarts_only_who_must_move(cluster: ModelCluster) -> None:
     cluster.add_node("n4", labels={"disk": "ssd"})
     sid = running(cluster, "", 8)
     before = {t.id: t.node_id for t in cluster.running(sid)}
@@ -277,7 +277,7 @@ def test_a_change_of_placement_alone_restarts_only_who_must_move(cluster: PaperC
     assert status(cluster, sid) == "completed"
 
 
-def test_a_fixed_constraint_frees_tasks_that_wait(cluster: PaperCluster) -> None:
+def test_a_fixed_constraint_frees_tasks_that_wait(cluster: ModelCluster) -> None:
     sid = cluster.create(spec("web:1", 2, placement=Placement(constraints=("node.hostname == nowhere",))))
     cluster.advance(10)
     cluster.update(sid, spec("web:1", 2, placement=Placement(constraints=("node.hostname == n1",))))
@@ -285,7 +285,7 @@ def test_a_fixed_constraint_frees_tasks_that_wait(cluster: PaperCluster) -> None
     assert [t.node_id for t in cluster.running(sid)] == ["n1", "n1"]
 
 
-def test_never_fewer_than_the_policy_promises(cluster: PaperCluster) -> None:
+def test_never_fewer_than_the_policy_promises(cluster: ModelCluster) -> None:
     sid = running(cluster, "")
     least = []
     cluster.store.watch(lambda index, changes: least.append(len(cluster.running(sid))))
@@ -303,7 +303,7 @@ def test_a_new_leader_at_any_step_changes_nothing(bad: bool) -> None:
     """At each entry of the log in turn another leader goes on; tasks, status and the number of starts end the same."""
 
     def story(change_at: int) -> tuple[object, int]:
-        c = PaperCluster(seed=7)
+        c = ModelCluster(seed=7)
         for name in ("n1", "n2", "n3"):
             c.add_node(name)
         c.outcome = lambda task: TaskState.FAILED if c.image_of(task) == "bad" else TaskState.RUNNING
@@ -352,7 +352,7 @@ def test_a_new_leader_at_any_step_changes_nothing(bad: bool) -> None:
 @pytest.mark.parametrize("order", ["stop-first", "start-first"])
 @pytest.mark.parametrize("parallelism", [0, 1, 2])
 def test_an_update_leaves_tasks_as_even_as_they_were(
-    cluster: PaperCluster, order: str, parallelism: int
+    cluster: ModelCluster, order: str, parallelism: int
 ) -> None:
     """A new task is placed as if the one it takes over from had gone."""
     for replicas in (3, 7):
@@ -369,7 +369,7 @@ def test_an_update_leaves_tasks_as_even_as_they_were(
 
 
 # --- restarts --------------------------------------------------------------------------------------------------------
-def test_a_crash_loop_is_slowed_down_more_and_more(cluster: PaperCluster) -> None:
+def test_a_crash_loop_is_slowed_down_more_and_more(cluster: ModelCluster) -> None:
     sid = cluster.create(spec("bad", 1, restart_policy=RestartPolicy(delay=5 * SECOND)))
     began: dict[str, int] = {}
     cluster.store.watch(
@@ -392,7 +392,7 @@ def test_a_crash_loop_is_slowed_down_more_and_more(cluster: PaperCluster) -> Non
     assert len(rests) >= 8
 
 
-def test_who_ran_long_enough_starts_counting_anew(cluster: PaperCluster) -> None:
+def test_who_ran_long_enough_starts_counting_anew(cluster: ModelCluster) -> None:
     sid = running(cluster, "", 1)
     for _ in range(4):
         cluster.advance(100)
@@ -402,7 +402,7 @@ def test_who_ran_long_enough_starts_counting_anew(cluster: PaperCluster) -> None
 
 
 # --- drain -----------------------------------------------------------------------------------------------------------
-def test_drain_keeps_the_promised_count_running(cluster: PaperCluster) -> None:
+def test_drain_keeps_the_promised_count_running(cluster: ModelCluster) -> None:
     sid = running(cluster, "", 9)
     least = []
     cluster.store.watch(lambda index, changes: least.append(len(cluster.running(sid))))
@@ -413,7 +413,7 @@ def test_drain_keeps_the_promised_count_running(cluster: PaperCluster) -> None:
     assert min(least) >= 9, "several replicas without volumes: started before the old ones stop"
 
 
-def test_drain_of_a_stop_first_service_goes_one_by_one(cluster: PaperCluster) -> None:
+def test_drain_of_a_stop_first_service_goes_one_by_one(cluster: ModelCluster) -> None:
     sid = cluster.create(spec("web:1", 9, update=UpdateConfig(parallelism=1, order="stop-first")))
     cluster.advance(10)
     least = []
@@ -424,7 +424,7 @@ def test_drain_of_a_stop_first_service_goes_one_by_one(cluster: PaperCluster) ->
     assert min(least) >= 8
 
 
-def test_a_floor_is_kept_even_when_there_is_no_other_place(cluster: PaperCluster) -> None:
+def test_a_floor_is_kept_even_when_there_is_no_other_place(cluster: ModelCluster) -> None:
     where = Placement(constraints=("node.hostname == n1",))
     free = cluster.create(spec("web:1", 4, placement=where))
     cluster.advance(10)
@@ -442,7 +442,7 @@ def test_a_floor_is_kept_even_when_there_is_no_other_place(cluster: PaperCluster
     assert (len(cluster.running(free)), len(cluster.running(held))) == (0, 3)
 
 
-def test_a_drain_that_is_called_off_moves_no_more(cluster: PaperCluster) -> None:
+def test_a_drain_that_is_called_off_moves_no_more(cluster: ModelCluster) -> None:
     sid = running(cluster, "", 3)
     before = {t.id for t in cluster.running(sid)}
     cluster.frozen |= {"n2", "n3"}
@@ -455,7 +455,7 @@ def test_a_drain_that_is_called_off_moves_no_more(cluster: PaperCluster) -> None
 
 
 # --- what waits for others -----------------------------------------------------------------------------------------------
-def test_a_service_waits_for_what_it_depends_on(cluster: PaperCluster) -> None:
+def test_a_service_waits_for_what_it_depends_on(cluster: ModelCluster) -> None:
     db = cluster.create(
         ServiceSpec(
             name="db",
@@ -483,7 +483,7 @@ def test_a_service_waits_for_what_it_depends_on(cluster: PaperCluster) -> None:
 
 def test_below_the_level_nothing_is_written_that_older_managers_do_not_know() -> None:
     """Updates, drains, crashes and losses in a cluster that still has managers of the release before."""
-    c = PaperCluster(level=2)
+    c = ModelCluster(level=2)
     for name in ("n1", "n2", "n3"):
         c.add_node(name)
     known = {
@@ -535,7 +535,7 @@ def test_below_the_level_nothing_is_written_that_older_managers_do_not_know() ->
     assert len(c.running(sid)) == 6
 
 
-def test_a_task_that_never_found_a_place_ends_when_an_update_replaces_it(cluster: PaperCluster) -> None:
+def test_a_task_that_never_found_a_place_ends_when_an_update_replaces_it(cluster: ModelCluster) -> None:
     nowhere = Placement(constraints=("node.labels.disk == none",))
     sid = cluster.create(spec("web:1", 2, placement=nowhere))
     cluster.advance(2)

@@ -58,7 +58,7 @@ from swarm_agent.rpc.messages import (
     Up,
     Welcome,
 )
-from swarm_agent.store import ApplyResult, Delete, Entry, Group, Put, Store, encode_entry
+from swarm_agent.store import ApplyResult, Delete, Group, Put, Store, StoreEntry, encode_entry
 from tests.lib.virtual_loop import run
 
 
@@ -70,7 +70,7 @@ class Log:
         self.most = most
 
     async def propose(self, groups: tuple[Group, ...]) -> ApplyResult:
-        data = encode_entry(Entry(1, groups))
+        data = encode_entry(StoreEntry(1, groups))
         if len(data) > self.most:
             raise EntryTooLarge(len(data), self.most)
         return self.store.apply(self.store.index + 1, 1, data)
@@ -300,7 +300,7 @@ def test_the_clusters_log_driver_is_for_tasks_without_one() -> None:
         Revision(id="plain", service_id="s", template=TaskTemplate()),
         Revision(id="own", service_id="s", template=TaskTemplate(log_driver=own)),
     )
-    store.apply(1, 1, encode_entry(Entry(1, tuple(Group("x", (Put(r, 0),)) for r in rows))))
+    store.apply(1, 1, encode_entry(StoreEntry(1, tuple(Group("x", (Put(r, 0),)) for r in rows))))
     seen = {}
     for id_ in ("plain", "own"):
         found = assignments.assignment(store, Task(id="t", service_id="s", service_name="w", revision_id=id_))
@@ -319,8 +319,8 @@ def test_a_port_a_node_picked_comes_back_in_its_view() -> None:
     store = Store()
     node = Node(id="n1", spec=NodeSpec(), number=1, data_addr="10.0.0.1")
     rows = (node, task, Revision(id="r", service_id="s", template=TaskTemplate()))
-    store.apply(1, 1, encode_entry(Entry(1, tuple(Group("x", (Put(r, 0),)) for r in rows))))
-    (port,) = network_view.NetworkPicture(store).view(node).ports
+    store.apply(1, 1, encode_entry(StoreEntry(1, tuple(Group("x", (Put(r, 0),)) for r in rows))))
+    (port,) = network_view.ClusterNetworkState(store).view(node).ports
     assert (port.protocol, port.published, port.target, port.mode, port.backends) == (
         "udp", 50_000, 53, "host", ("10.240.4.9",),
     )  # fmt: skip
@@ -337,8 +337,8 @@ def test_own_name_servers_of_a_task_on_an_overlay_reach_its_node() -> None:
     store = Store()
     node = Node(id="n1", spec=NodeSpec(), number=1, data_addr="10.0.0.1")
     rows = (node, task, Revision(id="r", service_id="s", template=template))
-    store.apply(1, 1, encode_entry(Entry(1, tuple(Group("x", (Put(r, 0),)) for r in rows))))
-    (local,) = network_view.NetworkPicture(store).view(node).local
+    store.apply(1, 1, encode_entry(StoreEntry(1, tuple(Group("x", (Put(r, 0),)) for r in rows))))
+    (local,) = network_view.ClusterNetworkState(store).view(node).local
     assert local.servers == ("192.0.2.1",)
 
 
@@ -349,8 +349,8 @@ def test_a_node_is_told_what_members_are_reached_by() -> None:
         manager_addr="192.0.2.1:2390", rpc_addr="192.0.2.1:2378", status=NodeStatus(addr="198.51.100.1"),
     )  # fmt: skip
     worker = Node(id="n2", spec=NodeSpec(), number=2, data_addr="10.0.0.2")
-    store.apply(1, 1, encode_entry(Entry(1, tuple(Group("x", (Put(r, 0),)) for r in (manager, worker)))))
-    view = network_view.NetworkPicture(store).view(worker)
+    store.apply(1, 1, encode_entry(StoreEntry(1, tuple(Group("x", (Put(r, 0),)) for r in (manager, worker)))))
+    view = network_view.ClusterNetworkState(store).view(worker)
     assert view.members == ("10.0.0.1", "10.0.0.2", "192.0.2.1", "198.51.100.1")
     assert view.control_ports == (2378, 2390)
 

@@ -8,7 +8,7 @@ import pytest
 from swarm_agent.dispatcher import assignments
 from swarm_agent.dispatcher.assignments import SILENT
 from swarm_agent.dispatcher.dispatcher import _network_sees_node
-from swarm_agent.dispatcher.network_view import NetworkPicture
+from swarm_agent.dispatcher.network_view import ClusterNetworkState
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import (
     NetworkAddress,
@@ -22,7 +22,7 @@ from swarm_agent.objects.records import (
     TaskStatus,
 )
 from swarm_agent.objects.specs import NodeSpec, PortConfig, ServiceSpec
-from swarm_agent.store import Change, Entry, Group, Put, Store, encode_entry
+from swarm_agent.store import Change, Group, Put, Store, StoreEntry, encode_entry
 
 PORT = PortConfig(protocol="tcp", target_port=8080, published_port=80, publish_mode="ingress")
 
@@ -62,8 +62,8 @@ def told(*rows: Record) -> tuple[tuple[str, ...], tuple[str, ...], list[str]]:
     store = Store()
     service = Service(id="s", spec=ServiceSpec(name="web"), endpoint=ServiceEndpoint(ports=(PORT,)))
     groups = tuple(Group(r.id, (Put(r, 0),)) for r in (service, *rows))
-    assert all(store.apply(1, 1, encode_entry(Entry(1, groups))).accepted)
-    picture = NetworkPicture(store)
+    assert all(store.apply(1, 1, encode_entry(StoreEntry(1, groups))).accepted)
+    picture = ClusterNetworkState(store)
     (port,) = picture._ingress
     endpoints = picture._endpoints["net"]
     return port.backends, port.draining, [e.task_id for e in endpoints if e.ready]
@@ -132,7 +132,7 @@ def store_of(*rows: Record) -> Store:
     store = Store()
     service = Service(id="s", spec=ServiceSpec(name="web"), endpoint=ServiceEndpoint(ports=(PORT,)))
     groups = tuple(Group(r.id, (Put(r, 0),)) for r in (service, *rows))
-    assert all(store.apply(1, 1, encode_entry(Entry(1, groups))).accepted)
+    assert all(store.apply(1, 1, encode_entry(StoreEntry(1, groups))).accepted)
     return store
 
 

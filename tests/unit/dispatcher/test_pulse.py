@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from swarm_agent.dispatcher.liveness import AGAIN, ASKING, SILENCE, Pulse
+from swarm_agent.dispatcher.liveness import AGAIN, ASKING, SILENCE, Liveness
 
 PERIOD = 5.0
 NODES = ("own", "a", "b", "c", "d")
 
 
-def pulse(nodes: tuple[str, ...] = NODES) -> Pulse:
-    it = Pulse("own")
+def pulse(nodes: tuple[str, ...] = NODES) -> Liveness:
+    it = Liveness("own")
     for node in nodes:
         it.heard(node, 100.0, PERIOD)
     return it
 
 
-def verdict(it: Pulse, now: float) -> tuple[list[str], bool]:
+def verdict(it: Liveness, now: float) -> tuple[list[str], bool]:
     lost = it.lost(now)
     return lost, it.in_doubt(lost, now, PERIOD)
 
 
-def hear(it: Pulse, now: float, *nodes: str) -> None:
+def hear(it: Liveness, now: float, *nodes: str) -> None:
     for node in nodes:
         it.heard(node, now, PERIOD)
 
@@ -83,7 +83,7 @@ def test_of_two_nodes_the_other_is_lost_without_asking() -> None:
 
 
 def test_those_a_new_leader_waits_for_count_when_their_time_is_over() -> None:
-    it = Pulse("own")
+    it = Liveness("own")
     for node in NODES:
         it.wait_for(node, 104.0)
     hear(it, 103.0, "own", "a")

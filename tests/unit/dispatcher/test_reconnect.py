@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from swarm_agent.agent.session import SessionAgent
-from swarm_agent.ca.join_server import Manager
+from swarm_agent.ca.join_server import ManagerAddress
 from swarm_agent.objects.errors import Unavailable
 from swarm_agent.objects.records import NodeDescription
 from swarm_agent.rpc.grpc import Redirect
@@ -77,7 +77,7 @@ def look(net: Net, seconds: float, change: Callable[[], None] | None = None, aft
         anything: Any = net
         orders: Any = Orders()
         hello: Any = lambda: None  # noqa: E731
-        known = tuple(Manager(a, "", a) for a in MANAGERS)
+        known = tuple(ManagerAddress(a, "", a) for a in MANAGERS)
         agent = SessionAgent(orders, lambda: anything, lambda: known, hello, random.Random(7), anything)
         task = asyncio.create_task(agent.run())
         if change is not None:
@@ -142,7 +142,7 @@ def test_a_description_that_waited_for_a_session_is_not_said_after_a_newer_hello
         anything: Any = net
         orders: Any = Orders()
         hello = lambda: Hello(NodeDescription(trouble=troubles[0]), "")  # noqa: E731
-        known = tuple(Manager(a, "", a) for a in MANAGERS)
+        known = tuple(ManagerAddress(a, "", a) for a in MANAGERS)
         agent = SessionAgent(orders, lambda: anything, lambda: known, hello, random.Random(7), anything)
         agent.described(NodeDescription(trouble="full"))
         task = asyncio.create_task(agent.run())

@@ -8,7 +8,7 @@ import pytest
 
 from swarm_agent.manager.backup import (
     ArchiveUnreadable,
-    Head,
+    BackupHeader,
     new_backup_key,
     parse_backup_key,
     read_head,
@@ -20,7 +20,9 @@ from swarm_agent.raft.core import ConfState, Member, SnapshotMeta
 
 KEY = random.Random(1).randbytes(32)
 META = SnapshotMeta(7, 3, ConfState((Member(1, "n1", "a:1"),)))
-HEAD = Head(version=1, cluster_id="c", created=5, index=7, feature_level=2, release="0.1", salt=b"s" * 16)
+HEAD = BackupHeader(
+    version=1, cluster_id="c", created=5, index=7, feature_level=2, release="0.1", salt=b"s" * 16
+)
 VIEW = (b"marker one", b"", b"marker two")
 
 

@@ -13,11 +13,11 @@ import pytest
 from swarm_agent.ca import ca
 from swarm_agent.ca.key_file import KeyFile, LockedKeys, load_keys
 from swarm_agent.ca.tokens import new_tokens
-from swarm_agent.manager.key_manager import RETRY_S, KeyKeeper
+from swarm_agent.manager.key_manager import RETRY_S, KeyManager
 from swarm_agent.objects.errors import Unavailable
 from swarm_agent.objects.records import Cluster, UnlockKey
 from swarm_agent.objects.specs import ClusterSpec
-from swarm_agent.store import Entry, Group, Put, Store, encode_entry
+from swarm_agent.store import Group, Put, Store, StoreEntry, encode_entry
 from tests.lib.fake_disk import FakeDisk
 from tests.lib.raft_cluster import until
 from tests.lib.virtual_loop import run
@@ -37,7 +37,7 @@ class Bench:
         self.may_rotate = asyncio.Event()
         self.may_rotate.set()
         self.refuses: list[Exception] = []
-        self.keeper = KeyKeeper(self.store, self.file, self.renew, random.Random(1).randbytes)
+        self.keeper = KeyManager(self.store, self.file, self.renew, random.Random(1).randbytes)
         self.disk = FakeDisk(random.Random(1)).open()
 
     async def rotate_log(self) -> None:
@@ -68,7 +68,7 @@ class Bench:
             unlock=UnlockKey(key=unlock_key, version=version),
         )
         put = Put(cluster, before.version if before is not None else 0)
-        self.store.apply(self.store.index + 1, 1, encode_entry(Entry(1, (Group("", (put,)),))))
+        self.store.apply(self.store.index + 1, 1, encode_entry(StoreEntry(1, (Group("", (put,)),))))
 
     def start(self) -> None:
         raft: Any = self
@@ -180,7 +180,7 @@ def test_a_new_process_finishes_what_the_former_left_half_done(tmp_path: Path) -
         assert isinstance(found, LockedKeys)
         again = Bench(tmp_path / "elsewhere")
         again.state, again.file = tmp_path, found.unlock(FIRST)
-        again.keeper = KeyKeeper(again.store, again.file, again.renew, random.Random(2).randbytes)
+        again.keeper = KeyManager(again.store, again.file, again.renew, random.Random(2).randbytes)
         again.lock(FIRST, 1)
         again.start()
         await until(lambda: "renew" in again.steps)

@@ -21,7 +21,7 @@ from swarm_agent.network.model import (
     PublishedPort,
     VirtualIP,
 )
-from swarm_agent.network.state_files import Journal
+from swarm_agent.network.state_files import StateFiles
 from swarm_agent.objects.errors import FailedPrecondition
 
 VIEW = NetworkView(
@@ -154,7 +154,7 @@ class ScriptedEngine:
 
 async def _run_for_real(folder: Path) -> None:
     for number, check in enumerate(CONTRACT):
-        network = HostNetwork(ScriptedEngine(), Journal(folder / str(number)))
+        network = HostNetwork(ScriptedEngine(), StateFiles(folder / str(number)))
         done: Awaitable[None] = check(network)
         await done
         await network.start()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from swarm_agent.network import dnswire
 from swarm_agent.network.dnswire import NotAQuestion, Question
 from swarm_agent.network.resolver import TTL, Zone, upstreams
-from swarm_agent.network.state_files import Journal, NamesEntry, TaskEntry
+from swarm_agent.network.state_files import NamesEntry, StateFiles, TaskEntry
 
 labels = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1, max_size=63)
 hostnames = st.lists(labels, min_size=1, max_size=3).map(".".join).filter(lambda name: len(name) < 250)
@@ -108,7 +108,7 @@ def test_reversed_addresses(name: str, address: str) -> None:
 
 @pytest.fixture
 def zone(tmp_path: Path) -> Zone:
-    journal = Journal(tmp_path)
+    journal = StateFiles(tmp_path)
     journal.prepare()
     many = tuple(f"10.0.9.{n}" for n in range(10, 60))
     journal.put(
@@ -195,7 +195,7 @@ def test_tasks_come_in_changing_order_with_a_short_life(zone: Zone) -> None:
 
 
 def test_changed_added_and_removed_records_are_seen(zone: Zone, tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = StateFiles(tmp_path)
     journal.put("app", NamesEntry("app", "App", {"web": ("10.0.9.201",)}))
     journal.put("t9", TaskEntry("t9", STRANGER, ("app",)))
     journal.drop(NamesEntry, "back")

@@ -14,7 +14,7 @@ import pytest
 from swarm_agent.network import dnsserver, dnswire
 from swarm_agent.network.dnsserver import Forwarder, NameServer
 from swarm_agent.network.resolver import Zone
-from swarm_agent.network.state_files import Journal, NamesEntry, TaskEntry
+from swarm_agent.network.state_files import NamesEntry, StateFiles, TaskEntry
 
 HOME = "127.0.0.1"
 
@@ -55,7 +55,7 @@ def free_port() -> int:
 
 class Bench:
     def __init__(self, folder: Path, servers: tuple[str, ...] = (HOME,)) -> None:
-        self.journal = Journal(folder)
+        self.journal = StateFiles(folder)
         self.journal.prepare()
         self.journal.put(
             "app",

@@ -4,12 +4,12 @@ import asyncio
 from pathlib import Path
 
 from swarm_agent.network.engine_networks import EngineNetworks, EngineRefused
-from swarm_agent.network.state_files import EngineNetworkEntry, Journal
+from swarm_agent.network.state_files import EngineNetworkEntry, StateFiles
 from tests.unit.network.contract import ScriptedEngine, refuses
 
 
-def networks(folder: Path) -> tuple[ScriptedEngine, EngineNetworks, Journal]:
-    engine, journal = ScriptedEngine(), Journal(folder)
+def networks(folder: Path) -> tuple[ScriptedEngine, EngineNetworks, StateFiles]:
+    engine, journal = ScriptedEngine(), StateFiles(folder)
     journal.prepare()
     return engine, EngineNetworks(engine, journal), journal
 

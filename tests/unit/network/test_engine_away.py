@@ -9,7 +9,7 @@ import pytest
 
 from swarm_agent.network.host import HostNetwork
 from swarm_agent.network.model import NetworkView
-from swarm_agent.network.state_files import Journal
+from swarm_agent.network.state_files import StateFiles
 from swarm_agent.objects.errors import SwarmError
 
 
@@ -29,7 +29,7 @@ def test_an_engine_that_is_away_holds_up_neither_a_view_nor_leaving(
     monkeypatch.setattr(HostNetwork, "_apply", lambda _, wanted: done.append("applied") or [])
 
     async def main() -> None:
-        network = HostNetwork(Away(), Journal(tmp_path))
+        network = HostNetwork(Away(), StateFiles(tmp_path))
         await network.start()
         await network.apply(NetworkView(node_id="n", number=1, data_addr="192.0.2.1"))
         await network.leave()

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from swarm_agent.network.state_files import (
     EndpointEntry,
     EngineNetworkEntry,
-    Journal,
     NamesEntry,
     NetworkEntry,
     ResolverEntry,
+    StateFiles,
     TaskEntry,
 )
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    made = Journal(tmp_path / "net")
+def journal(tmp_path: Path) -> StateFiles:
+    made = StateFiles(tmp_path / "net")
     made.prepare()
     return made
 
@@ -37,7 +37,7 @@ RECORDS = [
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda r: type(r).__name__)
-def test_a_record_is_read_as_it_was_written(journal: Journal, record: NetworkEntry) -> None:
+def test_a_record_is_read_as_it_was_written(journal: StateFiles, record: NetworkEntry) -> None:
     assert journal.put("key", record) is True
     assert journal.put("key", record) is False, "writing the same again must not wake netd"
     assert journal.get(type(record), "key") == record
@@ -47,19 +47,19 @@ def test_a_record_is_read_as_it_was_written(journal: Journal, record: NetworkEnt
     assert journal.get(type(record), "key") is None
 
 
-def test_the_resolver_record(journal: Journal) -> None:
+def test_the_resolver_record(journal: StateFiles) -> None:
     assert journal.get_resolver() == ResolverEntry()
     journal.put_resolver(ResolverEntry((("ov-node", "10.240.4.1"),)))
     assert journal.get_resolver() == ResolverEntry((("ov-node", "10.240.4.1"),))
 
 
 @pytest.mark.parametrize("key", ["", "..", "../x", "a/b", "a.b", "x" * 129, "é", "a\n"])
-def test_a_key_cannot_leave_the_folder(journal: Journal, key: str) -> None:
+def test_a_key_cannot_leave_the_folder(journal: StateFiles, key: str) -> None:
     with pytest.raises(ValueError, match="cannot be the name of a record"):
         journal.put(key, RECORDS[0])
 
 
-def test_a_newer_daemons_extra_fields_are_passed_over(journal: Journal) -> None:
+def test_a_newer_daemons_extra_fields_are_passed_over(journal: StateFiles) -> None:
     path = journal.path("tasks", "t1")
     path.write_text(json.dumps({"task": "t1", "address": "10.240.4.11", "colour": "red"}))
     assert journal.get(TaskEntry, "t1") == TaskEntry("t1", "10.240.4.11")
@@ -77,7 +77,7 @@ def test_whatever_a_file_holds_is_a_record_or_missing(
 ) -> None:
     logging.disable()
     try:
-        journal = Journal(tmp_path_factory.getbasetemp() / "fuzz")
+        journal = StateFiles(tmp_path_factory.getbasetemp() / "fuzz")
         journal.prepare()
         journal.path("tasks", "t1").write_bytes(data)
         got = journal.get(TaskEntry, "t1")
@@ -86,7 +86,7 @@ def test_whatever_a_file_holds_is_a_record_or_missing(
     assert got is None or {f.name for f in fields(got)} == {"task", "address", "networks"}
 
 
-def test_nothing_half_written_is_listed(journal: Journal) -> None:
+def test_nothing_half_written_is_listed(journal: StateFiles) -> None:
     journal.put("t1", TaskEntry("t1", "10.240.4.11"))
     (journal.folder / "tasks" / ".t2.json.99").write_text("{")
     assert journal.keys(TaskEntry) == ["t1"]

@@ -7,7 +7,7 @@ import contextlib
 import os
 
 from swarm_agent.network import mend
-from swarm_agent.network.mend import Found, Mender
+from swarm_agent.network.mend import Mender, NetworkTrouble
 
 
 class Host:
@@ -16,7 +16,7 @@ class Host:
     def __init__(self) -> None:
         self.news, self._write = os.pipe()
         self.looks = 0
-        self.found = Found({}, frozenset())
+        self.found = NetworkTrouble({}, frozenset())
         self.told: list[tuple[frozenset[str], frozenset[str]]] = []
         self.mender = Mender(asyncio.Lock(), self.look)
         self.mender.tell(lambda gone, networks: self.told.append((gone, networks)))
@@ -24,7 +24,7 @@ class Host:
     def stir(self) -> None:
         os.write(self._write, b"x")
 
-    async def look(self) -> Found:
+    async def look(self) -> NetworkTrouble:
         self.looks += 1
         os.set_blocking(self.news, False)
         with contextlib.suppress(BlockingIOError):
@@ -66,20 +66,20 @@ def test_news_is_looked_at_at_once_but_not_more_often_than_the_pace() -> None:
 def test_trouble_is_told_when_it_comes_and_when_it_ends() -> None:
     async def story() -> None:
         host = Host()
-        host.found = Found({"app": "app is broken"}, frozenset({"vp1"}))
+        host.found = NetworkTrouble({"app": "app is broken"}, frozenset({"vp1"}))
         await host.mender.start(host.news)
         host.stir()
         await host.looks_reach(1)
-        host.found = Found({"app": "app is broken"}, frozenset())
+        host.found = NetworkTrouble({"app": "app is broken"}, frozenset())
         host.stir()
         await host.looks_reach(2)
         assert host.mender.trouble() == host.mender.trouble(["other", "app"]) == "app is broken"
         assert host.mender.trouble(["other"]) == ""
-        host.found = Found({}, frozenset({"bug"}))
+        host.found = NetworkTrouble({}, frozenset({"bug"}))
         host.stir()
         await host.looks_reach(3)
         assert host.mender.trouble() == "app is broken", "a look that failed says nothing"
-        host.found = Found({}, frozenset())
+        host.found = NetworkTrouble({}, frozenset())
         host.stir()
         await host.looks_reach(4)
         await asyncio.sleep(0)

@@ -9,32 +9,32 @@ from typing import Any
 import pytest
 
 from swarm_agent.network.plugin import Plugin
-from swarm_agent.network.state_files import EndpointEntry, EngineNetworkEntry, Journal, NetworkEntry
+from swarm_agent.network.state_files import EndpointEntry, EngineNetworkEntry, NetworkEntry, StateFiles
 
 GENERIC = "com.docker.network.generic"
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    made = Journal(tmp_path)
+def journal(tmp_path: Path) -> StateFiles:
+    made = StateFiles(tmp_path)
     made.prepare()
     made.put("app", NetworkEntry("app", "ov-none-such", 1450))
     return made
 
 
-def call(journal: Journal, path: str, request: Any = None) -> Any:
+def call(journal: StateFiles, path: str, request: Any = None) -> Any:
     """Every call meets a plugin that was just started: it may remember nothing."""
     return json.loads(
         Plugin(journal).handle(path, json.dumps(request).encode() if request is not None else b"")
     )
 
 
-def test_what_it_implements(journal: Journal) -> None:
+def test_what_it_implements(journal: StateFiles) -> None:
     assert call(journal, "/Plugin.Activate") == {"Implements": ["NetworkDriver", "IpamDriver"]}
     assert call(journal, "/NetworkDriver.GetCapabilities")["Scope"] == "local"
 
 
-def test_a_network_is_known_by_its_option(journal: Journal) -> None:
+def test_a_network_is_known_by_its_option(journal: StateFiles) -> None:
     assert (
         call(
             journal,
@@ -48,7 +48,7 @@ def test_a_network_is_known_by_its_option(journal: Journal) -> None:
     assert journal.get(EngineNetworkEntry, "abc") is None
 
 
-def test_a_network_made_by_hand_is_refused(journal: Journal) -> None:
+def test_a_network_made_by_hand_is_refused(journal: StateFiles) -> None:
     assert (
         "docker network create -d overlay"
         in call(journal, "/NetworkDriver.CreateNetwork", {"NetworkID": "abc", "Options": {}})["Err"]
@@ -59,7 +59,7 @@ def endpoint(**interface: str) -> dict[str, Any]:
     return {"NetworkID": "abc", "EndpointID": "ep1", "Interface": interface}
 
 
-def test_an_endpoint_gets_the_mac_of_its_address(journal: Journal) -> None:
+def test_an_endpoint_gets_the_mac_of_its_address(journal: StateFiles) -> None:
     journal.put("abc", EngineNetworkEntry("abc", "app"))
     answer = call(journal, "/NetworkDriver.CreateEndpoint", endpoint(Address="10.0.9.11/24"))
     assert answer == {"Interface": {"MacAddress": "02:42:0a:00:09:0b"}}
@@ -74,7 +74,7 @@ def test_an_endpoint_gets_the_mac_of_its_address(journal: Journal) -> None:
     )
 
 
-def test_a_network_that_is_not_here_is_named(journal: Journal) -> None:
+def test_a_network_that_is_not_here_is_named(journal: StateFiles) -> None:
     assert (
         "not one of swarm-agent's"
         in call(journal, "/NetworkDriver.CreateEndpoint", endpoint(Address="10.0.9.11/24"))["Err"]
@@ -92,7 +92,7 @@ def test_a_network_that_is_not_here_is_named(journal: Journal) -> None:
     )
 
 
-def test_addresses_are_the_managers(journal: Journal) -> None:
+def test_addresses_are_the_managers(journal: StateFiles) -> None:
     pool = call(
         journal,
         "/IpamDriver.RequestPool",
@@ -115,7 +115,7 @@ def test_addresses_are_the_managers(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b"\xff", b'{"PoolID": 3}', b"null"])
-def test_nonsense_is_answered_not_raised(journal: Journal, body: bytes) -> None:
+def test_nonsense_is_answered_not_raised(journal: StateFiles, body: bytes) -> None:
     assert "Err" in json.loads(Plugin(journal).handle("/IpamDriver.RequestAddress", body))
     assert "Err" in json.loads(Plugin(journal).handle("/Nothing.Known", body))
 

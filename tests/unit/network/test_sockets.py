@@ -22,7 +22,7 @@ from swarm_agent.network.sockets import (
     listeners,
     parse,
 )
-from swarm_agent.network.state_files import Journal, PortsEntry
+from swarm_agent.network.state_files import PortsEntry, StateFiles
 
 TCP = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 7001 1 0 100 0 0 10 0
@@ -147,7 +147,7 @@ def test_a_port_that_is_not_taken_is_neither_live_nor_closed() -> None:
 
 
 def test_a_held_port_is_in_use_for_others_and_refuses_connections(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = StateFiles(tmp_path)
     journal.prepare()
     with ExitStack() as stack:
         probe = socket.socket()

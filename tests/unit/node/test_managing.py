@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from swarm_agent.node import manager_role
-from swarm_agent.node.manager_role import ManagerSide
+from swarm_agent.node.manager_role import ManagerRole
 from swarm_agent.objects.records import Node
 from swarm_agent.objects.specs import NodeSpec
 from swarm_agent.raft.errors import LogCorrupt
@@ -96,7 +96,7 @@ class Host:
         anything: Any = SimpleNamespace(
             rpc_port=0, raft_port=0, timing=None, certificates=SimpleNamespace(entropy=None)
         )
-        self.side = ManagerSide(
+        self.side = ManagerRole(
             self.papers,
             anything,
             anything,

@@ -30,12 +30,12 @@ from swarm_agent.objects.records import (
 from swarm_agent.objects.specs import ClusterSpec, NetworkCreate, NodeSpec, ServiceSpec, TaskTemplate
 from swarm_agent.store import (
     Delete,
-    Entry,
     Group,
-    Overlay,
+    PendingView,
     Put,
     SetStatus,
     Store,
+    StoreEntry,
     UnknownEntry,
     Write,
     decode_entry,
@@ -46,7 +46,7 @@ replace = msgspec.structs.replace
 
 
 def apply(store: Store, *writes: Write, now: int = 5) -> bool:
-    return store.apply(store.index + 1, 1, encode_entry(Entry(now, (Group("k", writes),)))).accepted[0]
+    return store.apply(store.index + 1, 1, encode_entry(StoreEntry(now, (Group("k", writes),)))).accepted[0]
 
 
 def cluster(level: int) -> Cluster:
@@ -111,7 +111,7 @@ def test_a_status_never_makes_a_task() -> None:
 def test_a_pass_writes_a_status_by_itself_when_the_cluster_may(level: int) -> None:
     store = Store()
     apply(store, Put(cluster(level), 0), *(Put(task(n), 0) for n in range(3)))
-    view = Overlay(store)
+    view = PendingView(store)
     one, two = store.tasks.get("t0"), store.tasks.get("t1")
     assert one is not None
     assert two is not None

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from swarm_agent.objects.errors import ReleaseTooOld
 from swarm_agent.objects.records import Cluster, Config, JoinTokens, RootCA, Service, Task
 from swarm_agent.objects.specs import ClusterSpec, ConfigSpec, ServiceSpec
-from swarm_agent.store import DamagedSnapshot, Delete, Entry, Group, Put, Store, encode_entry
+from swarm_agent.store import DamagedSnapshot, Delete, Group, Put, Store, StoreEntry, encode_entry
 from swarm_agent.store.snapshots import FirstFormat
 
 
 def do(store: Store, *writes: Put | Delete) -> None:
-    entry = Entry(store.index + 1, (Group("k", writes),))
+    entry = StoreEntry(store.index + 1, (Group("k", writes),))
     assert store.apply(store.index + 1, 1, encode_entry(entry)).accepted == (True,)
 
 
@@ -189,7 +189,7 @@ def test_an_entry_that_goes_above_our_level_is_refused_before_anything_is_done()
     store = Store(level=1)
     do(store, Put(a_cluster(1), 0))
     raised = msgspec.structs.replace(a_cluster(2))
-    entry = Entry(9, (Group("x", (Put(task(1), 0),)), Group("feature level", (Put(raised, 1),))))
+    entry = StoreEntry(9, (Group("x", (Put(task(1), 0),)), Group("feature level", (Put(raised, 1),))))
     with pytest.raises(ReleaseTooOld):
         store.apply(2, 1, encode_entry(entry))
     assert len(store.tasks) == 0

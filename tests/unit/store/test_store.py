@@ -7,7 +7,17 @@ import pytest
 
 from swarm_agent.objects.records import Network, Node, NodeDescription, Service, Task, TaskStatus
 from swarm_agent.objects.specs import NetworkCreate, NodeSpec, ServiceSpec
-from swarm_agent.store import Change, Delete, Entry, Group, Overlay, Put, Store, decode_entry, encode_entry
+from swarm_agent.store import (
+    Change,
+    Delete,
+    Group,
+    PendingView,
+    Put,
+    Store,
+    StoreEntry,
+    decode_entry,
+    encode_entry,
+)
 
 replace = msgspec.structs.replace
 
@@ -32,7 +42,7 @@ class Log:
         return self.apply(Group("k", writes), now=now)[0]
 
     def apply(self, *groups: Group, now: int = 100) -> tuple[bool, ...]:
-        result = self.store.apply(self.store.index + 1, 1, encode_entry(Entry(now, groups)))
+        result = self.store.apply(self.store.index + 1, 1, encode_entry(StoreEntry(now, groups)))
         assert result.index == self.store.index
         return result.accepted
 
@@ -146,7 +156,7 @@ def test_a_snapshot_is_the_store() -> None:
 
 
 def test_entries_are_the_same_bytes_on_every_manager() -> None:
-    entry = Entry(5, (Group("k", (Put(task("t", "a"), 3), Delete("task", "u", 4))),))
+    entry = StoreEntry(5, (Group("k", (Put(task("t", "a"), 3), Delete("task", "u", 4))),))
     assert decode_entry(encode_entry(entry)) == entry
     assert encode_entry(decode_entry(encode_entry(entry))) == encode_entry(entry)
 
@@ -155,7 +165,7 @@ def test_entries_are_the_same_bytes_on_every_manager() -> None:
 def test_an_overlay_is_read_like_the_store() -> None:
     log = Log()
     log.do(Put(task("t", "a", "n"), 0), Put(task("u", "a"), 0), Put(service("a", "one"), 0))
-    view = Overlay(log.store)
+    view = PendingView(log.store)
     stored = log.store.tasks.get("t")
     assert stored is not None
     view.group("g")
@@ -179,7 +189,7 @@ def test_what_ends_as_it_began_is_not_written() -> None:
     log.do(Put(task("t", "a"), 0))
     stored = log.store.tasks.get("t")
     assert stored is not None
-    view = Overlay(log.store)
+    view = PendingView(log.store)
     view.put(replace(stored, node_id="m"))
     view.put(stored)
     view.put(task("new", "a"))
@@ -188,7 +198,7 @@ def test_what_ends_as_it_began_is_not_written() -> None:
 
 
 def test_a_row_of_two_decisions_stays_with_the_first() -> None:
-    view = Overlay(Store())
+    view = PendingView(Store())
     view.group("one")
     view.put(task("t", "a"))
     view.group("two")

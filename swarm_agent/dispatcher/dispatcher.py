@@ -244,8 +244,10 @@ class Dispatcher:
                     return  # which ends the session: so the node knows that we know
                 case Leaving():
                     session.leaving = True
-                    self._pulse.forget(node_id)
                     await self._set_state(node_id, NodeState.DOWN, "the node left the swarm")
+                    self._pulse.forget(
+                        node_id
+                    )  # not before: a goodbye that is not written down ends as silence
                 case _:
                     raise SwarmError(f"unexpected message {type(message).__name__}")
 

@@ -131,7 +131,7 @@ def test_a_host_that_lost_its_state_has_none_of_its_former_containers(lab: Lab) 
 def test_leaving_by_force_in_the_middle_of_an_update_leaves_nothing(lab: Lab) -> None:
     flags = (
         "--replicas=6",
-        "--stop-grace-period=60s",
+        "--stop-grace-period=100s",
         "--update-parallelism=1",
         "--update-order=start-first",
     )

@@ -14,6 +14,7 @@ from swarm_agent.dispatcher.dispatcher import FIRST_HELLO_S, Dispatcher
 from swarm_agent.network.model import NetworkView
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import NodeState, TaskState
+from swarm_agent.objects.errors import Unavailable
 from swarm_agent.objects.records import (
     Cluster,
     Content,
@@ -51,6 +52,7 @@ from swarm_agent.rpc.messages import (
     Contents,
     Down,
     Hello,
+    Leaving,
     Networks,
     Piece,
     Silent,
@@ -414,6 +416,48 @@ def test_a_node_whose_certificate_never_reached_it_is_down_after_a_while() -> No
         assert found.status.state == NodeState.DOWN
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+    run(main())
+
+
+@pytest.mark.parametrize("ends", ["refused", "cut off"])
+def test_a_goodbye_that_is_not_written_down_ends_as_silence(ends: str) -> None:
+    async def main() -> None:
+        log = Log()
+        await log.propose((Group("n", (Put(Node(id="n1", spec=NodeSpec()), 0),)),))
+        fails = False
+
+        async def propose(groups: tuple[Group, ...]) -> ApplyResult:
+            if not fails:
+                return await log.propose(groups)
+            if ends == "refused":
+                raise Unavailable("no leader")
+            return await asyncio.Event().wait()  # type: ignore[return-value]
+
+        async def up() -> AsyncIterator[Up]:
+            nonlocal fails
+            yield Hello(NodeDescription(), "10.0.0.9")
+            await asyncio.sleep(2)
+            fails = True
+            yield Leaving()
+            await asyncio.Event().wait()
+
+        async def session() -> None:
+            async for _ in dispatcher.session("n1", up(), ""):
+                pass
+
+        dispatcher = Dispatcher(log.store, propose, ids, log.confirm)
+        running = [asyncio.create_task(dispatcher.run()), asyncio.create_task(session())]
+        await asyncio.sleep(2.5)
+        running[1].cancel()  # it is gone, whatever became of its goodbye
+        fails = False
+        await asyncio.sleep(10)
+        found = log.store.nodes.get("n1")
+        assert found is not None
+        assert found.status.state == NodeState.DOWN
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
     run(main())
 

@@ -1,7 +1,7 @@
 """What is known about which node is best, kept from one task to the next and from one pass to the next.
 
-A :class:`~swarm_agent.control.scheduler.feasible_nodes.Pool` holds the nodes that can meet a demand, the emptiest (or, to pack, the fullest) first; a
-:class:`~swarm_agent.control.scheduler.ranking.Group` the order of one service's revision. Here it is decided which of them are kept, and when a single task does
+A :class:`~swarm_agent.control.scheduler.feasible_nodes.FeasibleNodes` holds the nodes that can meet a demand, the emptiest (or, to pack, the fullest) first; a
+:class:`~swarm_agent.control.scheduler.ranking.Ranking` the order of one service's revision. Here it is decided which of them are kept, and when a single task does
 without. What was forgotten altogether gives the same answers: ``tests/properties/test_placement.py`` compares.
 """
 

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from tests.bench import loop, raft, scheduler
@@ -40,12 +41,12 @@ def replicas_50(subject: Subject, network: str) -> float:
 
         more["template"] = {"Networks": [{"Target": "bench"}]}
     else:
-        more["template"] = {"Networks": [{"Target": "host"}]}
-        more["template"]["ContainerSpec"] = {  # type: ignore[index]
+        container = {
             "Image": f"{IMAGE}:1",
             "Command": ["/task", "idle"],
             "StopGracePeriod": 1_000_000_000,
         }
+        more["template"] = {"Networks": [{"Target": "host"}], "ContainerSpec": container}
 
     def run() -> None:
         subject.create(via, "fifty", 50, **more)
@@ -187,7 +188,7 @@ def measure(kind: type[Subject], runs: int, folder: Path) -> dict[str, object]:
         subject.prepare()
         if kind is Ours:
             for mode in ("host", "bridge"):
-                out[f"floor_{mode}"] = spread(lambda mode=mode: floor(lab, 50, mode), runs)
+                out[f"floor_{mode}"] = spread(partial(floor, lab, 50, mode), runs)
                 say(f"  engine's floor, {mode} network: {out[f'floor_{mode}']}")
         subject.form()
         steps: list[tuple[str, Callable[[], float]]] = [

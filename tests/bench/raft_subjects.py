@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -26,6 +27,8 @@ import grpc.aio
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from swarm_agent.ca import ca
 from swarm_agent.ca.identity_files import NodeIdentity
@@ -337,7 +340,7 @@ class Etcd:
         for n in NUMBERS:
             self._spawn(n)
         for n in NUMBERS:
-            await until("etcd serves", lambda n=n: self.written(n))  # type: ignore[misc]
+            await until("etcd serves", partial(self.written, n))
 
     async def stop(self) -> None:
         for channel in self._channels.values():
@@ -438,9 +441,10 @@ def _certificate(directory: Path) -> tuple[bytes, bytes, bytes]:
     """One pair for every etcd and its clients: Go's etcd wants the address in it. Files, and (key, certificate, root)."""
     root = ca.make_root()
     issuer_key = serialization.load_pem_private_key(root.key, None)
+    assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
     key = ca.SYSTEM.key()
     now = datetime.datetime.now(datetime.UTC)
-    usages = [x509.ExtendedKeyUsageOID.SERVER_AUTH, x509.ExtendedKeyUsageOID.CLIENT_AUTH]
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     certificate = (
         x509.CertificateBuilder()
@@ -452,7 +456,7 @@ def _certificate(directory: Path) -> tuple[bytes, bytes, bytes]:
         .not_valid_after(now + datetime.timedelta(hours=12))
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .sign(issuer_key, hashes.SHA256())  # type: ignore[arg-type]
+        .sign(issuer_key, hashes.SHA256())
     )
     pair = ca.key_pem(key), certificate.public_bytes(serialization.Encoding.PEM), root.cert
     for name, data in zip(("key", "cert", "root"), pair, strict=True):

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +18,10 @@ from tests.cluster.network.lab import until
 from tests.cluster.swarm_lab import IMAGE, Lab, SwarmHost
 
 COMMAND = ["/task", "serve", "bench", "7000"]
+
+
+def _is_empty(host: SwarmHost) -> bool:
+    return not host.docker("ps", "-aq").split()
 
 
 class Subject:
@@ -109,7 +114,7 @@ class Subject:
     def remove(self, via: int, service: str) -> None:
         self.ok(via, "DELETE", f"/services/{service}")
         for host in self.lab.hosts.values():
-            until(lambda host=host: not host.docker("ps", "-aq").split(), "no containers", 120)
+            until(partial(_is_empty, host), "no containers", 120)
 
     def pids(self, number: int) -> list[int]:
         """The processes that make this host a member, beside the engine."""

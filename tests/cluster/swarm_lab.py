@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -163,7 +164,7 @@ class Lab:
 
         try:
             for host in self.hosts.values():
-                until(lambda host=host: heard(host), f"events of engine {host.number}")  # type: ignore[misc]
+                until(partial(heard, host), f"events of engine {host.number}")
             yield
         finally:
             for process in processes:
@@ -174,11 +175,14 @@ class Lab:
         """As :meth:`events`, with all that happened until now: what the engines tell comes in order, but a little late."""
         self._marks += 1
         mark = f"mark-{self._marks}"
+
+        def marked(log: Path) -> bool:
+            return f'"{mark}"' in log.read_text()
+
         for host in self.hosts.values():
             host.docker("rm", host.docker("create", "--name", mark, SHELL, "true").strip())
         for host in self.hosts.values():
-            log = host.folder / "events.log"
-            until(lambda log=log: f'"{mark}"' in log.read_text(), f"the mark of engine {host.number}")  # type: ignore[misc]
+            until(partial(marked, host.folder / "events.log"), f"the mark of engine {host.number}")
         return self.events(service, *actions)
 
     def events(self, service: str, *actions: str) -> list[Event]:
@@ -247,7 +251,8 @@ class Lab:
             tasks = self.tasks(via, service)
             return tasks if len(tasks) == count else None
 
-        return until(enough, f"{count} running tasks of {service}", seconds)
+        found: list[dict[str, Any]] = until(enough, f"{count} running tasks of {service}", seconds)
+        return found
 
 
 @contextlib.contextmanager

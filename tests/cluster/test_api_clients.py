@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-import docker  # type: ignore[import-untyped, unused-ignore]
+import docker
 import pytest
 from docker.types import EndpointSpec, Healthcheck, Mount, Resources, RestartPolicy, ServiceMode, UpdateConfig
 
@@ -62,7 +62,8 @@ def container_of(lab: Lab, service: str) -> dict[str, Any]:
     (task,) = lab.running(1, service, 1)
     status, found = lab[1].api("GET", f"/containers/{task['Status']['ContainerStatus']['ContainerID']}/json")
     assert status == 200
-    return found  # type: ignore[no-any-return]
+    assert isinstance(found, dict)
+    return found
 
 
 def dig(value: Any, path: str) -> Any:
@@ -541,7 +542,9 @@ def test_what_is_not_supported_is_refused_by_name(
 def test_sdk_services(lab: Lab, sdk: docker.DockerClient) -> None:
     network = sdk.networks.create("sdk-net", driver="overlay", labels={"made": "by-sdk"})
     assert [n.id for n in sdk.networks.list(filters={"label": "made=by-sdk"})] == [network.id]
-    service = sdk.services.create(
+    services: Any = sdk.services  # its stubs leave most of these methods untyped
+    ports: Any = {8010: 80}  # numbers, as the SDK documents them; its stubs want text
+    service = services.create(
         SHELL,
         ["sh", "-c", "echo from the sdk; sleep 1000"],
         name="sdk",
@@ -553,7 +556,7 @@ def test_sdk_services(lab: Lab, sdk: docker.DockerClient) -> None:
         resources=Resources(cpu_limit=10**8, mem_limit=16 << 20),
         restart_policy=RestartPolicy(condition="on-failure", delay=10**9, max_attempts=2),
         update_config=UpdateConfig(parallelism=1, delay=0, failure_action="pause", monitor=10**6),
-        endpoint_spec=EndpointSpec(ports={8010: 80}),
+        endpoint_spec=EndpointSpec(ports=ports),
         healthcheck=Healthcheck(test=["CMD", "test", "-d", "/bin"], interval=200_000_000),
         mode=ServiceMode("replicated", replicas=2),
         stop_grace_period=10**9,
@@ -575,13 +578,13 @@ def test_sdk_services(lab: Lab, sdk: docker.DockerClient) -> None:
     assert service.attrs["Spec"]["Labels"] == {"l": "2"}
     assert service.attrs["Spec"]["TaskTemplate"]["ContainerSpec"]["Env"] == ["A=2"]
     assert service.force_update()
-    stale = sdk.services.get(service.id)
+    stale = services.get(service.id)
     service.reload()
     assert service.update(labels={"l": "3"})
     with pytest.raises(docker.errors.APIError, match="update out of sequence"):
         stale.update(labels={"l": "4"})
     with pytest.raises(docker.errors.NotFound):
-        sdk.services.get("nowhere")
+        services.get("nowhere")
     service.remove()
     until(lambda: not sdk.containers.list(all=True, filters={"label": "c=1"}), "no containers")
     network.remove()

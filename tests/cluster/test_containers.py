@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,9 @@ def test_what_carries_our_label_and_is_nobodys_ends_and_dockers_own_stays(lab: L
         # one of ours may be gone before the engine has started it
         lab[2].docker("run", "-d", "--name", name, *flags, SHELL, *STUBBORN, check=name == "foreign")
 
+    def is_gone(name: str) -> bool:
+        return not lab[2].docker("ps", "-aq", "--filter", f"name=^{name}$")
+
     run("copy", ours)
     run("foreign", dockers)
     run(
@@ -102,9 +106,7 @@ def test_what_carries_our_label_and_is_nobodys_ends_and_dockers_own_stays(lab: L
         [*(x for x in ours if "node.id" not in x and "task.id" not in x), "com.docker.swarm.task.id=gone"],
     )
     for name in ("copy", "former"):
-        until(
-            lambda name=name: not lab[2].docker("ps", "-aq", "--filter", f"name=^{name}$"), f"no {name}", 20
-        )  # type: ignore[misc]
+        until(partial(is_gone, name), f"no {name}", 20)
     assert lab[2].docker("ps", "-q", "--filter", "name=^foreign$"), (
         "made by Docker's own swarm, for all we know"
     )
@@ -135,14 +137,15 @@ def test_leaving_by_force_in_the_middle_of_an_update_leaves_nothing(lab: Lab) ->
         "--update-parallelism=1",
         "--update-order=start-first",
     )
+
+    def updating(name: str) -> bool:
+        return len(lab.tasks(1, name)) > 6 or sum(lab.spread(name).values()) > 6
+
     for name in ("slow-a", "slow-b", "slow-c"):
         lab[1].swarm("service", "create", *BRIEF[:2], *flags, "--name", name, SHELL, *STUBBORN)
         lab.running(1, name, 6)
         lab[1].swarm("service", "update", "-d", "--force", name)
-        until(
-            lambda name=name: len(lab.tasks(1, name)) > 6 or sum(lab.spread(name).values()) > 6,  # type: ignore[misc]
-            "the update has begun",
-        )
+        until(partial(updating, name), "the update has begun")
         lab[2].swarm("swarm", "leave", "--force")
         lab.no_containers(2, 5)
         lab[1].swarm("service", "rm", name)

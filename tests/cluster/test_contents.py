@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,7 @@ def kept(host: SwarmHost) -> list[str]:
     return host.space.run("find", FOLDER, "-type", "f", check=False).split()
 
 
-def ctl(lab: Lab, *arguments: str, **more: str) -> str:
+def ctl(lab: Lab, *arguments: str, **more: Any) -> str:
     return run(
         sys.executable, "-m", "swarm_agent.cli", "--socket", lab[1].socket, *arguments, cwd=ROOT, **more
     )

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -213,5 +214,9 @@ def test_a_pre_start_step_that_fails_says_why(lab: Lab) -> None:
 
     assert until(errors, "it failed") == ["task: pre-start step: non-zero exit (3): no such table"]
     lab[1].swarm("service", "rm", "bad")
+
+    def is_gone(number: int) -> bool:
+        return "bad." not in names(lab, number)
+
     for number in (1, 2, 3):
-        until(lambda n=number: "bad." not in names(lab, n), "it is gone")  # type: ignore[misc]
+        until(partial(is_gone, number), "it is gone")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -285,10 +286,14 @@ def test_ports(lab: Lab) -> None:
     assert [p["PublishedPort"] for p in said if p["PublishedPort"] == 8082] == [8082]
     (picked,) = [p["PublishedPort"] for p in said if p["PublishedPort"] != 8082]
     for port in (8081, 8082, picked):
-        assert until(lambda port=port: lab.greeting(1, port), f"port {port}")[0] == "me"
+        assert until(partial(lab.greeting, 1, port), f"port {port}")[0] == "me"
     update(lab, "ports", "--publish-rm=7000", "--publish-rm=mode=host,target=7000")
+
+    def is_closed(port: int) -> bool:
+        return not lab.greeting(1, port)
+
     for port in (8081, 8082, picked):
-        until(lambda port=port: not lab.greeting(1, port), f"no port {port}")
+        until(partial(is_closed, port), f"no port {port}")
     update(lab, "ports", "--publish-add=8083:7000")
     assert until(lambda: lab.greeting(1, 8083), "port 8083")[0] == "me"
     gone(lab, "ports")

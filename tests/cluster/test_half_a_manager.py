@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -98,8 +99,12 @@ def test_a_full_disk(lab: Lab) -> None:
     assert "No space left" not in host.swarm("info", check=False)
     for name in ("pinned", "free"):
         other.swarm("service", "rm", name)
+
+    def is_idle(host: SwarmHost) -> bool:
+        return not host.docker("ps", "-q")
+
     for host in lab.hosts.values():
-        until(lambda host=host: not host.docker("ps", "-q"), "the services' containers are gone")
+        until(partial(is_idle, host), "the services' containers are gone")
 
 
 DAMAGE = """

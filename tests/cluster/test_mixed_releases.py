@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -78,7 +79,7 @@ def test_one_that_is_upgraded_and_taken_back_keeps_its_data(lab: Lab) -> None:
 def test_the_level_rises_with_the_last_and_then_nobody_goes_back(lab: Lab) -> None:
     for number in (1, 2, 3):
         restart(lab, number)
-        until(lambda number=number: has_web(lab, number), "it to serve", 30)  # type: ignore[misc]
+        until(partial(has_web, lab, number), "it to serve", 30)
     until(lambda: level(lab, 1) == features.LEVEL, "the level to rise", 30)
     restart(lab, 3, FIRST)
     said = until(lambda: lab[3].get("/info")["Swarm"]["Error"], "it to say why it does not work", 30)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from swarm_agent.objects import features
 from tests.cluster.network.lab import until
-from tests.cluster.swarm_lab import SHELL, Lab, swarm_lab
+from tests.cluster.swarm_lab import SHELL, Event, Lab, swarm_lab
 
 pytestmark = [pytest.mark.engine, pytest.mark.host, pytest.mark.slow]
 
@@ -292,10 +293,12 @@ def test_what_waits_for_a_job_to_complete(lab: Lab) -> None:
     create(lab, "app", "--replicas=2", "--label=swarm-agent.depends-on=migrate:completed")
     until(lambda: len(lab.events("app", "create")) == 2, "both to be prepared", 60)
     says(lab, "waits for service migrate to complete", "why", "app")
+
+    def started(done: int) -> list[Event]:
+        return lab.events("migrate", "start")[done - 1 :]
+
     for done in (1, 2):  # so many have been let go
-        begun = until(
-            lambda done=done: lab.events("migrate", "start")[done - 1 :], "another task of the job", 60
-        )
+        begun = until(partial(started, done), "another task of the job", 60)
         assert lab.history("app", "start") == []
         go = ("exec", begun[0].container, "touch", "/go")
 

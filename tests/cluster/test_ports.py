@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -175,13 +176,16 @@ def test_a_program_that_listens_for_its_host_alone_keeps_that(lab: Lab) -> None:
 
 
 def test_a_port_the_swarm_holds_is_in_use_for_everybody_else(lab: Lab) -> None:
+    def held(host: SwarmHost, protocol: str, address: str) -> bool:
+        return bind(host, protocol, 8031, address) == "Address already in use"
+
     create(lab, "mine", "--replicas=1", "--publish=8031:7000", "--publish=8031:7000/udp")
     lab.running(1, "mine", 1)
     for host in (lab[1], lab[2]):
         for protocol in ("tcp", "udp"):
             for address in ("", "127.0.0.1", "::", "::1"):
                 until(
-                    lambda h=host, p=protocol, a=address: bind(h, p, 8031, a) == "Address already in use",  # type: ignore[misc]
+                    partial(held, host, protocol, address),
                     f"{protocol} 8031 is held at {address!r} of host {host.number}",
                 )
         refused = host.docker("run", "--rm", "-p", "8031:80", SHELL, "echo", "served", check=False)
@@ -195,7 +199,7 @@ def test_a_port_the_swarm_holds_is_in_use_for_everybody_else(lab: Lab) -> None:
             host.agent.send_signal(signal.SIGCONT)
         lab[host.number].kill_netd()
         lab[host.number].start_netd()
-        until(lambda h=host: bind(h, "tcp", 8031, "") == "Address already in use", "held again")  # type: ignore[misc]
+        until(partial(held, host, "tcp", ""), "held again")
     lab[1].swarm("service", "rm", "mine")
     until(lambda: bind(lab[2], "tcp", 8031, "") == "bound", "it is let go of", 15)
 

@@ -7,6 +7,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +17,7 @@ import uvloop
 from swarm_agent.ca import ca
 from swarm_agent.ca.identity_files import NodeIdentity
 from swarm_agent.objects.errors import PermissionDenied, Unavailable
+from swarm_agent.objects.records import RootCA
 from swarm_agent.raft import Member, OwnThread, RaftConfig, RaftNode, RealDisk, run_on
 from swarm_agent.rpc.raft_links import Tls
 from swarm_agent.rpc.raft_transport import PeerTransport
@@ -25,7 +27,11 @@ PORT = 27946
 ROOT = ca.make_root()
 
 
-def identity_of(node_id: str, role: str = "manager", root: ca.RootCA = ROOT) -> NodeIdentity:
+def has_leader(node: RaftNode) -> bool:
+    return node.status().leader is not None
+
+
+def identity_of(node_id: str, role: str = "manager", root: RootCA = ROOT) -> NodeIdentity:
     key, csr = ca.make_request()
     cert, _ = ca.sign(root, csr, ca.Subject(node_id, role, "cluster"), 3600 * 10**9)
     return NodeIdentity(key, cert, root.cert)
@@ -135,7 +141,7 @@ def test_what_is_acknowledged_is_everywhere_over_restarts(tmp_path: Path) -> Non
             await second.node.propose(b"with it")
             wanted = [*(b"%d" % i for i in range(2000)), b"without the first", b"with it"]
             for manager in cluster.managers:
-                await until(lambda node=manager.node: node.status().leader is not None)  # type: ignore[misc]
+                await until(partial(has_leader, manager.node))
                 await manager.node.read_barrier()
                 assert manager.fsm.values() == wanted
 

@@ -95,7 +95,7 @@ def test_a_full_disk_stops_writes_with_a_reason_and_loses_nothing(lab: Lab) -> N
     lab.running(1, "kept", 1)
     filler = host.folder / "state" / "filler"
     host.space.run("sh", "-c", f"cat /dev/zero > {filler} 2>/dev/null; true")
-    written = []
+    written: list[str] = []
 
     def refused() -> str | None:
         status, answer = host.call_api(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -253,9 +254,13 @@ def test_restart_policies(lab: Lab) -> None:
     # never a second restart within the window, so never given up
     policy = ("--restart-max-attempts=1", "--restart-window=1s", quick)
     create(lab, "windowed", *policy, command=("sh", "-c", "sleep 1.2; exit 7"))
+
+    def given_up(name: str) -> bool:
+        return "1 of 1 places are given up" in lab[1].ctl("why", name)
+
     for name, (starts, _, _) in wanted.items():
         until(
-            lambda name=name: "1 of 1 places are given up" in lab[1].ctl("why", name),
+            partial(given_up, name),
             f"{name} to be given up",
             60,
         )

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class Play:
 
     code: int
     said: str
-    changed: frozenset[tuple[str, str]] = field(default_factory=frozenset)
+    changed: AbstractSet[tuple[str, str]] = field(default_factory=frozenset)
 
 
 def play(

@@ -17,11 +17,11 @@ from swarm_agent.control.orchestrator.update import going
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.control.scheduler.feasibility import local_volumes
 from swarm_agent.objects import defaults, features
-from swarm_agent.objects.base import Record
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.ids import new_id
 from swarm_agent.objects.records import (
+    AnyRecord,
     Cluster,
     ContainerStatus,
     JobStatus,
@@ -74,11 +74,11 @@ class ModelCluster:
         self._index += 1
         return self.store.apply(self._index, 1, encode_entry(StoreEntry(self.now, groups))).accepted
 
-    def write(self, *rows: Record) -> None:
+    def write(self, *rows: AnyRecord) -> None:
         writes = []
         for row in rows:
             stored = self.store.tables[type(row)].get(row.id)
-            writes.append(Put(row, 0 if stored is None else stored.version))  # type: ignore[arg-type]
+            writes.append(Put(row, 0 if stored is None else stored.version))
         assert self.commit((Group("test", tuple(writes)),)) == (True,)
 
     @classmethod

@@ -117,12 +117,12 @@ class ProcessLoop(VirtualLoop):
         due = self._now + self._clock_resolution
         while self._scheduled and self._scheduled[0].when() < due:
             timer = heapq.heappop(self._scheduled)
-            timer._scheduled = False  # type: ignore[attr-defined]
+            timer._scheduled = False  # type: ignore[attr-defined]  # asyncio keeps it to itself
             self._ready.append(timer)
         ready = list(self._ready)
         self._ready.clear()
         for handle in ready:
-            process = handle._context.get(_process)  # type: ignore[attr-defined]
+            process = handle._context.get(_process)  # type: ignore[attr-defined]  # as above
             if process is not None and process.stopped:
                 process.held.append(handle)
             else:

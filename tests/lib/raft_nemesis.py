@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -144,8 +145,8 @@ class Nemesis:
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         del self._work[task]
-        if not task.cancelled() and task.exception() is not None:
-            self._failures.append(task.exception())  # type: ignore[arg-type]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failures.append(error)
 
     async def _begin(self, host: RaftHost) -> bool:
         if await host.start() is None:
@@ -221,9 +222,13 @@ class Nemesis:
     async def _up_when_down(self, host: RaftHost, node: RaftNode | None, after_s: float) -> None:
         """``node``: the one that is to be hit, which may have happened before this has its first turn. Something else may end it
         first: then the cut is still to come, to the next one."""
+
+        def replaced(node: RaftNode | None) -> bool:
+            return host.node is not node
+
         faults, pending = host.disk.faults, True
         while pending:
-            await _when(lambda node=node: host.node is not node)  # type: ignore[misc]
+            await _when(partial(replaced, node))
             if host.node is None:
                 self._count_installed(host)
                 await self._up(host, after_s)

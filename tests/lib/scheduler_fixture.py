@@ -6,6 +6,8 @@ For tests of placement and for the bench. Each :meth:`SchedulerFixture.run` is o
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -19,6 +21,7 @@ from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.ids import new_id
 from swarm_agent.objects.records import (
+    AnyRecord,
     Cluster,
     EnginePlugin,
     Generic,
@@ -66,9 +69,8 @@ class SchedulerFixture:
             )
         )
 
-    def _book(self, index: int, changes: object) -> None:
-        for change in changes:  # type: ignore[attr-defined]
-            assert isinstance(change, Change)
+    def _book(self, index: int, changes: Sequence[Change]) -> None:
+        for change in changes:
             self.ledger.apply(change)
             if isinstance(change.row, Task):
                 self.ledger.note_failure(change.old, change.new)
@@ -78,9 +80,9 @@ class SchedulerFixture:
         result = self.store.apply(self.store.index + 1, 1, encode_entry(StoreEntry(self.now, groups)))
         assert all(result.accepted)
 
-    def write(self, *rows: Record) -> None:
+    def write(self, *rows: AnyRecord) -> None:
         stored = [(row, self.store.tables[type(row)].get(row.id)) for row in rows]
-        self.commit((Group("", tuple(Put(row, old.version if old else 0) for row, old in stored)),))  # type: ignore[arg-type]
+        self.commit((Group("", tuple(Put(row, old.version if old else 0) for row, old in stored)),))
 
     def delete(self, row: Record) -> None:
         stored = self.store.tables[type(row)].get(row.id)
@@ -131,14 +133,14 @@ class SchedulerFixture:
         *,
         labels: dict[str, str] | None = None,
         ports: tuple[PortConfig, ...] = (),
-        **template: object,
+        **template: Any,
     ) -> Service:
         """Write a service, new or changed; ``template``: fields of its task template."""
         template.setdefault("container_spec", ContainerSpec(image="web:1"))
         spec = ServiceSpec(
             name=name,
             labels={f"swarm-agent.{key}": value for key, value in (labels or {}).items()},
-            task_template=TaskTemplate(**template),  # type: ignore[arg-type]
+            task_template=TaskTemplate(**template),
             endpoint_spec=EndpointSpec(ports=ports) if ports else None,
         )
         revision = revision_of(name, spec, ())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from swarm_agent.objects.specs import (
     ContainerSpec,
     EndpointSpec,
@@ -24,14 +26,14 @@ def a_spec(
     update: UpdateConfig | None = None,
     rollback: UpdateConfig | None = None,
     ports: tuple[PortConfig, ...] = (),
-    **template: object,
+    **template: Any,
 ) -> ServiceSpec:
     """``mode``: if it is not ``replicas`` of it; ``template``: further fields of the task template."""
     template.setdefault("container_spec", ContainerSpec(image=image))
     return ServiceSpec(
         name=name,
         labels=labels or {},
-        task_template=TaskTemplate(**template),  # type: ignore[arg-type]
+        task_template=TaskTemplate(**template),
         mode=mode or ServiceMode(replicated=Replicated(replicas=replicas)),
         update_config=update,
         rollback_config=rollback,

@@ -69,7 +69,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self._now = max(self._now, self._scheduled[0].when())
 
     def _run_once(self) -> None:
-        super()._run_once()  # type: ignore[misc]
+        super()._run_once()  # type: ignore[misc]  # asyncio keeps it to itself
         if self.after_step is not None:
             self.after_step()
 

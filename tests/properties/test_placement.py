@@ -41,6 +41,7 @@ from swarm_agent.objects.specs import (
     Resources,
     SpreadOver,
 )
+from tests.lib.optional import unwrap
 from tests.lib.scheduler_fixture import GiB, SchedulerFixture
 
 replace = msgspec.structs.replace
@@ -140,7 +141,7 @@ def do(desk: SchedulerFixture, step: tuple[str, Any, Any]) -> None:
     elif what == "lose" and desk.store.nodes.get(who):
         for lost in list(desk.store.tasks.by("node", who)):
             desk.delete(lost)
-        desk.delete(desk.store.nodes.get(who))  # type: ignore[arg-type]
+        desk.delete(unwrap(desk.store.nodes.get(who)))
     elif task is not None and what == "move" and not task.preset:
         desk.tasks(task.service_id, replaces=task.id)
     elif task is not None and what == "delete":

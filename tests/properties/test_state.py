@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -161,7 +160,7 @@ def test_a_snapshot_restored_is_the_same_store(steps: Any) -> None:
 def books(ledger: ClusterUsage) -> Any:
     """What is taken, without what is at zero."""
 
-    def some(counter: Counter[Any]) -> dict[Any, int]:
+    def some(counter: Mapping[Any, int]) -> dict[Any, int]:
         return {key: n for key, n in counter.items() if n}
 
     nodes = {

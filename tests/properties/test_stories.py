@@ -94,7 +94,8 @@ class Story:
             self.services.append(self.c.create(self._spec(f"s{self.made}")))
 
     def _spec(self, name: str) -> ServiceSpec:
-        rng, labels, constraints = self.rng, {}, ()
+        rng, labels = self.rng, {}
+        constraints: tuple[str, ...] = ()
         mounts: tuple[Mount, ...] = ()
         labels["swarm-agent.rebalance"] = rng.choice(("advise", "on-join", "on-join", "continuous"))
         match rng.choice(("volume", "zone", "depends", "", "")):

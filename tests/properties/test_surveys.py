@@ -158,7 +158,7 @@ def test_what_is_kept_of_a_job_is_what_a_new_look_finds(
             for number in range(3):
                 cluster.add_node(f"n{number}", cpus=100)
             made.append(cluster.create(job(6, 0, attempts)))
-            cluster.outcome = lambda task: TaskState.RUNNING  # type: ignore[method-assign]
+            cluster.outcome = lambda task: TaskState.RUNNING
             cluster.settle()
     for step in steps:
         for kept, cluster in both.items():
@@ -171,12 +171,13 @@ def test_what_is_kept_of_a_job_is_what_a_new_look_finds(
         assert {t.id: t for t in one.store.tasks.all()} == {t.id: t for t in other.store.tasks.all()}
         kept_run, service = one.controllers.ledger.surveys.get(made[0]), one.service(made[0])
         assert isinstance(kept_run, jobs.Run)
+        assert isinstance(kept_run.stamp, tuple)
         fresh = jobs.Run(None, set())
         for task in one.store.tasks.by("service", service.id):
             here = [t for t in one.store.tasks.by("service", service.id) if t.slot == task.slot]
             mine = [t for t in here if t.iteration == (service.job.iteration if service.job else 0)]
             fresh.note(service, task.slot, [t for t in mine if t.desired_state != TaskState.REMOVE])
         settled = {t.slot for t in one.store.tasks.all()} - kept_run.changed
-        if kept_run.stamp[0] == (service.job.iteration if service.job else 0):  # type: ignore[index]
+        if kept_run.stamp[0] == (service.job.iteration if service.job else 0):
             for name in ("complete", "busy", "lost"):
                 assert getattr(kept_run, name) & settled == getattr(fresh, name) & settled, name

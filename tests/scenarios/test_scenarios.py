@@ -13,7 +13,10 @@ import pytest
 
 from tests.scenarios import control_script, raft_script
 
-SCRIPTS = {"raft": raft_script.Script, "control": control_script.Script}
+SCRIPTS: dict[str, type[raft_script.Script | control_script.Script]] = {
+    "raft": raft_script.Script,
+    "control": control_script.Script,
+}
 FILES = sorted(path for kind in SCRIPTS for path in (Path(__file__).parent / kind).glob("*.txt"))
 REWRITE = os.environ.get("SWARM_REWRITE", "") == "1"
 MARK = "----"

@@ -24,6 +24,7 @@ from swarm_agent.objects.leases import FENCE_S, LEASE_S
 from swarm_agent.raft.core.leading import LeaderState
 from tests.lib.fake_engine import Program
 from tests.lib.fake_guard import FakeGuard
+from tests.lib.optional import unwrap
 from tests.lib.sim_checks import ClusterChecks, Violation, unsettled
 from tests.lib.sim_cluster import SimCluster, simulation
 from tests.lib.sim_host import ApiError, SimHost
@@ -236,7 +237,7 @@ async def it_waits_for_a_lease(c: SimCluster) -> None:
         await asyncio.sleep(5)
         await apply(view)
 
-    old.network.apply = slow  # type: ignore[method-assign]
+    old.network.apply = slow  # type: ignore[method-assign]  # of this host alone
     c.heal()
     await asyncio.sleep(10)
 
@@ -347,11 +348,13 @@ def test_a_node_that_may_run_one_is_not_removed() -> None:
                 await old.power_cut()
                 await c.until(
                     "it is down",
-                    lambda: "" if c.store.nodes.get(node_id).status.state == NodeState.DOWN else "no",
-                )  # type: ignore[union-attr]
+                    lambda: "" if unwrap(c.store.nodes.get(node_id)).status.state == NodeState.DOWN else "no",
+                )
         await c.until(
-            "it is fenced", lambda: "" if c.store.nodes.get(node_id).status.fenced else "no", FENCE_S + 2
-        )  # type: ignore[union-attr]
+            "it is fenced",
+            lambda: "" if unwrap(c.store.nodes.get(node_id)).status.fenced else "no",
+            FENCE_S + 2,
+        )
         await c.until("it moved", lambda: moved(c, old), 10)
         await c.api("DELETE", f"/nodes/{node_id}", query="force=1")
         old.start()

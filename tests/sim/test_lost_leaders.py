@@ -17,6 +17,7 @@ from swarm_agent.manager.leader import Leader
 from swarm_agent.objects.enums import NodeState
 from swarm_agent.rpc.messages import Beat, Welcome
 from tests.lib.fake_engine import Program
+from tests.lib.optional import unwrap
 from tests.lib.sim_checks import ClusterChecks, unsettled
 from tests.lib.sim_cluster import SimCluster, simulation
 
@@ -220,7 +221,9 @@ async def a_node_comes_back_while_its_tasks_are_begun_elsewhere(c: SimCluster) -
     away = c["w1"].node_id
     c.isolate("w1")
     await c.until(
-        "w1 is down", lambda: "" if c.store.nodes.get(away).status.state == NodeState.DOWN else "not yet", 20
+        "w1 is down",
+        lambda: "" if unwrap(c.store.nodes.get(away)).status.state == NodeState.DOWN else "not yet",
+        20,
     )
     await asyncio.sleep(1)
     c.heal()

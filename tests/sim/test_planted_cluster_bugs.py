@@ -22,15 +22,15 @@ from swarm_agent.control.orchestrator import (
     dependencies,
     drain,
     jobs,
-    rebalance,
     slot,
     slot_index,
     task_reaper,
     update,
     update_progress,
 )
+from swarm_agent.control.orchestrator.restart import restart
 from swarm_agent.control.scheduler import feasibility
-from swarm_agent.control.scheduler.usage import ClusterUsage
+from swarm_agent.control.scheduler.usage import ClusterUsage, takes_tasks
 from swarm_agent.dispatcher.dispatcher import Dispatcher
 from swarm_agent.manager.leader import Leader
 from swarm_agent.manager.manager import Manager
@@ -38,8 +38,10 @@ from swarm_agent.node.manager_role import ManagerRole
 from swarm_agent.node.member import LocalMember
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.errors import SwarmError
+from swarm_agent.objects.options import options
 from swarm_agent.objects.records import Service, Task
 from swarm_agent.store import ApplyResult, Group, Put
+from tests.lib.optional import unwrap
 from tests.lib.sim_chaos import chaos
 from tests.lib.sim_checks import ClusterChecks, unsettled
 from tests.lib.sim_cluster import SimCluster, simulation
@@ -331,7 +333,7 @@ async def a_volume_is_on_a_node_that_is_down(c: SimCluster) -> None:
     host = c.host_of(c.running("db")[0].node_id)
     await c.until(
         "its volume is known",
-        lambda: "" if "data" in c.store.nodes.get(host.node_id).description.volumes else "no",  # type: ignore[union-attr]
+        lambda: "" if "data" in unwrap(c.store.nodes.get(host.node_id)).description.volumes else "no",
         40,
     )
     await asyncio.sleep(6)
@@ -481,19 +483,19 @@ def movers_do_not_wait(m: pytest.MonkeyPatch) -> None:
 
 def new_leaders_count_attempts_from_nothing(m: pytest.MonkeyPatch) -> None:
     began = [0]
-    real_init, real_restart = Leader.__init__, slot.restart
+    real_init = Leader.__init__
 
     def init(self: Leader, *parts: Any) -> None:
         began[0] = parts[4]()  # now
         real_init(self, *parts)
 
-    def restart(service: Service, task: Task, tasks: list[Task], now: int) -> Any:
+    def anew(service: Service, task: Task, tasks: list[Task], now: int) -> Any:
         if task.created_at < began[0]:
             task = msgspec.structs.replace(task, attempt=0, failures=0)
-        return real_restart(service, task, tasks, now)
+        return restart(service, task, tasks, now)
 
     m.setattr(Leader, "__init__", init)
-    m.setattr(slot, "restart", restart)
+    m.setattr(slot, "restart", anew)
 
 
 def rollback_forgets_the_old_revision(m: pytest.MonkeyPatch) -> None:
@@ -610,7 +612,7 @@ def joins_are_remembered_by_the_leader_alone(m: pytest.MonkeyPatch) -> None:
 
 def nodes_that_are_unknown_join_anew(m: pytest.MonkeyPatch) -> None:
     def note(p: Any, node: Any) -> None:
-        since = max(p.now, p.view.base.now) if rebalance.takes_tasks(node) else 0
+        since = max(p.now, p.view.base.now) if takes_tasks(node) else 0
         if bool(since) != bool(node.active_since):
             p.put(msgspec.structs.replace(node, active_since=since))
 
@@ -618,10 +620,8 @@ def nodes_that_are_unknown_join_anew(m: pytest.MonkeyPatch) -> None:
 
 
 def required_volumes_are_preferred(m: pytest.MonkeyPatch) -> None:
-    real = feasibility.options
-
     def lax(labels: Any) -> Any:
-        found = real(labels)
+        found = options(labels)
         if found.volume_affinity == "require":
             found = found._replace(volume_affinity="prefer")
         return found
@@ -697,7 +697,7 @@ CASES: tuple[tuple[Patch, Story], ...] = (
     (a_place_of_a_job_is_filled_twice, a_job_loses_a_node),
     (the_last_of_a_place_is_forgotten, a_place_is_given_up),
 )
-SAYS = {
+SAYS: dict[Patch, str] = {
     updates_do_not_count_who_is_on_its_way: "ended healthy tasks in",
     whoever_has_begun_has_come_to_run: "ended healthy tasks in",
     start_first_stops_at_once: "nothing runs in its place",

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,12 @@ import pytest
 from swarm_agent.network.netlink import NetlinkError
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.errors import SwarmError
+from tests.lib.fake_network import FakeNodeNetwork
+from tests.lib.optional import unwrap
 from tests.lib.sim_chaos import SimPlan, chaos
 from tests.lib.sim_checks import ClusterChecks, unsettled
 from tests.lib.sim_cluster import NotSettled, SimCluster, simulation
-from tests.lib.sim_host import ApiError
+from tests.lib.sim_host import ApiError, SimHost
 
 SEEDS = int(os.environ.get("SWARM_SIM_SEEDS", "12"))
 ONCE_FAILED = [
@@ -128,7 +131,9 @@ def test_a_node_removed_by_force_takes_everything_away_and_may_join_again() -> N
         await c.api("DELETE", f"/nodes/{host.node_id}", query="force=1")
         await c.until("w2 is outside", lambda: "" if daemon.state == "inactive" else daemon.state)
         await c.join(host, "Worker")
-        calls = [name for name, _ in daemon.host._network.calls]  # type: ignore[attr-defined]
+        network = daemon.host._network
+        assert isinstance(network, FakeNodeNetwork)
+        calls = [name for name, _ in network.calls]
         assert calls.count("leave") == 1
         await c.until_running("web", 5)
 
@@ -304,7 +309,7 @@ def test_a_worker_is_lost_and_its_tasks_move() -> None:
             20,
         )
         assert now() - began < 6
-        assert c.store.nodes.get(node_id).status.state == NodeState.DOWN  # type: ignore[union-attr]
+        assert unwrap(c.store.nodes.get(node_id)).status.state == NodeState.DOWN
         lost.start()
 
     play(story)
@@ -397,6 +402,9 @@ def test_an_engine_that_restarts_loses_no_task() -> None:
 def test_a_manager_whose_disk_is_full_says_so_until_it_serves_again() -> None:
     """``ClusterChecks`` looks at every step whether it says so from its failure until it leads or follows."""
 
+    def error_of(host: SimHost) -> str:
+        return host.daemon.error
+
     async def story(c: SimCluster) -> None:
         for number in range(2):
             followers = [h for h, _ in c.managers() if h is not c.leader()]
@@ -418,7 +426,7 @@ def test_a_manager_whose_disk_is_full_says_so_until_it_serves_again() -> None:
             assert set(running) <= set(containers(c, host.name)), "its tasks run on"
             assert host.daemon.error, "it started anew meanwhile, which proves nothing"
             host.free_disks()
-            await c.until("it serves again", lambda host=host: host.daemon.error, 30)  # type: ignore[misc]
+            await c.until("it serves again", partial(error_of, host), 30)
             assert host.manager is not None
             assert host.manager.works
             assert {f"before-{number}", name} <= {s.spec.name for s in host.manager.store.services.all()}
@@ -479,7 +487,7 @@ def test_promote_and_demote() -> None:
         await c.set_node("m2", Role="worker")
         await c.until("m2 is a worker", lambda: unsettled(c))
         assert c["m2"].manager is None
-        assert len(c.leader().manager.status.members) == 3  # type: ignore[union-attr]
+        assert len(unwrap(c.leader().manager).status.members) == 3
         await c["m3"].kill()
         await c.any_leader()
         await c.create("web", 3)
@@ -508,10 +516,11 @@ def test_a_manager_that_was_away_accepts_a_leader_it_knows_as_a_worker() -> None
         await c.set_node("w1", Role="manager")
         await c.until(
             "w1 is a voter",
-            lambda: "" if len(c.leader().manager.status.members) == 4 and c["w1"].manager else "no",
-        )  # type: ignore[union-attr]
+            lambda: "" if len(unwrap(c.leader().manager).status.members) == 4 and c["w1"].manager else "no",
+        )
         await asyncio.sleep(2.0)
-        await c.leader().manager.raft.transfer(c["w1"].manager.settings.raft_id)  # type: ignore[union-attr]
+        raft = unwrap(unwrap(c.leader().manager).raft)
+        await raft.transfer(unwrap(c["w1"].manager).settings.raft_id)
         assert (await c.any_leader(besides=away.name)).name == "w1"
         c.heal()
         await c.until("it has caught up", lambda: unsettled(c))
@@ -595,7 +604,7 @@ def test_clocks_of_leaders_differ() -> None:
         await old.stop()
         await c.any_leader()
         most = 0
-        while unsettled(c) and c.service("web").update_status.state == "updating":  # type: ignore[union-attr]
+        while unsettled(c) and unwrap(c.service("web").update_status).state == "updating":
             starting = [
                 t
                 for t in c.tasks("web")

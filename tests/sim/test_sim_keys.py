@@ -12,6 +12,7 @@ from swarm_agent.ca.key_file import KeyFile, LockedKeys, load_keys, remove_keys
 from swarm_agent.ca.unlock import parse_unlock_key
 from swarm_agent.node.membership import load_membership
 from swarm_agent.raft.log import DataKey, DataKeys, Log, Owner, SealedCodec
+from tests.lib.optional import unwrap
 from tests.lib.sim_checks import ClusterChecks, unsettled
 from tests.lib.sim_cluster import SimCluster, simulation
 from tests.lib.sim_host import ApiError, SimHost
@@ -116,7 +117,7 @@ def test_without_autolock_a_restarted_manager_reads_its_encrypted_log() -> None:
 
 def test_turning_autolock_on_locks_every_manager_and_no_worker() -> None:
     async def story(c: SimCluster) -> None:
-        private = {name: c[name].daemon.member.identity.key for name in c.hosts}  # type: ignore[union-attr]
+        private = {name: unwrap(c[name].daemon.member).identity.key for name in c.hosts}
         key = await update(c, autolock=True)
         await followed(c)
         for name in ("m1", "m2", "m3"):
@@ -353,7 +354,7 @@ def make_plain(host: SimHost) -> None:
         disk.open().remove(name)
     log, _ = Log.open(disk.open(), owner)
     if back.snapshot is not None:
-        for step in log.install_steps(back.snapshot, back.snapshot_data):
+        for step in log.install_steps(back.snapshot, back.snapshot_pieces):
             step()
     covered = back.snapshot.index if back.snapshot is not None else 0
     log.append(back.hard_state, [e for e in back.entries if e.index > covered])

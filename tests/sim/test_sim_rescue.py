@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
 from swarm_agent.manager.backup import ArchiveUnreadable
 from swarm_agent.objects.specs import RecoverOptions
+from tests.lib.optional import unwrap
 from tests.lib.sim_checks import unsettled
 from tests.lib.sim_cluster import SimCluster, simulation
 from tests.lib.sim_host import ApiError
@@ -35,8 +37,8 @@ def test_one_of_three_goes_on_alone_and_the_others_come_back_as_managers(seed: i
         assert all(name in said for name in others)
         node_id = await c[survivor].api("POST", "/swarm/init", FORCE)
         assert c.leader().name == survivor
-        assert len(c.leader().manager.status.members) == 1  # type: ignore[union-attr]
-        assert node_id == c[survivor].manager.settings.node_id  # type: ignore[union-attr]
+        assert len(unwrap(c.leader().manager).status.members) == 1
+        assert node_id == unwrap(c[survivor].manager).settings.node_id
         assert c[survivor].daemon.error == ""
         assert [s.spec.name for s in c.store.services.all()] == ["web"]
         await c.create("after", 2)
@@ -44,7 +46,7 @@ def test_one_of_three_goes_on_alone_and_the_others_come_back_as_managers(seed: i
             c[name].start()
         await c.until(
             "all three are voters again",
-            lambda: "" if len(c.leader().manager.status.members) == 3 else "not yet",  # type: ignore[union-attr]
+            lambda: "" if len(unwrap(c.leader().manager).status.members) == 3 else "not yet",
             120,
         )
         await c.until("everything is as declared", lambda: unsettled(c), 120)
@@ -66,10 +68,10 @@ def test_a_backup_from_any_manager_begins_the_swarm_anew_elsewhere(seed: int) ->
         await asyncio.sleep(0.3)
         source = c[["m1", "m2", "m3"][seed % 3]]
         written = counter_of(c)
-        archive = b"".join(await source.process.run(source.daemon.backup(key)))  # type: ignore[union-attr]
+        archive = b"".join(await unwrap(source.process).run(source.daemon.backup(key)))
         writing.cancel()
         await asyncio.wait([writing])
-        tokens = c.store.cluster.join_tokens  # type: ignore[union-attr]
+        tokens = unwrap(c.store.cluster).join_tokens
         index = c.store.index
         for name in ("m1", "m2", "m3", "w1"):
             await c[name].kill()
@@ -77,18 +79,22 @@ def test_a_backup_from_any_manager_begins_the_swarm_anew_elsewhere(seed: int) ->
         fresh = c.add_host("fresh")
         recover = fresh.daemon.recover
         with pytest.raises(ArchiveUnreadable):
-            await fresh.process.run(recover(RecoverOptions(advertise_addr=fresh.addr), archive, b"x" * 32))  # type: ignore[union-attr]
+            await unwrap(fresh.process).run(
+                recover(RecoverOptions(advertise_addr=fresh.addr), archive, b"x" * 32)
+            )
         assert fresh.daemon.state == "inactive"
-        node_id = await fresh.process.run(recover(RecoverOptions(advertise_addr=fresh.addr), archive, key))  # type: ignore[union-attr]
+        node_id = await unwrap(fresh.process).run(
+            recover(RecoverOptions(advertise_addr=fresh.addr), archive, key)
+        )
         assert c.leader().name == "fresh"
-        assert c.store.cluster.join_tokens == tokens  # type: ignore[union-attr]
+        assert unwrap(c.store.cluster).join_tokens == tokens
         assert c.store.index > index - 100
         assert counter_of(c) >= written, "what was acknowledged before the call is in the backup"
         managers = [n.id for n in c.store.nodes.all() if n.role == "manager"]
         assert managers == [node_id]
         await c.until_running("web", 3, 120)  # the lost nodes' tasks run here
         await c.join(c.add_host("second"), "Manager")
-        assert len(c.leader().manager.status.members) == 2  # type: ignore[union-attr]
+        assert len(unwrap(c.leader().manager).status.members) == 2
         await fresh.power_cut()
         fresh.start()
         await c.any_leader()
@@ -105,4 +111,4 @@ def counter_of(c: SimCluster) -> int:
 async def _keep_writing(c: SimCluster) -> None:
     await c.create("counter", 0, Labels={"n": "0"})
     for n in range(1, 10_000):
-        await c.update("counter", lambda spec, n=n: spec.update(Labels={"n": str(n)}))  # type: ignore[misc]
+        await c.update("counter", partial(dict.update, Labels={"n": str(n)}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from tests.hosts.hosts import HostSet
@@ -33,7 +34,7 @@ def test_two_tasks_run_on_each_host(swarm: Swarm) -> None:
 def test_every_host_answers_and_shows_the_client_its_own_address(swarm: Swarm) -> None:
     own = swarm.own_address()
     for number in NUMBERS:
-        wait_for(f"an answer of host {number}", lambda n=number: swarm.answer(n, PORT), timeout=30)
+        wait_for(f"an answer of host {number}", partial(swarm.answer, number, PORT), timeout=30)
         for _ in range(4):
             said = swarm.answer(number, PORT)
             assert said is not None

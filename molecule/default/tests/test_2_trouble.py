@@ -19,7 +19,8 @@ def _all_run_elsewhere(swarm: Swarm, via: int, lost: int) -> bool:
 def _ready(swarm: Swarm, via: int, number: int) -> bool:
     node = swarm.nodes(via)[swarm.hosts.name(number)]
     manager = node.get("ManagerStatus", {"Reachability": "reachable"})
-    return node["Status"]["State"] == "ready" and manager["Reachability"] == "reachable"
+    ready: bool = node["Status"]["State"] == "ready" and manager["Reachability"] == "reachable"
+    return ready
 
 
 def test_a_lost_worker_s_tasks_come_up_elsewhere(swarm: Swarm) -> None:

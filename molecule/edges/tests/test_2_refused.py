@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -101,10 +101,10 @@ def test_an_unfit_host(
     swarm: Swarm,
     inventory: Path,
     stranger: str,
-    spoil: Callable[[Swarm], Iterator[None]],
+    spoil: Callable[[Swarm], AbstractContextManager[None]],
     said: list[str],
 ) -> None:
-    with spoil(swarm):  # type: ignore[attr-defined]
+    with spoil(swarm):
         refused = play(inventory, "--limit", stranger)
     assert refused.code == 2, refused.said
     for sentence in said:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 from tests.hosts.hosts import REGISTRY_NAME
@@ -62,7 +63,7 @@ def test_reset_leaves_nothing(swarm: Swarm, inventory: Path) -> None:
     )  # fmt: skip
     wait_for("two tasks a host", lambda: _spread(swarm) == dict.fromkeys(hosts.values(), 2), timeout=60)
     for number in hosts:
-        wait_for("an answer", lambda n=number: swarm.answer(n, 8080), timeout=30)
+        wait_for("an answer", partial(swarm.answer, number, 8080), timeout=30)
         found = left(before[number], traces(swarm, number))
         assert set(found) == {"files", "network", "engine", "system"}, "the search finds nothing"
 

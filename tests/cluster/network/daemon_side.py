@@ -71,10 +71,10 @@ def die_before(act: int) -> None:
 
         return counting
 
-    Netlink.send = counted(Netlink.send)  # type: ignore[method-assign]
+    Netlink.send = counted(Netlink.send)  # type: ignore[method-assign]  # in this process alone
     namespaces.make = counted(namespaces.make)
     namespaces.set_sysctl = counted(namespaces.set_sysctl)
-    nft._Library.run = counted(nft._Library.run)  # type: ignore[method-assign]
+    nft._Library.run = counted(nft._Library.run)  # type: ignore[method-assign]  # as above
 
 
 async def main(engine: str, state: str, library: str, cut: str) -> None:
@@ -87,20 +87,20 @@ async def main(engine: str, state: str, library: str, cut: str) -> None:
         if call == "apply" and cut != "0":
             die_before(int(cut))
         try:
+            result: Any = None
             if call == "apply":
-                result = await network.apply(msgspec.convert(argument, NetworkView))
+                await network.apply(msgspec.convert(argument, NetworkView))
             elif call == "attach":
                 result = await network.attach(msgspec.convert(argument, AttachRequest))
             elif call == "watch":  # whether it looks after the host by itself
                 mender = network._mender
                 await (mender.start(network._s.news.fileno()) if argument else mender.stop())
-                result = None
             elif call == "trouble":
                 result = network.trouble()
             elif call == "missing":
                 result = await network.missing(argument)
             elif call == "detach":
-                result = await network.detach(argument)
+                await network.detach(argument)
             else:
                 result = await getattr(network, call)()
             answer = {"result": msgspec.to_builtins(result), "seconds": loop.time() - begun}

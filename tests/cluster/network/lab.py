@@ -77,7 +77,8 @@ def run(*command: str, check: bool = True, **more: Any) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **more)
     if check and done.returncode != 0:
         raise AssertionError(f"{' '.join(command)} failed: {done.stdout}{done.stderr}")
-    return done.stdout
+    said: str = done.stdout
+    return said
 
 
 class Space:
@@ -423,7 +424,9 @@ class Cluster:
     ) -> None:
         """As the node does: attach, create with one network, connect the others, start."""
         host = self.hosts[task.host]
-        overlays = [(network, address, []) for network, address in task.addresses.items()]
+        overlays: list[tuple[str, str, list[str]]] = [
+            (network, address, []) for network, address in task.addresses.items()
+        ]
         request = {
             "task_id": task.id,
             "node_address": task.node_address,

@@ -20,6 +20,8 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # it runs by its path, and nothing is installed
@@ -44,10 +46,10 @@ def line_of(sock: socket.socket) -> dict[str, object]:
     return {"name": name, "client": address, "port": int(port)}
 
 
-def attempt(call: object) -> dict[str, object]:
+def attempt(call: Callable[[], dict[str, object]]) -> dict[str, object]:
     begun = time.monotonic()
     try:
-        result = call()  # type: ignore[operator]
+        result = call()
     except OSError as error:
         result = {"error": type(error).__name__}
     return {**result, "seconds": round(time.monotonic() - begun, 3)}
@@ -103,13 +105,14 @@ def hold(host: str, port: int, count: int) -> None:
         return line_of(sock)
 
     for _ in sys.stdin:
-        show([attempt(lambda sock=sock: again(sock)) for sock in socks])
+        show([attempt(partial(again, sock)) for sock in socks])
 
 
 def checksum(data: bytes) -> int:
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total & 0xFFFF) + (total >> 16)
-    return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    found: int = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    return found
 
 
 def vxlan(host: str, vni: int, source: str, target: str, gateway: str = "", sender: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from swarm_agent.objects.records import Revision
 from swarm_agent.objects.specs import EndpointSpec, PortConfig, TaskTemplate
 
 
-def open_(target: int = 80, protocol: str = "tcp", **more: int) -> PortConfig:
+def open_(target: int = 80, protocol: str = "tcp", **more: Any) -> PortConfig:
     return PortConfig(protocol=protocol, target_port=target, publish_mode="host", **more)
 
 

@@ -47,12 +47,12 @@ class World:
         self.ran: list[str] = []
         tell = self.engine._tell
 
-        def heard(kind: str, action: str, id_: str, labels: dict[str, str]) -> None:
-            tell(kind, action, id_, labels)
+        def heard(kind: str, action: str, id_: str, attributes: dict[str, str]) -> None:
+            tell(kind, action, id_, attributes)
             if action == "start":
                 self.ran.append(next(c.name for c in self.engine.containers.values() if c.id == id_))
 
-        self.engine._tell = heard  # type: ignore[method-assign]
+        self.engine._tell = heard  # type: ignore[method-assign]  # hears all that it tells
         self.revision = Revision(
             id="r",
             service_id="s",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ def test_a_node_tells_of_its_named_volumes() -> None:
         engine.images["web:1"] = Program()
         client = engine.client()
         news = volume_events(client)
+        assert isinstance(news, AsyncGenerator)
         await anext(news)
         waiting = asyncio.create_task(anext(news))
         mounts: list[dict[str, Any]] = [

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from swarm_agent.agent import disk_room as room_module
 from swarm_agent.agent.disk_room import ENOUGH, LOW, Room
 
 
@@ -83,7 +82,7 @@ def test_after_a_failed_write_a_write_has_to_succeed(
             raise OSError(errno.EDQUOT, "Disk quota exceeded")
         return len(data)
 
-    monkeypatch.setattr(room_module.os, "write", write)
+    monkeypatch.setattr("swarm_agent.agent.disk_room.os.write", write)
     assert room.failed(OSError(errno.EDQUOT, "Disk quota exceeded"))
     assert "quota" in room.trouble
     assert room.look()

@@ -103,8 +103,9 @@ class Script:
 async def walk(script: Script, *aims: S, desired: S = S.RUNNING) -> tuple[Runner, list[tuple[str, str, str]]]:
     """Let the runner go as far as it can, then give it each new aim."""
     seen: list[tuple[str, str, str]] = []
+    executor: Any = script
     runner = Runner(
-        script,  # type: ignore[arg-type]
+        executor,
         lambda _, status: seen.append((status.state.word, status.message, status.err)),
         lambda: 7,
     )
@@ -142,8 +143,9 @@ def test_a_write_that_fails(error: OSError, says: str) -> None:
         return err.errno == 28
 
     async def story() -> None:
+        executor: Any = script
         Runner(
-            script,  # type: ignore[arg-type]
+            executor,
             lambda _, status: seen.append((status.state.word, status.err)),
             lambda: 7,
             cannot_write,
@@ -270,10 +272,11 @@ def test_a_task_waits_where_it_is_wanted() -> None:
 )  # fmt: skip
 def test_how_a_task_ends(cues: dict[str, list[Any]], end: tuple[str, str, str]) -> None:
     async def story() -> None:
-        runner, seen = await walk(Script(**cues))
+        script = Script(**cues)
+        runner, seen = await walk(script)
         assert seen[-1] == end
         assert runner.status.state.terminal
-        wiped = runner.executor.done[-1] == "wipe"  # type: ignore[attr-defined]
+        wiped = script.done[-1] == "wipe"
         assert wiped or end[0] == "complete", "wherever it failed, its secrets go"
         await runner.detach()
 
@@ -478,14 +481,14 @@ def test_a_start_that_never_becomes_healthy(state: dict[str, Any], text: str) ->
     run(story())
 
 
-def test_a_container_somebody_removed() -> None:
+def test_a_container_somebody_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         ours, engine = executor(RUNNING)
 
         async def gone(method: str, path: str, **more: Any) -> Any:
             raise EngineError(404, "No such container")
 
-        engine.call = gone  # type: ignore[method-assign]
+        monkeypatch.setattr(engine, "call", gone)
         with pytest.raises(TaskFailed, match=r"container web\.1\.t is gone"):
             await ours.wait()
         await ours.shutdown()

@@ -26,13 +26,18 @@ JOB: dict[str, Any] = {
 
 
 def with_nodes(home: House, *names: str, memory: int = 1 << 33) -> None:
-    about = {"nano_cpus": 4_000_000_000, "memory_bytes": memory, "os": "linux", "architecture": "x86_64"}
+    about: dict[str, Any] = {
+        "nano_cpus": 4_000_000_000,
+        "memory_bytes": memory,
+        "os": "linux",
+        "architecture": "x86_64",
+    }
     first = home.backend.store.nodes.get(NODE_ID)
-    home.backend.put(replace(first, description=NodeDescription(hostname="host1", **about)))  # type: ignore[arg-type]
+    home.backend.put(replace(first, description=NodeDescription(hostname="host1", **about)))
     for n, name in enumerate(names):
         home.backend.put(
             replace(a_node(str(n) * 25, name), description=NodeDescription(hostname=name, **about))
-        )  # type: ignore[arg-type]
+        )
     home.backend.settle()
 
 

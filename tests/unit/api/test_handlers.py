@@ -38,6 +38,7 @@ from swarm_agent.objects.specs import (
     TaskTemplate,
 )
 from swarm_agent.rpc.messages import ForwardedAnswer, ForwardedCall, LogPiece
+from tests.lib.optional import unwrap
 from tests.unit.api.backend_double import NODE_ID, House, a_node, play, replace
 from tests.unit.api.engine_double import Call
 
@@ -666,7 +667,7 @@ def test_nodes_are_demoted_and_removed_with_care(tmp_path: Path) -> None:
         )
         assert (await home.ask("DELETE", "/nodes/w"))[0] == 200
         assert (await home.get("/tasks/1"))["Status"]["State"] == "orphaned"
-        assert set(home.backend.store.cluster.removed_nodes) == {"w" * 25}  # type: ignore[union-attr]
+        assert set(unwrap(home.backend.store.cluster).removed_nodes) == {"w" * 25}
 
     play(tmp_path, story)  # fmt: skip
 
@@ -740,15 +741,15 @@ def test_the_unlock_key_is_made_rotated_and_cleared(tmp_path: Path) -> None:
         assert (await home.get("/swarm/unlockkey")) == {"UnlockKey": ""}
         assert await update(autolock=False) == ""
         assert await update(autolock=False, query=rotate) == ""
-        assert home.backend.store.cluster.unlock.version == 0  # type: ignore[union-attr]
+        assert unwrap(home.backend.store.cluster).unlock.version == 0
         first = await update(autolock=True)
         assert re.fullmatch(r"SWMKEY-1-[A-Za-z0-9+/]{43}", first)
         assert await update(autolock=True) == first
-        assert home.backend.store.cluster.unlock.version == 1  # type: ignore[union-attr]
+        assert unwrap(home.backend.store.cluster).unlock.version == 1
         second = await update(autolock=True, query=rotate)
         assert second not in {first, ""}
         bare = second.removeprefix("SWMKEY-1-")
-        raw = home.backend.store.cluster.unlock.key  # type: ignore[union-attr]
+        raw = unwrap(home.backend.store.cluster).unlock.key
         for path in ("/swarm", "/info", "/nodes"):
             text = json.dumps(await home.get(path))
             assert bare not in text
@@ -757,7 +758,7 @@ def test_the_unlock_key_is_made_rotated_and_cleared(tmp_path: Path) -> None:
         assert bare not in repr(home.backend.store.cluster)
         assert repr(raw)[2:-1] not in repr(home.backend.store.cluster)
         assert await update(autolock=False) == ""
-        assert home.backend.store.cluster.unlock.version == 3  # type: ignore[union-attr]
+        assert unwrap(home.backend.store.cluster).unlock.version == 3
         assert await update(autolock=True) not in {first, second, ""}
 
     play(tmp_path, story)

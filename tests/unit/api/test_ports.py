@@ -27,14 +27,19 @@ def port(published: int, mode: str = "ingress") -> dict[str, Any]:
 
 
 def with_hosts(home: House, *held: HeldPort, others: int = 0) -> None:
-    about = {"nano_cpus": 4_000_000_000, "memory_bytes": 1 << 33, "os": "linux", "architecture": "x86_64"}
+    about: dict[str, Any] = {
+        "nano_cpus": 4_000_000_000,
+        "memory_bytes": 1 << 33,
+        "os": "linux",
+        "architecture": "x86_64",
+    }
     first = home.backend.store.nodes.get(NODE_ID)
-    told = NodeDescription(hostname="host1", held_ports=held, **about)  # type: ignore[arg-type]
+    told = NodeDescription(hostname="host1", held_ports=held, **about)
     home.backend.put(replace(first, description=told))
     for n in range(others):
         name = f"host{n + 2}"
         home.backend.put(
-            replace(a_node(str(n) * 25, name), description=NodeDescription(hostname=name, **about))  # type: ignore[arg-type]
+            replace(a_node(str(n) * 25, name), description=NodeDescription(hostname=name, **about))
         )
     home.backend.settle()
 

@@ -242,10 +242,11 @@ def test_a_cut_between_any_two_writes_leaves_key_and_certificate_usable(
         acceptable, cut = life(state)
         found = load_keys(state)
         if isinstance(found, LockedKeys):
+            locked = found
             for key in (before, after):
                 if key:
                     try:
-                        found = found.unlock(key)
+                        found = locked.unlock(key)
                         break
                     except InvalidUnlockKey:
                         continue

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -61,11 +62,11 @@ def a_cluster(services: int, replicas: int, nodes: int = 10) -> tuple[ModelClust
 def passes_of(cluster: ModelCluster) -> list[int]:
     """Run passes until nothing is dirty, committing each; the lines of each call."""
     costs = []
+    out: list[Any] = []
     while cluster.controllers.next_wake() == 0:
-        out: list[Any] = []
-        costs.append(lines(lambda out=out: out.append(cluster.controllers.run(cluster.now))))  # type: ignore[misc]
-        if out[0]:
-            cluster.commit(out[0])
+        costs.append(lines(lambda: out.append(cluster.controllers.run(cluster.now))))
+        if written := out.pop():
+            cluster.commit(written)
     return costs
 
 
@@ -135,13 +136,17 @@ def test_tasks_that_cannot_be_placed_are_not_looked_at_all_at_once(monkeypatch: 
 def test_a_new_leader_books_so_many_tasks_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swarm_agent.control.controllers.MAX_BOOKED", 50)
     made, booked = [], []
+
+    def begin(cluster: ModelCluster, fresh: list[Controllers]) -> None:
+        fresh.append(Controllers(cluster.store, cluster.id))
+
     for replicas in (40, 400):
         cluster, _ = a_cluster(1, replicas)
         fresh: list[Controllers] = []
-        made.append(lines(lambda c=cluster, f=fresh: f.append(Controllers(c.store, c.id))))  # type: ignore[misc]
+        made.append(lines(partial(begin, cluster, fresh)))
         costs = []
         while not fresh[0].ledger.complete:
-            costs.append(lines(lambda f=fresh[0], c=cluster: f.run(c.now)))  # type: ignore[misc]
+            costs.append(lines(partial(fresh[0].run, cluster.now)))
         booked.append(max(costs))
     assert made[1] < made[0] + 20, made
     assert booked[1] < booked[0] * 1.5, booked
@@ -214,7 +219,7 @@ def test_a_completion_of_a_large_job_costs_what_it_costs_in_a_small_one(
     costs = []
     for total in (40, 400):
         cluster, _ = a_cluster(0, 0)
-        cluster.outcome = lambda task: TaskState.RUNNING  # type: ignore[method-assign]
+        cluster.outcome = lambda task: TaskState.RUNNING
         mode = ServiceMode(replicated_job=ReplicatedJob(max_concurrent=3, total_completions=total))
         service_id = cluster.create(ServiceSpec(name="job", mode=mode))
         cluster.settle()
@@ -237,7 +242,7 @@ def test_an_update_few_at_a_time_costs_what_the_few_cost(monkeypatch: pytest.Mon
         template = replace(service.spec.task_template, force_update=1)
         update = UpdateConfig(parallelism=2, order="stop-first")
         cluster.update(service_id, spec("s0", replicas, update_config=update, task_template=template))
-        each = []
+        each: list[int] = []
         while len(each) < replicas // 2:
             each.append(sum(passes_of(cluster)))
             cluster._report()

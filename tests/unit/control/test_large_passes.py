@@ -8,7 +8,7 @@ import itertools
 from swarm_agent.control.loop import ControlLoop
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.objects.enums import NodeState, TaskState
-from swarm_agent.objects.records import Node, NodeStatus, Service, Task, TaskStatus
+from swarm_agent.objects.records import AnyRecord, Node, NodeStatus, Revision, Service, Task, TaskStatus
 from swarm_agent.objects.specs import (
     ContainerSpec,
     NodeSpec,
@@ -34,11 +34,11 @@ class Log:
             raise EntryTooLarge(len(data), self.most)
         return self.store.apply(self.store.index + 1, 1, data)
 
-    async def put(self, *rows: object) -> None:
-        await self.propose(tuple(Group("x", (Put(r, 0),)) for r in rows))  # type: ignore[arg-type]
+    async def put(self, *rows: AnyRecord) -> None:
+        await self.propose(tuple(Group("x", (Put(r, 0),)) for r in rows))
 
 
-def rows_of(id_: str, replicas: int) -> tuple[object, ...]:
+def rows_of(id_: str, replicas: int) -> tuple[Service, Revision]:
     spec = ServiceSpec(
         name=id_,
         task_template=TaskTemplate(container_spec=ContainerSpec(image="web:1")),
@@ -104,7 +104,7 @@ def test_tasks_that_waited_for_a_node_are_placed_in_steps() -> None:
                     id=f"w{slot:024}",
                     service_id="s1",
                     service_name="s1",
-                    revision_id=service.revision_id,  # type: ignore[attr-defined]
+                    revision_id=service.revision_id,
                     slot=slot,
                     status=waiting,
                 )

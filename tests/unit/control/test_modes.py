@@ -24,6 +24,7 @@ from swarm_agent.objects.specs import (
 )
 from swarm_agent.store import Delete, Group
 from tests.lib.model_cluster import GiB, ModelCluster
+from tests.lib.optional import unwrap
 from tests.lib.specs import a_spec
 
 GLOBAL = ServiceMode(global_=Empty())
@@ -102,10 +103,7 @@ def test_a_paused_node_keeps_its_task_and_gets_no_new_one(cluster: ModelCluster)
     cluster.set_node("n1", availability="pause")
     cluster.update(sid, spec(GLOBAL, "tool:2"))
     cluster.advance(60)
-    images = {
-        t.node_id: cluster.store.revisions.get(t.revision_id).template.container_spec.image
-        for t in cluster.running(sid)
-    }  # type: ignore[union-attr]
+    images = {t.node_id: cluster.image_of(t) for t in cluster.running(sid)}
     assert images == {"n1": "tool:1", "n2": "tool:2", "n3": "tool:2"}
     cluster.set_node("n1", availability="active")
     cluster.advance(60)
@@ -173,7 +171,7 @@ def test_updates_go_node_by_node(cluster: ModelCluster) -> None:
     assert sum(t.revision_id == new for t in cluster.running(sid)) == 1
     cluster.advance(60)
     assert {t.revision_id for t in cluster.running(sid)} == {new}
-    assert cluster.service(sid).update_status.state == "completed"  # type: ignore[union-attr]
+    assert unwrap(cluster.service(sid).update_status).state == "completed"
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------
@@ -236,7 +234,7 @@ def test_a_run_that_is_over_is_not_tried_again_beside_the_present_one(cluster: M
     cluster.update(sid, spec(job(2, 4), "tool:1"))
     for _ in range(40):
         cluster.advance(0.5)
-        iteration = cluster.service(sid).job.iteration  # type: ignore[union-attr]
+        iteration = unwrap(cluster.service(sid).job).iteration
         at_once = [t for t in cluster.tasks(sid) if t.iteration == iteration and not t.status.state.terminal]
         assert len(at_once) <= 2, [(t.slot, t.cause, t.status.state.word) for t in at_once]
     assert {t.iteration for t in cluster.tasks(sid)} == {iteration}
@@ -335,7 +333,7 @@ def test_a_run_that_is_due_while_the_last_goes_on_is_skipped(cluster: ModelClust
     sid = cluster.create(scheduled())
     cluster.advance(1900)
     assert [t.iteration for t in cluster.running(sid)] == [1]
-    assert cluster.service(sid).job.skipped == 2  # type: ignore[union-attr]
+    assert unwrap(cluster.service(sid).job).skipped == 2
 
 
 def test_or_takes_its_place(cluster: ModelCluster) -> None:
@@ -351,4 +349,4 @@ def test_a_leader_that_comes_late_makes_up_for_one_run(cluster: ModelCluster) ->
     cluster.new_leader()
     cluster.settle()
     assert [t.iteration for t in cluster.running(sid)] == [1]
-    assert cluster.service(sid).job.skipped == 0  # type: ignore[union-attr]
+    assert unwrap(cluster.service(sid).job).skipped == 0

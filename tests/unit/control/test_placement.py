@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import msgspec
 import pytest
@@ -49,8 +50,8 @@ def desk() -> SchedulerFixture:
     return desk
 
 
-def reserving(**what: object) -> Resources:
-    return Resources(reservations=Reservations(**what))  # type: ignore[arg-type]
+def reserving(**what: Any) -> Resources:
+    return Resources(reservations=Reservations(**what))
 
 
 def generic(kind: str, count: int) -> Resources:
@@ -58,9 +59,9 @@ def generic(kind: str, count: int) -> Resources:
     return reserving(generic_resources=(wanted,))
 
 
-def over(*descriptors: str, **more: object) -> Placement:
+def over(*descriptors: str, **more: Any) -> Placement:
     wanted = tuple(Preference(spread=SpreadOver(spread_descriptor=d)) for d in descriptors)
-    return Placement(preferences=wanted, **more)  # type: ignore[arg-type]
+    return Placement(preferences=wanted, **more)
 
 
 def nodes(tasks: list[Task]) -> list[str]:
@@ -346,13 +347,13 @@ def test_wishes_yield(desk: SchedulerFixture) -> None:
     assert nodes(desk.place("far", 3)) == ["n1", "n2", "n3"]
 
 
-def a_paper_service(name: str, labels: dict[str, str], **template: object) -> ServiceSpec:
+def a_paper_service(name: str, labels: dict[str, str], **template: Any) -> ServiceSpec:
     return ServiceSpec(
         name=name,
         labels=labels,
         task_template=TaskTemplate(
             container_spec=template.pop("container_spec", ContainerSpec(image="a:1")), **template
-        ),  # type: ignore[arg-type]
+        ),
         mode=ServiceMode(replicated=Replicated(replicas=1)),
     )
 

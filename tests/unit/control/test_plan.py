@@ -153,8 +153,8 @@ def test_what_never_had_a_node_lost_none(cluster: ModelCluster) -> None:
 
 
 # --- rebalancing -------------------------------------------------------------------------------------------------------
-def uneven(cluster: ModelCluster, labels: dict[str, str] | None = None, **more: object) -> str:
-    sid = cluster.create(spec(12, labels=labels, **more))  # type: ignore[arg-type]
+def uneven(cluster: ModelCluster, labels: dict[str, str] | None = None, **more: Any) -> str:
+    sid = cluster.create(spec(12, labels=labels, **more))
     cluster.settle()
     cluster.add_node("n4")
     cluster.settle()

@@ -18,6 +18,7 @@ from swarm_agent.objects.specs import (
     RestartPolicy,
     UpdateConfig,
 )
+from swarm_agent.store import Put
 from tests.lib.model_cluster import GiB, ModelCluster
 from tests.lib.specs import a_spec as spec
 
@@ -44,7 +45,9 @@ def test_a_new_task_enters_the_log_already_assigned(cluster: ModelCluster) -> No
     sid = cluster.create(spec(3))
     groups = cluster.controllers.run(cluster.now)
     (group,) = [g for g in groups if g.key == sid]
-    tasks = [w.record for w in group.writes if isinstance(w.record, Task)]  # type: ignore[union-attr]
+    writes = [w for w in group.writes if isinstance(w, Put)]
+    assert len(writes) == len(group.writes)
+    tasks = [w.record for w in writes if isinstance(w.record, Task)]
     assert len(tasks) == 3
     assert all(t.node_id and t.status.state == TaskState.ASSIGNED for t in tasks)
 

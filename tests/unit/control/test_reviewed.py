@@ -7,7 +7,7 @@ from collections import Counter
 import msgspec
 import pytest
 
-from swarm_agent.control.controllers import Key
+from swarm_agent.control.transaction import Key
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Task

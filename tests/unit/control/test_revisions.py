@@ -8,7 +8,7 @@ from swarm_agent.control.revisions import revision_of
 from swarm_agent.objects.normalise import normalise
 from swarm_agent.objects.specs import ServiceSpec
 
-SENT = {
+SENT: dict[str, object] = {
     "Name": "web",
     "TaskTemplate": {"ContainerSpec": {"Image": "web:1", "Init": False, "DNSConfig": {}}, "ForceUpdate": 0},
     "Mode": {"Replicated": {"Replicas": 2}},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import msgspec
 
 from swarm_agent.control.controllers import Controllers
@@ -99,10 +101,8 @@ def test_a_new_leader_does_what_the_old_one_had_not_done() -> None:
     paper = cluster()
     id_ = web(paper)
     paper.controllers = Controllers(paper.store, paper.id)
-    unheard = paper.controllers.changed
-    paper.controllers.changed = lambda changes: None  # type: ignore[method-assign]
-    publish(paper, 2)
-    paper.controllers.changed = unheard  # type: ignore[method-assign]
+    with mock.patch.object(paper.controllers, "changed"):
+        publish(paper, 2)
     paper.controllers = Controllers(paper.store, paper.id)
     paper.advance(10)
     assert number(paper, id_) == 2

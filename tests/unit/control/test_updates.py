@@ -24,6 +24,7 @@ from swarm_agent.objects.specs import (
     UpdateConfig,
 )
 from tests.lib.model_cluster import ModelCluster
+from tests.lib.optional import unwrap
 from tests.lib.specs import a_spec
 
 
@@ -76,7 +77,8 @@ def test_a_failing_update_rolls_back_by_itself(cluster: ModelCluster) -> None:
     assert images(cluster, sid) == {"web:1": 10}
     service = cluster.service(sid)
     assert status(cluster, sid) == "rollback_completed"
-    assert (service.spec.task_template.container_spec.image, service.previous_spec) == ("web:1", None)  # type: ignore[union-attr]
+    container = unwrap(service.spec.task_template.container_spec)
+    assert (container.image, service.previous_spec) == ("web:1", None)
 
 
 def test_a_rollback_that_fails_pauses(cluster: ModelCluster) -> None:
@@ -86,9 +88,9 @@ def test_a_rollback_that_fails_pauses(cluster: ModelCluster) -> None:
     cluster.update(sid, spec("web:2", update=UpdateConfig(parallelism=2, failure_action="rollback")))
     cluster.advance(120)
     assert status(cluster, sid) == "rollback_paused"
-    assert cluster.service(sid).update_status.message.startswith(
+    assert unwrap(cluster.service(sid).update_status).message.startswith(
         "rollback paused due to failure or early termination of task "
-    )  # type: ignore[union-attr]
+    )
     assert images(cluster, sid) == {"web:1": 8}, "only the two that were updated are gone"
 
 
@@ -170,7 +172,7 @@ def test_a_task_without_progress_counts_as_failed(cluster: ModelCluster) -> None
     assert status(cluster, sid) == "updating"
     cluster.advance(2)
     assert status(cluster, sid) == "paused"
-    assert "made no progress within 2m" in cluster.service(sid).update_status.message  # type: ignore[union-attr]
+    assert "made no progress within 2m" in unwrap(cluster.service(sid).update_status).message
     assert images(cluster, sid) == {"web:1": 3}
 
 

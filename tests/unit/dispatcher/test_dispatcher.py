@@ -16,6 +16,7 @@ from swarm_agent.objects import defaults, features
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.errors import Unavailable
 from swarm_agent.objects.records import (
+    AnyRecord,
     Cluster,
     Content,
     ContentRef,
@@ -61,6 +62,7 @@ from swarm_agent.rpc.messages import (
     Welcome,
 )
 from swarm_agent.store import ApplyResult, Delete, Group, Put, Store, StoreEntry, encode_entry
+from tests.lib.optional import unwrap
 from tests.lib.virtual_loop import run
 
 
@@ -108,11 +110,12 @@ async def reported(log: Log, node_id: str, *reports: Up) -> None:
 async def cluster(log: Log, tasks: int, name: str = "web") -> None:
     nodes = [Node(id=i, spec=NodeSpec(role="worker")) for i in ("n1", "n2")]
     assigned = TaskStatus(state=TaskState.ASSIGNED)
-    rows = [
+    tasks_ = [
         Task(id=f"t{i}", service_id="s", service_name=name, revision_id="s.1", node_id="n1", status=assigned)
         for i in range(tasks)
     ]
-    for row in (*nodes, *rows):
+    rows: list[AnyRecord] = [*nodes, *tasks_]
+    for row in rows:
         await log.propose((Group("x", (Put(row, 0),)),))
 
 
@@ -140,7 +143,7 @@ def test_what_a_node_says_of_its_own_tasks_is_written() -> None:
         log = Log()
         await cluster(log, 1)
         await reported(log, "n1", Statuses((("t0", RUNNING),)))
-        assert log.store.tasks.get("t0").status.state == TaskState.RUNNING  # type: ignore[union-attr]
+        assert unwrap(log.store.tasks.get("t0")).status.state == TaskState.RUNNING
 
     asyncio.run(main())
 
@@ -163,7 +166,8 @@ def test_a_report_that_fits_no_entry_holds_up_no_other() -> None:
         log.most = 3000
         huge = TaskStatus(state=TaskState.FAILED, err="x" * 5000)
         await reported(log, "n1", Statuses((("t0", huge), ("t1", RUNNING), ("t2", RUNNING))))
-        assert [log.store.tasks.get(f"t{i}").status.state for i in (1, 2)] == [TaskState.RUNNING] * 2  # type: ignore[union-attr]
+        states = [unwrap(log.store.tasks.get(f"t{i}")).status.state for i in (1, 2)]
+        assert states == [TaskState.RUNNING] * 2
 
     asyncio.run(main())
 
@@ -190,7 +194,8 @@ async def with_contents(log: Log, *sizes: int) -> None:
         for r, n in zip(refs, sizes, strict=True)
     ]
     other = Task(id="u", service_id="s", service_name="web", revision_id="s.2", node_id="n2")
-    for row in (*revisions, *secrets, *contents, other):
+    rows: list[AnyRecord] = [*revisions, *secrets, *contents, other]
+    for row in rows:
         await log.propose((Group("x", (Put(row, 0),)),))
 
 
@@ -432,7 +437,8 @@ def test_a_goodbye_that_is_not_written_down_ends_as_silence(ends: str) -> None:
                 return await log.propose(groups)
             if ends == "refused":
                 raise Unavailable("no leader")
-            return await asyncio.Event().wait()  # type: ignore[return-value]
+            await asyncio.Event().wait()
+            raise AssertionError("nobody sets it")
 
         async def up() -> AsyncIterator[Up]:
             nonlocal fails

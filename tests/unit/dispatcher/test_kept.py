@@ -11,11 +11,11 @@ from swarm_agent.dispatcher.dispatcher import _network_sees_node
 from swarm_agent.dispatcher.network_view import ClusterNetworkState
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import (
+    AnyRecord,
     NetworkAddress,
     Node,
     NodeDescription,
     NodeStatus,
-    Record,
     Service,
     ServiceEndpoint,
     Task,
@@ -57,7 +57,7 @@ def task(
     )
 
 
-def told(*rows: Record) -> tuple[tuple[str, ...], tuple[str, ...], list[str]]:
+def told(*rows: AnyRecord) -> tuple[tuple[str, ...], tuple[str, ...], list[str]]:
     """What the network is told of the service: backends, those that drain, tasks that are ready on the overlay."""
     store = Store()
     service = Service(id="s", spec=ServiceSpec(name="web"), endpoint=ServiceEndpoint(ports=(PORT,)))
@@ -128,7 +128,7 @@ def following(
     return msgspec.structs.replace(task("new", where, 11, desired, state), cause=cause)
 
 
-def store_of(*rows: Record) -> Store:
+def store_of(*rows: AnyRecord) -> Store:
     store = Store()
     service = Service(id="s", spec=ServiceSpec(name="web"), endpoint=ServiceEndpoint(ports=(PORT,)))
     groups = tuple(Group(r.id, (Put(r, 0),)) for r in (service, *rows))
@@ -154,7 +154,7 @@ def store_of(*rows: Record) -> Store:
         ((GONE, following(TaskState.PREPARING)), False),
     ],
 )
-def test_the_old_one_runs_on_until_the_new_one_does(rows: tuple[Record, ...], *, runs_on: bool) -> None:
+def test_the_old_one_runs_on_until_the_new_one_does(rows: tuple[AnyRecord, ...], *, runs_on: bool) -> None:
     store = store_of(node("n2", 2), OLD, *rows)
     assert assignments.held(store, OLD) is runs_on
     assert assignments.told(store, OLD).desired_state == (

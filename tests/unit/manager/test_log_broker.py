@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import pytest
@@ -42,6 +42,7 @@ def test_a_node_speaks_for_its_own_tasks_only() -> None:
         broker = LogBroker(lambda: "r")
         dispatcher: Any = Sessions()
         reading = broker.read(dispatcher, [task("t1", "n1"), task("t2", "n2")], {})
+        assert isinstance(reading, AsyncGenerator)
         first = asyncio.create_task(anext(reading))
         await asyncio.sleep(0)
         forged = (
@@ -65,6 +66,7 @@ def test_a_reader_that_leaves_holds_up_no_node(monkeypatch: pytest.MonkeyPatch) 
         broker = LogBroker(lambda: "r")
         dispatcher: Any = Sessions()
         reading = broker.read(dispatcher, [task("t1", "n1")], {})
+        assert isinstance(reading, AsyncGenerator)
         first = asyncio.create_task(anext(reading))
         await asyncio.sleep(0)
         many = [LogPiece("r", "t1", b"x") for _ in range(MAX_QUEUED + 10)]

@@ -25,9 +25,10 @@ def test_a_fault_is_raised_once_and_changes_nothing() -> None:
         network.fail("apply", OSError("no room"))
         with refuses(OSError, "no room"):
             await network.apply(VIEW)
-        assert network.view is None
+        views = [network.view]
         await network.apply(VIEW)
-        assert network.view == VIEW
+        views.append(network.view)
+        assert views == [None, VIEW]
         assert [name for name, _ in network.calls] == ["start", "apply", "apply"]
 
     asyncio.run(run())

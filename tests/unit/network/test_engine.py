@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from swarm_agent.network.engine_networks import EngineNetworks, EngineRefused
 from swarm_agent.network.state_files import EngineNetworkEntry, StateFiles
 from tests.unit.network.contract import ScriptedEngine, refuses
@@ -67,13 +69,13 @@ def test_ours_are_told_by_driver_and_name(tmp_path: Path) -> None:
     assert asyncio.run(run()) == {"app", "node"}
 
 
-def test_the_engines_words_are_kept(tmp_path: Path) -> None:
+def test_the_engines_words_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, ours, _ = networks(tmp_path)
 
     async def refuse(method: str, path: str, body: object = None) -> tuple[int, object]:
         return (404, {}) if method == "GET" else (500, {"message": "plugin not found"})
 
-    engine.request = refuse  # type: ignore[method-assign]
+    monkeypatch.setattr(engine, "request", refuse)
 
     async def run() -> None:
         with refuses(EngineRefused, "swarm-app: plugin not found"):

@@ -25,8 +25,13 @@ def test_an_engine_that_is_away_holds_up_neither_a_view_nor_leaving(
 ) -> None:
     monkeypatch.setattr("swarm_agent.network.host.firewall.prepare_kernel", lambda: None)
     done: list[str] = []
+
+    def applied(_: HostNetwork, wanted: object) -> list[str]:
+        done.append("applied")
+        return []
+
     monkeypatch.setattr(HostNetwork, "_leave", lambda _: done.append("left"))
-    monkeypatch.setattr(HostNetwork, "_apply", lambda _, wanted: done.append("applied") or [])
+    monkeypatch.setattr(HostNetwork, "_apply", applied)
 
     async def main() -> None:
         network = HostNetwork(Away(), StateFiles(tmp_path))

@@ -117,7 +117,8 @@ class Echoes:
 
 def test_only_those_the_managers_do_not_hear_are_asked() -> None:
     async def main() -> None:
-        echoes, seen = Echoes(), []
+        echoes = Echoes()
+        seen: list[frozenset[str]] = []
         prober = Prober(lambda: echoes, seen.append)
         task = asyncio.create_task(prober.run())
         prober.peers("n1", PEERS)

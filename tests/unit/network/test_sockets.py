@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def test_who_listens_for_the_host_itself_alone(address: str, *, inward: bool) ->
 def test_a_port_with_a_program_at_loopback_is_taken_for_everybody_else(tmp_path: Path) -> None:
     found = [Listener("tcp", 25, 1, True), Listener("tcp", 53, 2, True), Listener("tcp", 53, 3)]
     seen = HostSockets(lambda: found, Programs(tmp_path)).seen(list)
-    assert (set(seen.holders), seen.inward) == ({("tcp", 53)}, {("tcp", 25)})
+    assert (set(seen.holders), seen.inward) == ({("tcp", 53)}, frozenset({("tcp", 25)}))
     ports = tuple(PublishedPort("web", "tcp", n, 80, "ingress", ("10.240.4.2",)) for n in (25, 80))
     view = NetworkView("n1", 1, "192.0.2.1", ports=ports)
     before, after = plan(view), plan(view, left=Left(spared=seen.inward))
@@ -163,8 +164,8 @@ def test_a_held_port_is_in_use_for_others_and_refuses_connections(tmp_path: Path
         for family in (socket.AF_INET, socket.AF_INET6)[: len(inodes)]:
             with closing(socket.socket(family)) as other:
                 other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                assert _refused(lambda other=other: other.bind(("", port)))  # type: ignore[misc]
-        assert _refused(lambda: socket.create_connection(("127.0.0.1", port), 5))
+                assert _refused(other.bind, ("", port))
+        assert _refused(socket.create_connection, ("127.0.0.1", port), 5)
         assert ("tcp", port) not in HostSockets().seen(lambda: set(inodes)).holders
         journal.put_ports(PortsEntry())
         holds.keep()
@@ -179,9 +180,9 @@ def test_a_held_port_is_in_use_for_others_and_refuses_connections(tmp_path: Path
         assert len(journal.get_holds().inodes) == len(inodes)
 
 
-def _refused(call: object) -> bool:
+def _refused(call: Callable[..., object], *arguments: object) -> bool:
     try:
-        call()  # type: ignore[operator]
+        call(*arguments)
     except OSError:
         return True
     return False

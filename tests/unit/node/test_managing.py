@@ -90,14 +90,16 @@ class Host:
     """A manager side, and what is around it."""
 
     def __init__(self) -> None:
-        self.papers: Any = Papers()
+        self.papers = Papers()
         self.tasks: set[asyncio.Task[None]] = set()
-        self.room: Any = Disk()
+        self.room = Disk()
+        papers: Any = self.papers
+        room: Any = self.room
         anything: Any = SimpleNamespace(
             rpc_port=0, raft_port=0, timing=None, certificates=SimpleNamespace(entropy=None)
         )
         self.side = ManagerRole(
-            self.papers,
+            papers,
             anything,
             anything,
             str,
@@ -106,7 +108,7 @@ class Host:
             3,
             anything,
             self.spawn,
-            self.room,
+            room,
         )
         self.node = Node(id="n1", role="manager", spec=NodeSpec(role="manager"))
         certificate: Any = SimpleNamespace(renew=self.renew)

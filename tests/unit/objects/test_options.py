@@ -7,6 +7,7 @@ import pytest
 from swarm_agent.objects.defaults import SECOND
 from swarm_agent.objects.errors import InvalidSpec
 from swarm_agent.objects.options import Affinity, Dependency, Options, PreStart, Schedule, options
+from tests.lib.optional import unwrap
 
 
 def asked(**labels: str) -> Options:
@@ -93,6 +94,6 @@ def test_versions_of_references() -> None:
 
 
 def test_minimum_healthy() -> None:
-    assert asked(min_healthy="2").min_healthy.of(5) == 2  # type: ignore[union-attr]
-    assert asked(min_healthy="2").min_healthy.of(1) == 1  # type: ignore[union-attr]
-    assert asked(min_healthy="50%").min_healthy.of(5) == 3  # type: ignore[union-attr]
+    assert unwrap(asked(min_healthy="2").min_healthy).of(5) == 2
+    assert unwrap(asked(min_healthy="2").min_healthy).of(1) == 1
+    assert unwrap(asked(min_healthy="50%").min_healthy).of(5) == 3

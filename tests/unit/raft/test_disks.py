@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def test_work_runs_in_order_and_errors_come_back(reopen: Callable[[], Disk]) -> 
         raise OSError("planted")
 
     async def main() -> None:
-        await asyncio.gather(*(disk.run(lambda i=i: done.append(i)) for i in range(20)))  # type: ignore[misc]
+        await asyncio.gather(*(disk.run(partial(done.append, i)) for i in range(20)))
         with pytest.raises(OSError, match="planted"):
             await disk.run(fail)
         assert await disk.run(lambda: 7) == 7

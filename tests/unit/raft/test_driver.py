@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from typing import Any
 
 import msgspec
 import pytest
@@ -28,12 +29,12 @@ from swarm_agent.raft import (
 from swarm_agent.raft.core import Append, AppendReply
 from tests.lib.fake_disk import DiskFaults
 from tests.lib.raft_cluster import RaftCluster, until
-from tests.lib.virtual_loop import run
+from tests.lib.virtual_loop import VirtualLoop, run
 
 
 def config(**changes: object) -> RaftConfig:
-    base = {"cluster_id": "c", "raft_id": 1, "node_id": "n", "addr": "a"}
-    return RaftConfig(**(base | changes))  # type: ignore[arg-type]
+    base: dict[str, Any] = {"cluster_id": "c", "raft_id": 1, "node_id": "n", "addr": "a"}
+    return RaftConfig(**(base | changes))
 
 
 @pytest.mark.parametrize(
@@ -95,11 +96,11 @@ def test_three_members_replicate_and_all_can_read() -> None:
     async def main() -> None:
         cluster = RaftCluster(2, 3)
         leader = await cluster.start()
-        results = await asyncio.gather(*(leader.propose(b"%d" % i) for i in range(500)))
-        assert results == sorted(results)  # type: ignore[type-var]
+        results: list[Any] = await asyncio.gather(*(leader.propose(b"%d" % i) for i in range(500)))
+        assert results == sorted(results)
         for host in cluster.hosts:
             assert host.node is not None
-            assert await host.node.read_barrier() >= results[-1]  # type: ignore[operator]
+            assert await host.node.read_barrier() >= results[-1]
             assert host.fsm.values() == [b"%d" % i for i in range(500)]
         assert {p.flow for p in leader.status().peers} == {"replicate"}
 
@@ -452,11 +453,12 @@ def test_many_messages_share_a_frame() -> None:
 def test_late_ticks_are_counted_and_never_an_election() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
         cluster = RaftCluster(16, 3)
         leader = await cluster.start()
         await asyncio.sleep(1)
         term = leader.core.term
-        loop._now += 5.0  # type: ignore[attr-defined]  # the host slept
+        loop._now += 5.0  # the host slept
         await asyncio.sleep(1)
         assert all(node.status().missed_ticks >= 90 for node in cluster.nodes)
         assert (await cluster.leader()).core.term <= term + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 
 import msgspec
 import pytest
@@ -97,8 +98,12 @@ def test_partitions_hold_and_heal_also_for_what_is_under_way() -> None:
     async def main() -> None:
         net = FakeNet(random.Random(1))
         got: list[bytes] = []
+
+        def hear(addr: str, frame: bytes) -> None:
+            got.append(addr.encode() + frame)
+
         for addr in ("a", "b", "c"):
-            net.attach(addr, lambda frame, addr=addr: got.append(addr.encode() + frame))  # type: ignore[misc]
+            net.attach(addr, partial(hear, addr))
         a, b = net.transport("a"), net.transport("b")
 
         async def exchange() -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.lib.raft_cluster import RaftCluster, RaftHost, until
 from tests.lib.raft_rotation import check_only_key
 from tests.lib.virtual_loop import run
 
-SMALL = {"snapshot_interval": 25, "keep_entries": 10, "segment_bytes": 2000}
+SMALL: dict[str, Any] = {"snapshot_interval": 25, "keep_entries": 10, "segment_bytes": 2000}
 
 
 async def rotate(host: RaftHost) -> None:

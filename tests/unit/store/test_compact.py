@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -41,6 +42,7 @@ from swarm_agent.store import (
     decode_entry,
     encode_entry,
 )
+from tests.lib.optional import unwrap
 
 replace = msgspec.structs.replace
 
@@ -83,9 +85,13 @@ def test_a_status_by_itself_does_what_the_whole_task_does(steps: Any) -> None:
     """Checks, stamps, changes and the state: the same, the right version or not, the task there or not."""
     small, whole = Store(), Store()
     seen: tuple[list[Any], list[Any]] = ([], [])
+
+    def note(log: list[Any], index: int, changes: Any) -> None:
+        log.append((index, list(changes)))
+
     for store, log in zip((small, whole), seen, strict=True):
         apply(store, *(Put(task(n, slot=n), 0) for n in range(3)))
-        store.watch(lambda index, changes, log=log: log.append((index, list(changes))))  # type: ignore[misc]
+        store.watch(partial(note, log))
     for at, (number, status, off) in enumerate(steps):
         stored = whole.tasks.get(f"t{number}")
         expect = stored.version + off if stored is not None else 7
@@ -124,7 +130,7 @@ def test_a_pass_writes_a_status_by_itself_when_the_cluster_may(level: int) -> No
     other = Store()
     other.restore(store.index, store.snapshot())
     assert apply(store, *view.groups()[0].writes)
-    assert store.tasks.get("t0").status == failed  # type: ignore[union-attr]
+    assert unwrap(store.tasks.get("t0")).status == failed
 
 
 def test_what_a_later_release_writes_is_told_from_rubbish() -> None:
@@ -194,7 +200,7 @@ def shared(store: Store) -> None:
     assert one.service_name is service.spec.name
     assert one.service_labels is service.spec.labels
     assert one.node_id is node.id
-    assert one.networks[0].network_id is store.networks.get("net").id  # type: ignore[union-attr]
+    assert one.networks[0].network_id is unwrap(store.networks.get("net")).id
     assert one.revision_id is two.revision_id
     assert one.status.message is two.status.message
     assert one.cause is two.cause
@@ -219,7 +225,7 @@ def test_a_row_that_is_written_again_shares_what_did_not_change() -> None:
     assert after.id is before.id
     assert after.networks is before.networks
     assert after.service_labels is before.service_labels
-    assert after.node_id is store.nodes.get("m").id  # type: ignore[union-attr]
+    assert after.node_id is unwrap(store.nodes.get("m")).id
     assert before.node_id == "n", "the row it replaced is what it was"
 
 

@@ -18,6 +18,7 @@ from swarm_agent.store import (
     decode_entry,
     encode_entry,
 )
+from tests.lib.optional import unwrap
 
 replace = msgspec.structs.replace
 
@@ -52,7 +53,7 @@ def test_a_group_is_done_whole_or_not_at_all() -> None:
     assert log.do(Put(service("a", "one"), 0), Put(task("t", "a"), 0))
     assert not log.do(Put(service("b", "two"), 0), Put(service("a", "again"), 0))
     assert log.store.services.get("b") is None
-    assert log.store.services.get("a").spec.name == "one"  # type: ignore[union-attr]
+    assert unwrap(log.store.services.get("a")).spec.name == "one"
     assert log.seen[-1] == (2, []), "a refused group changes nothing and is told so"
 
 
@@ -102,7 +103,7 @@ def test_indexes_follow_their_rows() -> None:
     tasks = log.store.tasks
     assert [t.id for t in tasks.by("service", "a")] == ["t", "u"]
     assert [t.id for t in tasks.by("slot", ("a", 2, ""))] == ["u"]
-    log.do(Put(replace(tasks.get("t"), node_id="n"), 1))  # type: ignore[type-var, arg-type]
+    log.do(Put(replace(unwrap(tasks.get("t")), node_id="n"), 1))
     assert [t.id for t in tasks.by("node", "n")] == ["t"]
     assert [t.id for t in tasks.by("node", "")] == ["u"]
     log.do(Delete("task", "t", 2))
@@ -115,7 +116,8 @@ def test_indexes_follow_their_rows() -> None:
 def test_watchers_see_every_change_in_order_until_they_end() -> None:
     log = Log()
     log.do(Put(service("a", "one"), 0))
-    log.do(Put(replace(log.store.services.get("a"), registry_auth="x"), 1), Put(task("t", "a"), 0))  # type: ignore[type-var, arg-type]
+    changed = replace(unwrap(log.store.services.get("a")), registry_auth="x")
+    log.do(Put(changed, 1), Put(task("t", "a"), 0))
     log.do(Delete("service", "a", 2))
     assert [index for index, _ in log.seen] == [1, 2, 3]
     created, updated, removed = (changes[0] for _, changes in log.seen)
@@ -171,7 +173,7 @@ def test_an_overlay_is_read_like_the_store() -> None:
     view.group("g")
     view.put(replace(stored, node_id="m"))
     view.put(task("v", "a", "n"))
-    view.delete(log.store.tasks.get("u"))  # type: ignore[arg-type]
+    view.delete(unwrap(log.store.tasks.get("u")))
     assert {t.id for t in view.tasks.by("service", "a")} == {"t", "v"}
     assert {t.id for t in view.tasks.by("node", "n")} == {"v"}
     assert {t.id for t in view.tasks.all()} == {"t", "v"}

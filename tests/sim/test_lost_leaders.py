@@ -140,7 +140,7 @@ async def the_leader_is_deaf(c: SimCluster) -> None:
     assert manager is not None
     assert manager.duties is not None
     leader: Any = manager.duties.dispatcher
-    heard, leader._beat = leader._beat, lambda node_id: None
+    heard, leader._beat = leader._beat, lambda node_id, period_s: None
     await asyncio.sleep(c.rng.uniform(5.5, 7.0))
     leader._beat = heard
     await asyncio.sleep(20)

@@ -32,6 +32,7 @@ from swarm_agent.control.orchestrator.restart import restart
 from swarm_agent.control.scheduler import feasibility
 from swarm_agent.control.scheduler.usage import ClusterUsage, takes_tasks
 from swarm_agent.dispatcher.dispatcher import Dispatcher
+from swarm_agent.dispatcher.status_writer import StatusWriter
 from swarm_agent.manager.leader import Leader
 from swarm_agent.manager.manager import Manager
 from swarm_agent.node.manager_role import ManagerRole
@@ -392,13 +393,13 @@ async def a_place_is_given_up(c: SimCluster) -> None:
 
 
 def lower_states_count(m: pytest.MonkeyPatch) -> None:
-    def group(self: Dispatcher, task_id: str, node_id: str, status: Any) -> Group | None:
+    def group(self: StatusWriter, task_id: str, node_id: str, status: Any) -> Group | None:
         task = self._store.tasks.get(task_id)
         if task is None or task.node_id != node_id or status == task.status:
             return None
         return Group(task_id, (Put(msgspec.structs.replace(task, status=status), task.version),))
 
-    m.setattr(Dispatcher, "_status_group", group)
+    m.setattr(StatusWriter, "_group", group)
 
 
 def nobody_waits_for_the_old_task(m: pytest.MonkeyPatch) -> None:
@@ -422,9 +423,9 @@ def ports_are_not_looked_at(m: pytest.MonkeyPatch) -> None:
 def taken_addresses_are_given(m: pytest.MonkeyPatch) -> None:
     real = allocator._free
 
-    def free(ledger: ClusterUsage, pool: str, subnet: Any, used: Any, gateway: str, given: Any) -> str:
-        ledger.cursors.pop(pool, None)
-        return real(ledger, pool, subnet, (), gateway, given)
+    def free(usage: ClusterUsage, pool: str, subnet: Any, used: Any, gateway: str, given: Any) -> str:
+        usage.cursors.pop(pool, None)
+        return real(usage, pool, subnet, (), gateway, given)
 
     m.setattr(allocator, "_free", free)
 

@@ -28,6 +28,8 @@ UNIT = Part(
     3,
     (
         *PYTEST,
+        "--durations=10",
+        "--durations-min=1.0",
         "-m",
         "not engine and not host",
         "--ignore=tests/sim",
@@ -54,7 +56,7 @@ CLUSTER_LONG = Part(
 LOAD = Part(
     "saturated for half an hour",
     35,
-    (*PYTEST, "-s", "tests/load"),
+    (*PYTEST, "-s", "-o", "faulthandler_timeout=0", "tests/load"),  # one test takes all the time
     "tests/load",
     (("SWARM_SATURATED_MINUTES", "30"),),
 )

@@ -45,7 +45,7 @@ from swarm_agent.objects.ids import new_id
 from swarm_agent.objects.ports import PortKey
 from swarm_agent.objects.records import Task
 from swarm_agent.objects.specs import InitRequest, JoinRequest, RecoverOptions
-from swarm_agent.observe.logs import set_up_logging
+from swarm_agent.observe.log_format import set_up_logging
 from swarm_agent.observe.server import ObserveServer
 from swarm_agent.rpc.grpc import Grpc
 from swarm_agent.rpc.messages import ForwardedAnswer, ForwardedCall, LogPiece

@@ -42,7 +42,7 @@ async def plan(backend: Backend, request: Request) -> Response:
         after, revision = services.created(backend, spec, "")
     else:
         after, revision = services.updated(backend, now, spec, now.registry_auth)
-    steps = forecast(store, backend.controllers.ledger, backend.now(), backend.new_id, after, revision)
+    steps = forecast(store, backend.controllers.usage, backend.now(), backend.new_id, after, revision)
     changes = service_diff(now.spec if now is not None else None, spec)
     if now is None:
         action = "create"
@@ -80,8 +80,8 @@ async def why(backend: Backend, request: Request, wanted: str) -> Response:  # n
     """``GET /swarm-agent/services/{id}/why``: what is not as declared, and the reason."""
     service = resolve(backend.store, Service, wanted)
     controllers = backend.controllers
-    aside = controllers.aside.get(Key("service", service.id))
-    found = standing(backend.store, controllers.ledger, service, backend.now(), aside)
+    quarantined = controllers.quarantined.get(Key("service", service.id))
+    found = standing(backend.store, controllers.usage, service, backend.now(), quarantined)
     return json_response(
         {
             "Service": service.spec.name,

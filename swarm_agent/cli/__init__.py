@@ -15,7 +15,7 @@ from swarm_agent.cli import secrets, services
 from swarm_agent.cli.client import ApiConnection, Failed, call
 from swarm_agent.config import AgentConfig
 from swarm_agent.manager.backup import new_backup_key, shown
-from swarm_agent.observe.logs import LOG_LEVELS
+from swarm_agent.observe.log_format import LOG_LEVELS
 
 EXIT_FAILED = 2
 

@@ -48,13 +48,13 @@ def allocate_network(p: Transaction, network: Network) -> None:
         subnet = ipaddress.IPv4Network(config.subnet)
     else:
         try:
-            taken, pools = p.ledger.subnets.values(), cluster.default_addr_pool
+            taken, pools = p.usage.subnets.values(), cluster.default_addr_pool
             subnet = subnets.free(taken, list(p.view.nodes.all()), pools, cluster.subnet_size)
         except Exhausted:
             return
     gateway = (config and config.gateway) or str(subnet[1])
-    vni = next(n for n in _serial(p.ledger, "vni", FIRST_VNI, LAST_VNI) if n not in p.ledger.vnis)
-    p.ledger.cursors["vni"] = vni
+    vni = next(n for n in _serial(p.usage, "vni", FIRST_VNI, LAST_VNI) if n not in p.usage.vnis)
+    p.usage.cursors["vni"] = vni
     p.put(msgspec.structs.replace(network, subnet=str(subnet), gateway=gateway, vni=vni))
 
 
@@ -63,7 +63,7 @@ def allocate_node(p: Transaction, node: Node) -> None:
     """Give a node its number, which decides its part of the node network."""
     if node.number:
         return
-    number = next((n for n in range(1, MAX_NODES + 1) if n not in p.ledger.numbers), 0)
+    number = next((n for n in range(1, MAX_NODES + 1) if n not in p.usage.numbers), 0)
     if number:
         p.put(msgspec.structs.replace(node, number=number))
 
@@ -80,7 +80,7 @@ def allocate_service(p: Transaction, service: Service, revision: Revision) -> st
     current = service.endpoint or ServiceEndpoint()
     try:
         vips = _virtual_ips(p, current, revision)
-        ports = _ports(p.ledger, service, current, revision)
+        ports = _ports(p.usage, service, current, revision)
     except Exhausted as err:
         return str(err)
     endpoint = ServiceEndpoint(ports=ports, virtual_ips=vips)
@@ -97,14 +97,14 @@ def _virtual_ips(p: Transaction, current: ServiceEndpoint, revision: Revision) -
         vip = have.get(network_id)
         if vip is None:
             network = _ready_network(p, network_id)
-            address = free_address(p.ledger, network, given.setdefault(network_id, set()))
+            address = free_address(p.usage, network, given.setdefault(network_id, set()))
             vip = VirtualAddress(network_id=network_id, address=address)
         out.append(vip)
     return tuple(out)
 
 
 def _ports(
-    ledger: ClusterUsage, service: Service, current: ServiceEndpoint, revision: Revision
+    usage: ClusterUsage, service: Service, current: ServiceEndpoint, revision: Revision
 ) -> tuple[PortConfig, ...]:
     """The published ports; a dynamic one stays while (name, protocol, target, mode) is unchanged."""
     sticky = {_port_key(port): port.published_port for port in current.ports}
@@ -115,11 +115,11 @@ def _ports(
         published = port.published_port or 0
         if mode == "ingress":
             if published:
-                owner = ledger.published.get((protocol, published), service.id)
+                owner = usage.published.get((protocol, published), service.id)
                 if owner != service.id:
                     raise Exhausted(f"port {published}/{protocol} is already published by service {owner}")
             else:
-                published = sticky.get(_port_key(port)) or _dynamic_port(ledger, protocol, given)
+                published = sticky.get(_port_key(port)) or _dynamic_port(usage, protocol, given)
             given.add((protocol, published))
         out.append(
             PortConfig(
@@ -137,12 +137,12 @@ def _port_key(port: PortConfig) -> tuple[str | None, str, int | None, str]:
     return (port.name, defaults.protocol(port), port.target_port, defaults.publish_mode(port))
 
 
-def _dynamic_port(ledger: ClusterUsage, protocol: str, given: set[tuple[str, int]]) -> int:
+def _dynamic_port(usage: ClusterUsage, protocol: str, given: set[tuple[str, int]]) -> int:
     pool = f"port/{protocol}"
-    for port in _serial(ledger, pool, *DYNAMIC_PORTS):
+    for port in _serial(usage, pool, *DYNAMIC_PORTS):
         key = (protocol, port)
-        if key not in ledger.published and key not in given and key not in ledger.held_ports:
-            ledger.cursors[pool] = port
+        if key not in usage.published and key not in given and key not in usage.held_ports:
+            usage.cursors[pool] = port
             return port
     raise Exhausted(f"no free {protocol} port between {DYNAMIC_PORTS[0]} and {DYNAMIC_PORTS[1]}")
 
@@ -162,7 +162,7 @@ def allocate_task(p: Transaction, task: Task, revision: Revision) -> Task:
     networks = []
     for network_id in revision.networks:
         network = _ready_network(p, network_id)
-        networks.append(NetworkAddress(network_id=network_id, address=free_address(p.ledger, network, ())))
+        networks.append(NetworkAddress(network_id=network_id, address=free_address(p.usage, network, ())))
     node_address = ""
     if needs_node_address(revision):
         node = p.view.nodes.get(task.node_id)
@@ -170,7 +170,7 @@ def allocate_task(p: Transaction, task: Task, revision: Revision) -> Task:
             raise Exhausted(f"node {task.node_id} has no number on the node network yet")
         pool = node_subnet(node.number)
         node_address = _free(
-            p.ledger, f"node/{node.id}", pool, p.ledger.node_addresses[node.id], str(pool[1]), ()
+            p.usage, f"node/{node.id}", pool, p.usage.node_addresses[node.id], str(pool[1]), ()
         )
     placed = task
     if networks or node_address:
@@ -188,15 +188,15 @@ def _ready_network(p: Transaction, network_id: str) -> Network:
     return network
 
 
-def free_address(ledger: ClusterUsage, network: Network, given: Container[str]) -> str:
+def free_address(usage: ClusterUsage, network: Network, given: Container[str]) -> str:
     """The next free address of a network, with its prefix length."""
     subnet = ipaddress.IPv4Network(network.subnet)
-    address = _free(ledger, network.id, subnet, ledger.addresses[network.id], network.gateway, given)
+    address = _free(usage, network.id, subnet, usage.addresses[network.id], network.gateway, given)
     return f"{address}/{subnet.prefixlen}"
 
 
 def _free(
-    ledger: ClusterUsage,
+    usage: ClusterUsage,
     pool: str,
     subnet: ipaddress.IPv4Network,
     used: Container[str],
@@ -204,16 +204,16 @@ def _free(
     given: Container[str],
 ) -> str:
     last = subnet.num_addresses - 2
-    for offset in _serial(ledger, pool, 1, last):
+    for offset in _serial(usage, pool, 1, last):
         address = str(subnet[offset])
         if address != bare(gateway) and address not in used and address not in given:
-            ledger.cursors[pool] = offset
+            usage.cursors[pool] = offset
             return address
     raise Exhausted(f"no free address in {subnet}")
 
 
-def _serial(ledger: ClusterUsage, pool: str, first: int, last: int) -> Iterator[int]:
+def _serial(usage: ClusterUsage, pool: str, first: int, last: int) -> Iterator[int]:
     """All of ``first..last``, starting after where the pool's last allocation stopped."""
-    start = ledger.cursors.get(pool, first - 1) + 1
+    start = usage.cursors.get(pool, first - 1) + 1
     yield from range(start, last + 1)
     yield from range(first, min(start, last + 1))

@@ -1,4 +1,4 @@
-"""What has to be looked at, and one look: dirty keys in, groups of writes and wake-up times out."""
+"""The queue of keys to reconcile and one pass over it: dirty keys in, groups of writes and wake-up times out."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from swarm_agent.store import Change, Group, Store, slot_key
 
 MAX_KEYS = 200  # a pass looks at this many keys, the rest waits for the next
 MAX_BOOKED = 5000  # tasks a new leader books in one call
-MAX_STANDINGS = 1000  # lists of constraints whose answers are remembered, about
+MAX_NODE_FITS = 1000  # lists of constraints whose answers are remembered, about
 MAX_PLACED = 1000  # waiting tasks a pass looks at again
 LARGE = 1000  # tasks; the looks at a larger service that its tasks ask for while it is updated are spaced
 SPACING = (
@@ -56,7 +56,7 @@ OF_A_SERVICE = (
 )  # kinds of keys whose id is a service's
 
 
-class Aside(NamedTuple):
+class Quarantine(NamedTuple):
     """What is left alone for a while because a decision about it failed, so that one service of which a controller makes nothing does
     not stop all others."""
 
@@ -68,14 +68,14 @@ class Controllers:
     """The leader's controllers over one store. Pure: the loop feeds changes and time, and proposes what comes out."""
 
     def __init__(
-        self, store: Store, new_id: Callable[[], str], aside: Mapping[Key, Aside] | None = None
+        self, store: Store, new_id: Callable[[], str], quarantined: Mapping[Key, Quarantine] | None = None
     ) -> None:
-        """``aside``: ("service", id) of services, and other keys, to be left alone."""
+        """``quarantined``: ("service", id) of services, and other keys, to be left alone."""
         self.store = store
-        self.aside = dict(aside or {})
-        self.blamed: Key | None = None  # what the pass that failed was about; None: nobody can say
+        self.quarantined = dict(quarantined or {})
+        self.failed_key: Key | None = None  # what the pass that failed was about; None: nobody can say
         self._at = RESCHEDULE  # the key in hand; this one while tasks are placed
-        self.ledger = ClusterUsage(store, at_once=False)
+        self.usage = ClusterUsage(store, at_once=False)
         self._new_id = new_id
         self.most = MAX_WRITES  # rows a pass may write, about; less while they are large
         self._dirty: dict[Key, None] = {}
@@ -91,7 +91,7 @@ class Controllers:
         # name of a service -> who waits for it
         self._dependents: defaultdict[str, set[str]] = defaultdict(set)
         self._nodes_changed = True  # since the last pass began, whose decisions may not be committed yet
-        self.looks = 0  # rows the last pass looked at
+        self.cost = 0  # of the last pass: rows looked at, about
         for service in store.services.all():
             self._note_service(None, service)
             self._ask_all(service)
@@ -109,7 +109,7 @@ class Controllers:
         for owner in (*store.secrets.all(), *store.configs.all()):
             self._dirty[Key(CONTENTS, owner.id)] = None
         self._dirty[RESCHEDULE] = None
-        for key, left in self.aside.items():
+        for key, left in self.quarantined.items():
             self._look_later(key, left.until)
 
     # --- what became dirty -------------------------------------------------------------------------------------
@@ -117,10 +117,10 @@ class Controllers:
         """Book committed changes and mark what they concern."""
         forgotten = []
         for change in changes:
-            self.ledger.apply(change)
+            self.usage.apply(change)
             match change.row:
                 case Task():
-                    self.ledger.note_failure(change.old, change.new)
+                    self.usage.note_failure(change.old, change.new)
                     self._task_changed(change)
                 case Service() as service:
                     policy = self._evened.get(service.id)
@@ -134,9 +134,9 @@ class Controllers:
                         self._ask_prepared(service.id)
                     if change.old is None or change.new is None:
                         self._wake_dependents(service)
-                        self.ledger.surveys.pop(service.id, None)
-                    if len(self.ledger.standings) > MAX_STANDINGS:  # of services that are gone, most of them
-                        self.ledger.forget_standings()
+                        self.usage.slot_indexes.pop(service.id, None)
+                    if len(self.usage.node_fits) > MAX_NODE_FITS:  # of services that are gone, most of them
+                        self.usage.forget_node_fits()
                     if _frees_something(change):
                         self._dirty[RESCHEDULE] = None
                 case Node():
@@ -158,7 +158,7 @@ class Controllers:
                 case _:
                     pass
         for id_ in forgotten:
-            self.ledger.forget_revision(id_)
+            self.usage.forget_revision(id_)
 
     def retry(self, keys: Iterable[str]) -> None:
         """Groups that were rejected: look again."""
@@ -255,7 +255,7 @@ class Controllers:
         )
         if change.new is not None and not change.new.node_id and live(change.new):
             self._waiting[task.id] = None
-        if (freed or self.ledger.boards.is_awaited(task)) and self.store.tasks.has("node", ""):
+        if (freed or self.usage.rankings.is_awaited(task)) and self.store.tasks.has("node", ""):
             self._dirty[RESCHEDULE] = None
 
     def _leave_alone(self, ended: Task) -> None:
@@ -295,12 +295,12 @@ class Controllers:
         if old is not None and new is not None and _same_for_tasks(old, new):
             return
         self._nodes_changed = True
-        for standing in self.ledger.standings.values():
+        for standing in self.usage.node_fits.values():
             standing.pop(node_id, None)
         self._dirty[RESCHEDULE] = None
         for service_id in self._everywhere:
             self._dirty[Key("slot", service_id, node_id)] = None
-            self.ledger.look_again(service_id, node_id)
+            self.usage.look_again(service_id, node_id)
         if draining(new):
             self._dirty[Key("drain", node_id)] = None
         if new is not None and takes_tasks(new):
@@ -309,7 +309,7 @@ class Controllers:
                     self._look_later(Key("even", service_id), self.store.now + SETTLING)
         for task in self.store.tasks.by("node", node_id):
             self._dirty[Key("slot", task.service_id, task.place)] = None
-            self.ledger.look_again(task.service_id, task.place)
+            self.usage.look_again(task.service_id, task.place)
 
     def _progressed(self, service: Service) -> None:
         """Something happened to a task of a service that is being updated."""
@@ -348,31 +348,31 @@ class Controllers:
 
     def run(self, now: int) -> tuple[Group, ...]:
         """One pass over the dirty keys; the groups are to be proposed as one entry. After an exception the books are of no use any
-        more: begin anew, with what is ``blamed`` left aside."""
+        more: make new controllers, with ``failed_key`` quarantined."""
         while self._timers and self._timers[0][0] <= now:
             at, key = heapq.heappop(self._timers)
             if self._due.get(key) == at:
                 del self._due[key]
                 self._dirty[key] = None
-        if self.aside:
-            self._leave_aside(now)
-        if not self.ledger.complete:
-            self.ledger.book(MAX_BOOKED)
+        if self.quarantined:
+            self._quarantine(now)
+        if not self.usage.complete:
+            self.usage.book(MAX_BOOKED)
             return ()
         keys = list(itertools.islice(self._dirty, MAX_KEYS))
         for key in keys:
             del self._dirty[key]
         self._nodes_changed = False
-        p = Transaction(self.store, self.ledger, now, self._new_id, self.most)
-        p.aside = {key.id for key in self.aside if key.kind == "service"}
+        p = Transaction(self.store, self.usage, now, self._new_id, self.most)
+        p.quarantined = {key.id for key in self.quarantined if key.kind == "service"}
         try:
             self._reconcile(p, keys)
         except Exception:
-            self.blamed = self._blame(p.view.key)
+            self.failed_key = self._key_at_fault(p.view.key)
             raise
         finally:
             groups = p.finish()
-        self.looks = p.looks
+        self.cost = p.cost
         self._dirty.update(dict.fromkeys(p.again))
         for key in p.for_health:
             self._for_health[key.id].add(key)
@@ -384,25 +384,27 @@ class Controllers:
                 heapq.heappush(self._timers, (at, key))
         return groups
 
-    def _leave_aside(self, now: int) -> None:
-        """Look again at what was left aside long enough, and at nothing else of it meanwhile."""
-        for key in [key for key, left in self.aside.items() if left.until <= now]:
-            del self.aside[key]
+    def _quarantine(self, now: int) -> None:
+        """Release what was quarantined long enough; until then nothing of the others is reconciled."""
+        for key in [key for key, left in self.quarantined.items() if left.until <= now]:
+            del self.quarantined[key]
             service = self.store.services.get(key.id) if key.kind == "service" else None
             if service is not None:
                 self._ask_all(service)
             self._dirty[key] = self._dirty[RESCHEDULE] = None
-        self._dirty = {key: None for key in self._dirty if not self._is_aside(key)}
+        self._dirty = {key: None for key in self._dirty if not self._is_quarantined(key)}
 
-    def _is_aside(self, key: Key) -> bool:
-        return key in self.aside or (key.kind in OF_A_SERVICE and Key("service", key.id) in self.aside)
+    def _is_quarantined(self, key: Key) -> bool:
+        return key in self.quarantined or (
+            key.kind in OF_A_SERVICE and Key("service", key.id) in self.quarantined
+        )
 
-    def _blame(self, group: str) -> Key | None:
+    def _key_at_fault(self, group: str) -> Key | None:
         """Whose decision failed: the service of the key in hand, or that of the group that was being collected."""
         if self._at.kind in OF_A_SERVICE:
             return Key("service", self._at.id)
         service = Key("service", group)
-        if self.store.services.get(group) is not None and service not in self.aside:
+        if self.store.services.get(group) is not None and service not in self.quarantined:
             return service
         return None if self._at == RESCHEDULE else self._at
 
@@ -469,14 +471,14 @@ class Controllers:
         for id_ in list(itertools.islice(self._waiting, room)):
             del self._waiting[id_]
             ids[id_] = None
-        p.looked(len(ids))
+        p.charge(len(ids))
         ready: list[Task] = []
         allocated: dict[str, str] = {}
         for id_ in ids:
             task = p.view.tasks.get(id_)
             if task is None or task.node_id or not live(task) or task.status.state > TaskState.PENDING:
                 continue
-            if task.service_id in p.aside:
+            if task.service_id in p.quarantined:
                 continue
             if task.service_id not in allocated:
                 allocated[task.service_id] = self._allocate(p, task.service_id)

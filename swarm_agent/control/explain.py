@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from swarm_agent.control.admission import held_ingress
-from swarm_agent.control.controllers import Aside
+from swarm_agent.control.controllers import Quarantine
 from swarm_agent.control.orchestrator import dependencies, global_, jobs
 from swarm_agent.control.scheduler.rejections import ADDRESS, Explanation, explain
 from swarm_agent.control.scheduler.usage import ClusterUsage
@@ -43,7 +43,7 @@ class HistoryEntry(NamedTuple):
 
 
 def standing(
-    view: View, ledger: ClusterUsage, service: Service, now: int, left_aside: Aside | None = None
+    view: View, usage: ClusterUsage, service: Service, now: int, quarantine: Quarantine | None = None
 ) -> ServiceReport:
     """``now``: nanoseconds. Looks at every node for each revision that waits."""
     tasks = sorted(view.tasks.by("service", service.id), key=lambda t: (str(t.place), t.created_at))
@@ -55,25 +55,25 @@ def standing(
             continue
         if task.status.state == TaskState.COMPLETE:
             continue
-        found = _explained(view, ledger, service, task, seen)
+        found = _explained(view, usage, service, task, seen)
         notes = _task(view, task, now)
         if found is not None and found.fits:
             notes.append(f"{found.fits} node{'' if found.fits == 1 else 's'} would take it by now")
         told.append(TaskReport(task, task.reasons if found is None else found.reasons, tuple(notes)))
     notes = _service(view, service, tasks, now)
-    if left_aside is not None:
-        rest = max(0, left_aside.until - now) // defaults.SECOND * defaults.SECOND
+    if quarantine is not None:
+        rest = max(0, quarantine.until - now) // defaults.SECOND * defaults.SECOND
         notes.insert(
             0,
             f"nothing is decided about it for {duration_text(rest)} more: the last decision failed with an internal error,"
-            f" see the leader's log: {left_aside.error}",
+            f" see the leader's log: {quarantine.error}",
         )
     return ServiceReport(tuple(notes), tuple(told))
 
 
 def _explained(
     view: View,
-    ledger: ClusterUsage,
+    usage: ClusterUsage,
     service: Service,
     task: Task,
     seen: dict[tuple[str, str, str], Explanation],
@@ -88,7 +88,7 @@ def _explained(
     replaced = moved_from(view, task)
     key = (task.revision_id, "" if replaced is None else replaced.node_id, task.preset)
     if key not in seen:
-        seen[key] = explain(view, ledger, revision, service, key[1], key[2])
+        seen[key] = explain(view, usage, revision, service, key[1], key[2])
     return seen[key]
 
 

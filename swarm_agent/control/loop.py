@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from swarm_agent.control.controllers import Aside, Controllers
+from swarm_agent.control.controllers import Controllers, Quarantine
 from swarm_agent.control.transaction import MAX_WRITES, Key
 from swarm_agent.objects.errors import SwarmError, UserError
 from swarm_agent.store import ApplyResult, Change, Group, Store
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 Propose = Callable[[tuple[Group, ...]], Awaitable[ApplyResult]]
 
-ASIDE_NS = 30_000_000_000  # until what a decision failed about is looked at again
+QUARANTINE_NS = 30_000_000_000  # until what a decision failed about is looked at again
 TOO_LARGE_S = 1.0  # until a single row that does not fit is tried again
 
 
@@ -84,10 +84,10 @@ class ControlLoop:
         try:
             groups = self.controllers.run(self._clock())
         except Exception as err:
-            about = self.controllers.blamed
+            about = self.controllers.failed_key
             if about is None:
                 raise
-            self._leave_aside(about, err)
+            self._quarantine(about, err)
             return
         self.passes += 1
         self.last_pass_s = asyncio.get_running_loop().time() - started
@@ -99,22 +99,22 @@ class ControlLoop:
         log.error("an entry could not be booked, and all books are made anew", exc_info=error)
         self._spoilt = None
         self.faults += 1
-        self.controllers = Controllers(self._store, self._new_id, self.controllers.aside)
+        self.controllers = Controllers(self._store, self._new_id, self.controllers.quarantined)
 
-    def _leave_aside(self, about: Key, error: Exception) -> None:
+    def _quarantine(self, about: Key, error: Exception) -> None:
         """A bug of ours in what is decided about one service, say: nothing was written, and all others go on without it."""
         log.error(
             "a decision about %s %s failed, and it is left alone for %d s: see the error below, and report it",
             about.kind,
             about.id,
-            ASIDE_NS // 1_000_000_000,
+            QUARANTINE_NS // 1_000_000_000,
             exc_info=error,
             extra={"cause": "bug"},
         )
         self.faults += 1
-        left = Aside(self._clock() + ASIDE_NS, repr(error))
-        aside = {**self.controllers.aside, about: left}
-        self.controllers = Controllers(self._store, self._new_id, aside)
+        left = Quarantine(self._clock() + QUARANTINE_NS, repr(error))
+        quarantined = {**self.controllers.quarantined, about: left}
+        self.controllers = Controllers(self._store, self._new_id, quarantined)
 
     async def _commit(self, groups: tuple[Group, ...]) -> None:
         """As one entry, or as several when it is too large for one: groups stand or fall by themselves."""

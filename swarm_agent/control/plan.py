@@ -37,14 +37,14 @@ class PlanStep(msgspec.Struct, frozen=True):
 
 def forecast(
     store: Store,
-    ledger: ClusterUsage,
+    usage: ClusterUsage,
     now: int,
     new_id: Callable[[], str],
     service: Service,
     revision: Revision,
 ) -> tuple[PlanStep, ...]:
     """Each place of ``service`` (as it would be written) before and after; the books are as they were when it returns."""
-    p = Transaction(store, ledger, now, new_id, most=EVERYTHING)
+    p = Transaction(store, usage, now, new_id, most=EVERYTHING)
     try:
         p.view.group(service.id)
         before = {t.place: t for t in p.view.tasks.by("service", service.id) if _has_its_place(t)}

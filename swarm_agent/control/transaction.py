@@ -24,11 +24,11 @@ class Key(NamedTuple):
 
 RESCHEDULE = Key("pending", "")
 MAX_WRITES = 200  # rows in one pass, about: one costs some 60 us, and so does placing it; an entry of the log is bounded too
-MAX_LOOKS = 10_000  # rows looked at in one pass, about: a call may not hold up the loop for more than some milliseconds
-SETTLING = 60  # looks that it costs to settle one place, about
-WRITING = 100  # looks that it costs to make and place a task, about
+MAX_COST = 10_000  # rows one pass may look at, about: a call may not hold up the loop for more than some milliseconds
+SETTLING = 60  # what reconciling one slot costs, about
+WRITING = 100  # what making and placing a task costs, about
 LEAST = 50  # tasks that are made at once in any case
-PLACING = 40  # looks that placing the tasks of one revision costs besides, about
+PLACING = 40  # what placing the tasks of one revision costs besides, about
 
 
 class Health(NamedTuple):
@@ -42,22 +42,22 @@ class Transaction:
     """The hands of a controller. Everything it may do is here, nothing of it is I/O."""
 
     def __init__(
-        self, store: Store, ledger: ClusterUsage, now: int, new_id: Callable[[], str], most: int = MAX_WRITES
+        self, store: Store, usage: ClusterUsage, now: int, new_id: Callable[[], str], most: int = MAX_WRITES
     ) -> None:
         self.view = PendingView(store)
-        self.ledger = ledger
+        self.usage = usage
         self.now = now
         self.new_id = new_id
         self.wakes: dict[Key, int] = {}
         self.again: list[Key] = []
         self.most = most
-        self.most_looks = MAX_LOOKS * max(1, most // MAX_WRITES)  # a pass without bounds has none here either
-        self.looks = 0
+        self.most_cost = MAX_COST * max(1, most // MAX_WRITES)  # a pass without bounds has none here either
+        self.cost = 0
         self.puts = 0  # how often a row was written or deleted
-        self.aside: Collection[str] = ()  # services that are left alone (``engine.Aside``)
+        self.quarantined: Collection[str] = ()  # services that are left alone (``engine.Quarantine``)
         self.unplaced: dict[str, None] = {}  # tasks this pass wrote that wait for a node
         self._to_place: set[str] = set()  # their revisions
-        self._placing = 0  # looks that placing them will cost besides, about
+        self._placing = 0  # what placing them will cost besides, about
         self.health: dict[str, Health] = {}  # by service id, as far as counted in this pass
         self.unmet: dict[str, str] = {}  # by service id, what it waits for, as far as looked at in this pass
         self.last_join: int | None = None  # when the last node came to take tasks, as far as looked at
@@ -90,7 +90,7 @@ class Transaction:
         if task.revision_id not in self._to_place:
             self._to_place.add(task.revision_id)
             # where its service has tasks is ranked anew if much has changed
-            self._placing += PLACING + len(self.ledger.hosting.get(task.service_id, ()))
+            self._placing += PLACING + len(self.usage.hosting.get(task.service_id, ()))
 
     def delete(self, row: Record) -> None:
         self.puts += 1
@@ -131,25 +131,25 @@ class Transaction:
         """Whether this pass may still write ``row``; one it has written it may write again."""
         return len(self._written) < self.most or (type(row), row.id) in self._written
 
-    def looked(self, rows: int) -> None:
-        """Say that so many rows were looked at."""
-        self.looks += rows
+    def charge(self, rows: int) -> None:
+        """So many rows were looked at: it counts against ``MAX_COST``."""
+        self.cost += rows
 
     @property
     def portion(self) -> int:
         """How many tasks a look at a whole service may make now: fewer where the look itself was dear, but some always."""
-        left = min(self.most - len(self._written), (self.most_looks - self._done) // WRITING)
+        left = min(self.most - len(self._written), (self.most_cost - self._done) // WRITING)
         return min(self.most, max(LEAST, left))
 
     @property
     def spent(self) -> bool:
         """Whether nothing new should be begun in this pass, but what was begun be finished."""
-        return self.full or self._done >= self.most_looks
+        return self.full or self._done >= self.most_cost
 
     @property
     def _done(self) -> int:
         """Looks that this pass has cost and will cost with what it has begun, about."""
-        return self.looks + self._placing + len(self._written) * WRITING
+        return self.cost + self._placing + len(self._written) * WRITING
 
     @property
     def full(self) -> bool:
@@ -159,12 +159,12 @@ class Transaction:
     def finish(self) -> tuple[Group, ...]:
         """Take the tentative bookings back and return what to propose."""
         for old, new in reversed(self._journal):
-            self.ledger.book_change(new, old)
+            self.usage.book_change(new, old)
         self._journal.clear()
         return self.view.groups()
 
     def _book(self, old: Record | None, new: Record | None) -> None:
         if isinstance(old, Task):
             old = self._discounted.pop(old.id, old)
-        self.ledger.book_change(old, new)
+        self.usage.book_change(old, new)
         self._journal.append((old, new))

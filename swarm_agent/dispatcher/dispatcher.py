@@ -17,6 +17,7 @@ import msgspec
 from swarm_agent.dispatcher import assignments, network_view
 from swarm_agent.dispatcher.fencing import Fence
 from swarm_agent.dispatcher.liveness import Liveness
+from swarm_agent.dispatcher.node_session import NodeSession
 from swarm_agent.dispatcher.status_writer import StatusWriter
 from swarm_agent.objects import defaults, features
 from swarm_agent.objects.contents import content_ids
@@ -71,36 +72,6 @@ LATE_S = 0.02  # more than a loop is late that has time to listen
 RETRY_S = 0.05
 
 
-class _Session:
-    """One node's open stream."""
-
-    def __init__(self, node_id: str, session_id: str, hello: Hello) -> None:
-        self.node_id = node_id
-        self.level = hello.feature_level
-        self.description = hello.description  # as told last
-        self.leaving = False
-        self.period_s = 0.0  # as told when it began: how often the node beats, until it says hello again
-        self.id = session_id
-        self.wake = asyncio.Event()
-        self.closed = False
-        self.sequence = 0
-        self.sent: dict[str, int] = {}  # task id -> desired state as last told
-        self.needs: dict[str, tuple[str, ...]] = {}  # task id -> contents it needs, of those that need any
-        self.contents: set[str] = set()  # ids of contents the node has
-        self.tasks: dict[str, None] | None = None  # task ids to look at; None: all
-        self.network_dirty = True
-        self.managers_dirty = True
-        self.node_dirty = True
-        self.last_view: bytes = b""
-        self.last_managers: object = None
-        self.last_node: Node | None = None
-        self.last_silent: tuple[str, ...] | None = None
-        self.extra: list[Down] = []
-
-    def touch(self) -> None:
-        self.wake.set()
-
-
 class Dispatcher:
     """See the module. ``run`` until leadership ends; ``session`` serves one node."""
 
@@ -121,7 +92,7 @@ class Dispatcher:
         self._store = store
         self._propose = propose
         self._new_id = new_id
-        self.sessions: dict[str, _Session] = {}
+        self.sessions: dict[str, NodeSession] = {}
         self._heard: set[str] = set()  # nodes that said hello to this leader
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(
             asyncio.Lock
@@ -183,7 +154,7 @@ class Dispatcher:
         hello = await anext(requests, None)
         if not isinstance(hello, Hello):
             raise SwarmError("a session starts with Hello")
-        session = _Session(node_id, self._new_id(), hello)
+        session = NodeSession(node_id, self._new_id(), hello)
         self._heard.add(node_id)
         self._beat(node_id, self._period_s())
         await self._register(node_id, hello, peer)
@@ -208,7 +179,7 @@ class Dispatcher:
             if self.sessions.get(node_id) is session:
                 del self.sessions[node_id]
 
-    async def _read(self, session: _Session, requests: AsyncIterator[Up]) -> None:
+    async def _read(self, session: NodeSession, requests: AsyncIterator[Up]) -> None:
         """A reader that ends, for whatever reason, ends the session: the node must notice and come again."""
         try:
             await self._read_all(session, requests)
@@ -218,7 +189,7 @@ class Dispatcher:
             session.closed = True
             session.touch()
 
-    async def _read_all(self, session: _Session, requests: AsyncIterator[Up]) -> None:
+    async def _read_all(self, session: NodeSession, requests: AsyncIterator[Up]) -> None:
         node_id = session.node_id
         async for message in requests:
             if session.closed:
@@ -251,7 +222,7 @@ class Dispatcher:
                 case _:
                     raise SwarmError(f"unexpected message {type(message).__name__}")
 
-    async def _messages(self, session: _Session) -> AsyncIterator[Down]:
+    async def _messages(self, session: NodeSession) -> AsyncIterator[Down]:
         while not session.closed:
             session.wake.clear()  # first: what changes while a message is on its way is seen in the next round
             for message in self._due(session):
@@ -259,7 +230,7 @@ class Dispatcher:
             await session.wake.wait()
             await asyncio.sleep(COALESCE_S)
 
-    def _due(self, session: _Session) -> list[Down]:
+    def _due(self, session: NodeSession) -> list[Down]:
         """What has changed for this node since the last look."""
         out: list[Down] = list(session.extra)
         session.extra.clear()
@@ -300,7 +271,7 @@ class Dispatcher:
             out.append(changed)
         return out
 
-    def _contents(self, session: _Session) -> list[Down]:
+    def _contents(self, session: NodeSession) -> list[Down]:
         """What the assignments on their way need and the node has not. It forgets by itself what no task needs any more."""
         wanted = dict.fromkeys(id_ for ids in session.needs.values() for id_ in ids)
         fresh = [id_ for id_ in wanted if id_ not in session.contents]
@@ -316,7 +287,7 @@ class Dispatcher:
             out.append(Contents(tuple(batch)))
         return out
 
-    def _too_old(self, session: _Session, found: Assignment) -> bool:
+    def _too_old(self, session: NodeSession, found: Assignment) -> bool:
         """Whether the node's release does not know what the task needs; the task is then over."""
         needed = assignments.needs_level(found.revision)
         if session.level >= needed:
@@ -336,7 +307,7 @@ class Dispatcher:
         )
         return True
 
-    def _assignments(self, session: _Session) -> Assignments | None:
+    def _assignments(self, session: NodeSession) -> Assignments | None:
         full = session.tasks is None
         wanted = (
             dict.fromkeys(t.id for t in self._store.tasks.by("node", session.node_id))

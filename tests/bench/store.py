@@ -292,7 +292,7 @@ class Leader:
         self.world = world
         self.runs: list[float] = []
         self.books: list[float] = []
-        self.looks = 0
+        self.cost = 0
         self._news: dict[str, None] = {}
         self.made = timed(self._make)
         world.store.watch(self._on_commit)
@@ -309,7 +309,7 @@ class Leader:
     def drive(self, *, obey: bool = True) -> str:
         """Until nothing is left to do. The calls' times."""
         world, controllers = self.world, self.controllers
-        self.runs, self.books, self.looks = [], [], 0
+        self.runs, self.books, self.cost = [], [], 0
         for _ in range(1_000_000):
             groups: tuple[Group, ...] = ()
             at = controllers.next_wake()
@@ -320,7 +320,7 @@ class Leader:
                     groups = controllers.run(world.now)
 
                 self.runs.append(timed(call))
-                self.looks = max(self.looks, controllers.looks)
+                self.cost = max(self.cost, controllers.cost)
             elif not (obey and self._news):
                 if at is None or at > world.now + 3600 * 10**9:
                     break
@@ -332,7 +332,7 @@ class Leader:
             if groups:
                 world.store.apply(world.store.index + 1, 1, world.entry(*groups))
         return (
-            f"{len(self.runs):5} passes, {spread(self.runs, 1e3, 'ms')}, {self.looks} rows looked at in one; "
+            f"{len(self.runs):5} passes, {spread(self.runs, 1e3, 'ms')}, {self.cost} rows looked at in one; "
             f"changed worst {max(self.books, default=0) * 1e3:.2f} ms; {sum(self.runs) + sum(self.books):.2f} s in all"
         )
 

@@ -47,10 +47,11 @@ class Decisions:
         ] = {}  # volume -> node id -> since when it is known to hold it
 
     def watch(self, store: Store) -> None:
-        """Judge what is applied to it from here on."""
-        self._index = max(self._index, store.index)
-        for node in store.nodes.all():
-            self._volumes(node.id, node, store.now)
+        """Judge what is applied to it from here on. One that begins behind what was judged says nothing of what is known now."""
+        if store.index >= self._index:
+            self._index = store.index
+            for node in store.nodes.all():
+                self._volumes(node.id, node, store.now)
         store.watch(lambda index, changes: self._applied(store, index, changes))
 
     def _applied(self, store: Store, index: int, changes: Sequence[Change]) -> None:

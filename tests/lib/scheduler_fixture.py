@@ -52,7 +52,7 @@ class SchedulerFixture:
     def __init__(self, start: int = 1_000_000 * SECOND) -> None:
         self.now = start
         self.store = Store()
-        self.ledger = ClusterUsage(self.store)
+        self.usage = ClusterUsage(self.store)
         self.store.watch(self._book)
         self._rng = random.Random(1)
         self._made = 0
@@ -69,9 +69,9 @@ class SchedulerFixture:
     def _book(self, index: int, changes: object) -> None:
         for change in changes:  # type: ignore[attr-defined]
             assert isinstance(change, Change)
-            self.ledger.apply(change)
+            self.usage.apply(change)
             if isinstance(change.row, Task):
-                self.ledger.note_failure(change.old, change.new)
+                self.usage.note_failure(change.old, change.new)
 
     # --- writing -------------------------------------------------------------------------------------------------------
     def commit(self, groups: tuple[Group, ...]) -> None:
@@ -179,7 +179,7 @@ class SchedulerFixture:
 
     def pass_of(self, tasks: list[Task], most: int = 1 << 30) -> tuple[tuple[Group, ...], list[Task]]:
         """The writes of one pass over these tasks, and those it left for the next."""
-        p = Transaction(self.store, self.ledger, self.now, lambda: new_id(self._rng), most)
+        p = Transaction(self.store, self.usage, self.now, lambda: new_id(self._rng), most)
         try:
             left = place(p, tasks)
         finally:

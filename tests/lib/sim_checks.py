@@ -126,7 +126,7 @@ class ClusterChecks:
     def _one_leader(self, host: SimHost, manager: Manager) -> None:
         duties = manager.duties
         if duties is not None and duties.control.faults:
-            left = duties.control.controllers.aside
+            left = duties.control.controllers.quarantined
             self._fail(f"controllers of {host.name} failed, and left aside {left}")
         if duties is None or self._duties.get(host.name) is duties:
             return
@@ -390,9 +390,9 @@ def _left_behind(cluster: SimCluster, service: Service) -> str:
         return "was not evened out for a node that joined"
     if policy != "continuous":
         return ""
-    ledger = manager.duties.control.controllers.ledger
+    usage = manager.duties.control.controllers.usage
     ids = (f"pretended-{n}" for n in itertools.count())
-    found = suggest(manager.store, ledger, cluster.leader().now(), lambda: next(ids), [service])
+    found = suggest(manager.store, usage, cluster.leader().now(), lambda: next(ids), [service])
     return f"would better move {found[0].task_id}: {found[0].text}" if found else ""
 
 
@@ -479,20 +479,20 @@ def _books(cluster: SimCluster) -> str:
     manager = cluster.leader().manager
     assert manager is not None
     assert manager.duties is not None
-    kept, fresh = manager.duties.control.controllers.ledger, ClusterUsage(manager.store)
+    kept, fresh = manager.duties.control.controllers.usage, ClusterUsage(manager.store)
     for what in ("published", "subnets", "vnis", "numbers"):
         if getattr(kept, what) != getattr(fresh, what):
-            raise Violation(f"seed {cluster.seed}: the ledger's {what} are not what the rows say")
+            raise Violation(f"seed {cluster.seed}: the usage's {what} are not what the rows say")
     for what in ("addresses", "node_addresses"):
         left, right = getattr(kept, what), getattr(fresh, what)
         if {k: v for k, v in left.items() if v} != {k: v for k, v in right.items() if v}:
-            raise Violation(f"seed {cluster.seed}: the ledger's {what} are not what the rows say")
+            raise Violation(f"seed {cluster.seed}: the usage's {what} are not what the rows say")
     for node in manager.store.nodes.all():
         one, other = kept.nodes[node.id], fresh.nodes[node.id]
         for what in ("active", "cpu", "memory", "by_service", "ports", "generic", "names"):
             if getattr(one, what) != getattr(other, what):
                 raise Violation(
-                    f"seed {cluster.seed}: the ledger's {what} of {node.description.hostname} are not what the rows say: "
+                    f"seed {cluster.seed}: the usage's {what} of {node.description.hostname} are not what the rows say: "
                     f"{getattr(one, what)}, {getattr(other, what)}"
                 )
     return ""

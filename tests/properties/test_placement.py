@@ -193,17 +193,17 @@ def _within(desk: SchedulerFixture, node: Node, tasks: list[Task]) -> None:
 def _allowed(desk: SchedulerFixture, task: Task, together: list[Task]) -> None:
     node, rev = desk.store.nodes.get(task.node_id), revision(desk, task)
     assert node is not None
-    demand = demand_of(rev, desk.store)
+    requirements = demand_of(rev, desk.store)
     assert node.status.state == NodeState.READY
     assert node.spec.availability == "active"
     assert node_matches(defaults.constraints(rev.template), node)
-    if demand.platforms:
+    if requirements.platforms:
         assert ARCHITECTURES[node.description.architecture] == "amd64"
-    if demand.memory:
+    if requirements.memory:
         reserved = sum(demand_of(revision(desk, t), desk.store).memory for t in together)
         assert reserved <= node.description.memory_bytes
-    assert sum(g.count or 1 for g in task.generic) == sum(n for _, n in demand.generic)
-    for kind, _ in demand.generic:
+    assert sum(g.count or 1 for g in task.generic) == sum(n for _, n in requirements.generic)
+    for kind, _ in requirements.generic:
         has = sum(g.count or 1 for g in node.description.generic if g.kind == kind)
         gone = {g for t in together for g in t.generic if g.name and g not in node.description.generic}
         if not any(g.kind == kind and g.name for g in node.description.generic):
@@ -233,7 +233,7 @@ class Plain:
         self.tasks = [t for t in desk.store.tasks.all() if t.node_id and not t.status.state.terminal]
         self.failed = {
             (i, r): sum(at > desk.now - 300 * defaults.SECOND for at in times)
-            for i, use in desk.ledger.nodes.items()
+            for i, use in desk.usage.nodes.items()
             for r, times in use.failures.items()
         }
 
@@ -294,25 +294,30 @@ class Plain:
 
     def fits(self, task: Task, node: Node, avoid: str) -> bool:
         rev, about, here = self.revision(task), node.description, self.on(node.id)
-        demand, used = demand_of(rev, self.store), [demand_of(self.revision(t), self.store) for t in here]
+        requirements, used = (
+            demand_of(rev, self.store),
+            [demand_of(self.revision(t), self.store) for t in here],
+        )
         wanted = options_of(self.store.services.get(task.service_id))
         if node.status.state != NodeState.READY or node.spec.availability != "active" or node.id == avoid:
             return False
-        if demand.cpu and sum(d.cpu for d in used) + demand.cpu > about.nano_cpus:
+        if requirements.cpu and sum(d.cpu for d in used) + requirements.cpu > about.nano_cpus:
             return False
-        if demand.memory and sum(d.memory for d in used) + demand.memory > about.memory_bytes:
+        if requirements.memory and sum(d.memory for d in used) + requirements.memory > about.memory_bytes:
             return False
         given = [g for t in here for g in t.generic]
-        for kind, count in demand.generic:
+        for kind, count in requirements.generic:
             names = [g for g in about.generic if g.kind == kind and g.name]
             mine = [g for g in given if g.kind == kind and (not names or not g.name or g in names)]
             total = len(names) or sum(g.count for g in about.generic if g.kind == kind)
             free = total - sum(1 if g.name else g.count for g in mine)
             if free < count:
                 return False
-        if not node_matches(demand.constraints, node):
+        if not node_matches(requirements.constraints, node):
             return False
-        if demand.platforms and ARCHITECTURES[about.architecture] not in {a for _, a in demand.platforms}:
+        if requirements.platforms and ARCHITECTURES[about.architecture] not in {
+            a for _, a in requirements.platforms
+        }:
             return False
         if set(host_ports(rev)) & {p for t in here for p in host_ports(self.revision(t))}:
             return False
@@ -443,7 +448,7 @@ def _go(steps: list[Any]) -> None:
         waiting = desk.waiting()
         expected = Plain(desk).place(waiting)
         desk.run()
-        forgetful.ledger.boards = ranking_cache.RankingCache(forgetful.ledger)
+        forgetful.usage.rankings = ranking_cache.RankingCache(forgetful.usage)
         forgetful.run()
         assert {t.id: desk.task(t).node_id for t in waiting} == expected
         assert {t.id: t for t in desk.store.tasks.all()} == {t.id: t for t in forgetful.store.tasks.all()}

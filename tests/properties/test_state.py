@@ -106,7 +106,7 @@ def fill(store: Store, steps: list[tuple[str, Any, int]]) -> None:
 
 
 def contents(view: Any) -> dict[str, dict[str, Any]]:
-    """Rows as they are seen, stamps aside, and the same through each index."""
+    """Rows as they are seen, stamps quarantined, and the same through each index."""
     plain = {"version": 0, "created_at": 0, "updated_at": 0}
 
     def bare(row: Any) -> Any:
@@ -158,7 +158,7 @@ def test_a_snapshot_restored_is_the_same_store(steps: Any) -> None:
     assert contents(again) == contents(store)
 
 
-def books(ledger: ClusterUsage) -> Any:
+def books(usage: ClusterUsage) -> Any:
     """What is taken, without what is at zero."""
 
     def some(counter: Counter[Any]) -> dict[Any, int]:
@@ -174,17 +174,17 @@ def books(ledger: ClusterUsage) -> Any:
             some(use.generic),
             some(use.names),
         )
-        for i, use in ledger.nodes.items()
+        for i, use in usage.nodes.items()
     }
     return (
         {i: use for i, use in nodes.items() if any(use)},
-        {n: some(c) for n, c in ledger.addresses.items() if some(c)},
-        {n: some(c) for n, c in ledger.node_addresses.items() if some(c)},
-        dict(ledger.published),
-        dict(ledger.subnets),
-        dict(ledger.vnis),
-        dict(ledger.numbers),
-        {s: sorted(nodes) for s, nodes in ledger.hosting.items()},
+        {n: some(c) for n, c in usage.addresses.items() if some(c)},
+        {n: some(c) for n, c in usage.node_addresses.items() if some(c)},
+        dict(usage.published),
+        dict(usage.subnets),
+        dict(usage.vnis),
+        dict(usage.numbers),
+        {s: sorted(nodes) for s, nodes in usage.hosting.items()},
     )
 
 
@@ -202,8 +202,8 @@ BOOKED = st.lists(st.tuples(st.sampled_from(("put", "put", "delete")), TASKS, SM
 def test_the_ledger_takes_back_what_it_booked(before: Any, after: Any) -> None:
     store = with_revisions()
     fill(store, before)
-    ledger = ClusterUsage(store)
-    at_first = books(ledger)
+    usage = ClusterUsage(store)
+    at_first = books(usage)
     rows: dict[str, Any] = {t.id: t for t in store.tasks.all()}
     done: list[Change] = []
     for what, row, _ in after:
@@ -211,23 +211,23 @@ def test_the_ledger_takes_back_what_it_booked(before: Any, after: Any) -> None:
         if change.old is None and change.new is None:
             continue
         rows[row.id] = change.new
-        ledger.apply(change)
+        usage.apply(change)
         done.append(change)
     for change in reversed(done):
-        ledger.apply(Change(change.new, change.old))
-    assert books(ledger) == at_first
+        usage.apply(Change(change.new, change.old))
+    assert books(usage) == at_first
 
 
 @settings(max_examples=40, deadline=None)
 @given(STEPS)
 def test_a_ledger_kept_up_to_date_is_one_made_afresh(steps: Any) -> None:
     store = with_revisions()
-    ledger = ClusterUsage(store)
+    usage = ClusterUsage(store)
 
     def book(_: int, changes: Sequence[Change]) -> None:
         for change in changes:
-            ledger.apply(change)
+            usage.apply(change)
 
     store.watch(book)
     fill(store, [s for s in steps if not isinstance(s[1], Revision | Node)])
-    assert books(ledger) == books(ClusterUsage(store))
+    assert books(usage) == books(ClusterUsage(store))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_agent.control.orchestrator import jobs
-from swarm_agent.control.orchestrator import slot_index as surveys
+from swarm_agent.control.orchestrator import slot_index as slot_indexes
 from swarm_agent.control.orchestrator.slot_index import SlotIndex, survey
 from swarm_agent.control.transaction import Transaction
 from swarm_agent.objects import defaults
@@ -50,7 +50,7 @@ def spec(replicas: int, image: int, order: str) -> ServiceSpec:
 def compare(cluster: ModelCluster, service_id: str) -> None:
     service = cluster.store.services.get(service_id)
     assert service is not None
-    p = Transaction(cluster.store, cluster.controllers.ledger, cluster.now, lambda: "")
+    p = Transaction(cluster.store, cluster.controllers.usage, cluster.now, lambda: "")
     kept, fresh = survey(p, service), SlotIndex(p, service)
     assert kept is not None
     assert kept.present == fresh.present
@@ -89,13 +89,13 @@ def test_surveys_that_are_kept_are_as_new_ones_and_decide_the_same(
     both = {0: ModelCluster(), 1 << 30: ModelCluster()}  # one keeps every survey, the other none
     with mock.patch.object(SlotIndex, "outdated", return_value=False):
         for kept, cluster in both.items():
-            with mock.patch.object(surveys, "KEPT", kept):
+            with mock.patch.object(slot_indexes, "KEPT", kept):
                 for number in range(4):
                     cluster.add_node(f"n{number}", cpus=100)
                 service_id = cluster.create(spec(6, 0, order))
         for step in steps:
             for kept, cluster in both.items():
-                with mock.patch.object(surveys, "KEPT", kept):
+                with mock.patch.object(slot_indexes, "KEPT", kept):
                     do(cluster, service_id, step, order)
                     compare(cluster, service_id)
                     for _ in range(3):
@@ -169,7 +169,7 @@ def test_what_is_kept_of_a_job_is_what_a_new_look_finds(
         one, other = both.values()
         assert one.store.services.get(made[0]) == other.store.services.get(made[0])
         assert {t.id: t for t in one.store.tasks.all()} == {t.id: t for t in other.store.tasks.all()}
-        kept_run, service = one.controllers.ledger.surveys.get(made[0]), one.service(made[0])
+        kept_run, service = one.controllers.usage.slot_indexes.get(made[0]), one.service(made[0])
         assert isinstance(kept_run, jobs.Run)
         fresh = jobs.Run(None, set())
         for task in one.store.tasks.by("service", service.id):

@@ -420,9 +420,9 @@ def ports_are_not_looked_at(m: pytest.MonkeyPatch) -> None:
 def taken_addresses_are_given(m: pytest.MonkeyPatch) -> None:
     real = allocator._free
 
-    def free(ledger: ClusterUsage, pool: str, subnet: Any, used: Any, gateway: str, given: Any) -> str:
-        ledger.cursors.pop(pool, None)
-        return real(ledger, pool, subnet, (), gateway, given)
+    def free(usage: ClusterUsage, pool: str, subnet: Any, used: Any, gateway: str, given: Any) -> str:
+        usage.cursors.pop(pool, None)
+        return real(usage, pool, subnet, (), gateway, given)
 
     m.setattr(allocator, "_free", free)
 

@@ -19,13 +19,13 @@ def fit_in(p: Transaction, node: Node) -> None:
     """Reject the newest tasks of an active node until the others' reservations fit; their places are filled elsewhere."""
     if node.spec.availability != "active" or not node.description.nano_cpus:
         return
-    use = p.ledger.nodes[node.id]
+    use = p.usage.nodes[node.id]
     if not _short(node, use):
         return
     tasks = [t for t in p.view.tasks.by("node", node.id) if at_work(t)]
-    p.looked(len(tasks))
+    p.charge(len(tasks))
     for task in sorted(tasks, key=lambda t: (t.created_at, t.id), reverse=True):
-        revision, service = p.ledger.revision(task), p.view.services.get(task.service_id)
+        revision, service = p.usage.revision(task), p.view.services.get(task.service_id)
         short = _short(node, use)
         if not short:
             return

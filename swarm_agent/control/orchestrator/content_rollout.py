@@ -90,7 +90,7 @@ def reap_contents(p: Transaction, owner_id: str) -> None:
     if not gone and len(found) <= KEPT_VERSIONS:
         return
     spare = found if gone else found[:-KEPT_VERSIONS]
-    p.looked(len(p.view.revisions))
+    p.charge(len(p.view.revisions))
     used = {} if gone else pinned(p.view, owner_id)
     for content in spare:
         if content.number not in used:

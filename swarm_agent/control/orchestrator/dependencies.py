@@ -20,7 +20,7 @@ def waits(p: Transaction, service: Service) -> str:
         for wanted in options(service.spec.labels).depends_on:
             other = named_service(p.view, service, wanted.service)
             if other is not None:
-                p.looked(sum(1 for _ in p.view.tasks.by("service", other.id)))
+                p.charge(sum(1 for _ in p.view.tasks.by("service", other.id)))
     return found
 
 

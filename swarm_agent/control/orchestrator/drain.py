@@ -21,12 +21,12 @@ def drain(p: Transaction, node_id: str) -> None:
     if not draining(node) or p.level < features.ORCHESTRATION:
         return  # below that level a place of a draining node is simply filled elsewhere (``slots``)
     rows = [t for t in p.view.tasks.by("node", node_id) if at_work(t)]
-    p.looked(len(rows))
+    p.charge(len(rows))
     leaving: list[Task] = []
     begun = False
     for task in sorted(rows, key=lambda t: (t.service_id, t.slot)):
         service = p.view.services.get(task.service_id)
-        if service is None or task.preset or defaults.is_job(service.spec) or service.id in p.aside:
+        if service is None or task.preset or defaults.is_job(service.spec) or service.id in p.quarantined:
             continue
         leaving.append(task)
         if p.full:

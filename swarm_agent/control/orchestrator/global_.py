@@ -69,7 +69,7 @@ def _has(service: Service, tasks: list[Task]) -> bool:
 def reconcile(p: Transaction, service: Service, present: Container[int | str] = ()) -> bool:
     """All nodes of a global service; whether anything was written. ``present``: places with one task, as it should be."""
     nodes = list(p.view.nodes.all())
-    p.looked(len(nodes))
+    p.charge(len(nodes))
     before = p.puts
     gone = {t.preset for t in p.view.tasks.by("service", service.id)} - {n.id for n in nodes}
     wanting = (n.id for n in nodes if n.id not in present or n.spec.availability != "active")

@@ -25,7 +25,7 @@ from swarm_agent.objects.timetable import Timetable
 
 class Run:
     """How the places of a job's present run stand: kept from look to look, so that one costs what was written since the last
-    (``Ledger.surveys``)."""
+    (``Ledger.slot_indexes``)."""
 
     __slots__ = ("begun", "busy", "changed", "complete", "lost", "open_from", "stamp")
 
@@ -82,22 +82,22 @@ def _look(p: Transaction, service: Service) -> Run:
     """How the present run stood when it was last looked at, and where something was written since then."""
     iteration = service.job.iteration if service.job is not None else 0
     stamp = (iteration, service.revision_id, service.spec_version, history_limit(p, service))
-    known: Any = p.ledger.surveys.get(service.id)
+    known: Any = p.usage.slot_indexes.get(service.id)
     if known is not None and known.stamp == stamp:
         return cast("Run", known)
     rows = list(p.view.tasks.by("service", service.id))
-    p.looked(len(rows))
+    p.charge(len(rows))
     run = Run(stamp, {t.place for t in rows})
-    p.ledger.surveys.pop(service.id, None)
+    p.usage.slot_indexes.pop(service.id, None)
     if len(run.changed) >= KEPT:
-        p.ledger.surveys[service.id] = run
+        p.usage.slot_indexes[service.id] = run
     return run
 
 
 def _place(p: Transaction, service: Service, place: int | str) -> list[Task]:
     """Decide about one place; its tasks of the present run that are not to be removed."""
     tasks = p.at(service.id, place)
-    p.looked(AGAIN)
+    p.charge(AGAIN)
     iteration = service.job.iteration if service.job is not None else 0
     before = p.puts
     for task in tasks:
@@ -111,7 +111,7 @@ def _place(p: Transaction, service: Service, place: int | str) -> list[Task]:
             aim(p, task, TaskState.SHUTDOWN)  # it took over from one that was lost, and was not
     if any(_to_decide(p, t) for t in mine):
         reconcile_tasks(p, service, place)
-        p.looked(SETTLING)
+        p.charge(SETTLING)
     if p.puts != before:
         tasks = p.at(service.id, place)
     if 0 <= history_limit(p, service) < len(tasks):

@@ -78,10 +78,10 @@ def _has_own_volumes(service: Service) -> bool:
 
 
 def suggest(
-    store: Store, ledger: ClusterUsage, now: int, new_id: Callable[[], str], services: list[Service]
+    store: Store, usage: ClusterUsage, now: int, new_id: Callable[[], str], services: list[Service]
 ) -> tuple[Suggestion, ...]:
     """All moves that would even the services out, as things are now; nothing is changed."""
-    p = Transaction(store, ledger, now, new_id, most=EVERYTHING)
+    p = Transaction(store, usage, now, new_id, most=EVERYTHING)
     found: list[Suggestion] = []
     try:
         for service in services:
@@ -107,9 +107,9 @@ def rebalance(p: Transaction, service_id: str) -> None:
     begun = _moves(p, service, room, pretend=False) if room > 0 else []
     if not begun and not under_way:
         p.put(msgspec.structs.replace(service, rebalancing=0))
-        if options(service.spec.labels).rebalance == "continuous" and service.revision_id in p.ledger.failed:
+        if options(service.spec.labels).rebalance == "continuous" and service.revision_id in p.usage.failed:
             # a node that failures spoke against is one again when they are forgotten
-            p.wake(Key("even", service_id), p.ledger.forgiven_at(service.revision_id, p.now))
+            p.wake(Key("even", service_id), p.usage.forgiven_at(service.revision_id, p.now))
 
 
 def note_join(p: Transaction, node: Node) -> None:
@@ -151,14 +151,14 @@ def _last_join(p: Transaction) -> int:
     """When the last node came to take tasks; looked at once a pass."""
     if p.last_join is None:
         nodes = list(p.view.nodes.all())
-        p.looked(len(nodes))
+        p.charge(len(nodes))
         p.last_join = max((n.active_since for n in nodes), default=0)
     return p.last_join
 
 
 def _under_way(p: Transaction, service: Service) -> int:
     rows = list(p.view.tasks.by("service", service.id))
-    p.looked(len(rows))
+    p.charge(len(rows))
     alive = {t.id for t in rows if live(t)}
     return sum(1 for t in rows if live(t) and t.replaces in alive and not t.status.state.terminal)
 
@@ -217,7 +217,7 @@ def _moves(p: Transaction, service: Service, most: int, *, pretend: bool) -> lis
         return []
     p.view.group(service.id)
     rows = [t for t in p.view.tasks.by("service", service.id) if at_work(t)]
-    p.looked(len(rows))
+    p.charge(len(rows))
     leaving = {t.replaces for t in rows if t.replaces}
     crowds = _Crowds(p.view, spread_of(revision))
     standing: defaultdict[str, list[Task]] = defaultdict(list)
@@ -249,7 +249,7 @@ def _moves(p: Transaction, service: Service, most: int, *, pretend: bool) -> lis
             key=lambda n: (crowds.of(n), n),
             default="",
         )
-        p.looked(len(standing))
+        p.charge(len(standing))
         if not source or crowds.of(source)[0] < 2:
             break
         task = standing[source][-1]
@@ -274,9 +274,9 @@ def _moves(p: Transaction, service: Service, most: int, *, pretend: bool) -> lis
 def _is_worse(p: Transaction, service: Service, revision: Revision, source: str, placed: Task) -> bool:
     """Whether fewer wishes would be met where the successor was placed than where the task stands, or it fails there."""
     p.discount(placed)  # neither of the two counts as the other's neighbour
-    wish = preferences_of(revision, service, p.view, p.ledger)
+    wish = preferences_of(revision, service, p.view, p.usage)
     here, there = (
-        (p.ledger.failures(node_id, revision.id, p.now), unmet(wish, node_id, p.ledger))
+        (p.usage.failures(node_id, revision.id, p.now), unmet(wish, node_id, p.usage))
         for node_id in (source, placed.node_id)
     )
     p.recount(placed)

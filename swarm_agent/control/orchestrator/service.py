@@ -34,7 +34,7 @@ def reconcile_service(p: Transaction, service_id: str) -> None:
             p.more(Key("service", service.id))
             return
         reconcile_tasks(p, service, place)
-        p.looked(SETTLING)
+        p.charge(SETTLING)
     for place in later:
         p.more(Key("slot", service.id, place))
     seen.look_again(p, service, now)
@@ -58,9 +58,9 @@ def reconcile_prepared(p: Transaction, service_id: str, ids: list[str]) -> list[
     service = p.view.services.get(service_id)
     waits = dependencies.waits(p, service) if service is not None else ""
     for number, id_ in enumerate(ids):
-        if number >= PORTION and p.looks >= p.most_looks:
+        if number >= PORTION and p.cost >= p.most_cost:
             return ids[number:]
-        p.looked(2)
+        p.charge(2)
         task = p.view.tasks.get(id_)
         if task is None or not live(task):
             continue
@@ -68,10 +68,10 @@ def reconcile_prepared(p: Transaction, service_id: str, ids: list[str]) -> list[
             asked = not (waits and any(r.text == waits for r in task.reasons))  # else it says so already
         else:
             asked = sum(1 for t in p.at(service_id, task.place) if live(t)) > 1
-            p.looked(2)
+            p.charge(2)
         if asked:
             p.more(Key("slot", service_id, task.place))
-            p.looked(2)
+            p.charge(2)
     return []
 
 
@@ -79,7 +79,7 @@ def reconcile_slot(p: Transaction, service_id: str, place: int | str) -> None:
     """One place after one of its tasks, or its node, changed. An update in progress makes the caller look at the service too."""
     service = p.view.services.get(service_id)
     tasks = p.at(service_id, place)
-    p.looked(SETTLING + len(tasks))
+    p.charge(SETTLING + len(tasks))
     if service is None:
         for task in tasks:
             forget_removed(p, aim(p, task, TaskState.REMOVE))
@@ -96,7 +96,7 @@ def reconcile_slot(p: Transaction, service_id: str, place: int | str) -> None:
 def _remove_all(p: Transaction, service_id: str) -> None:
     """Of a removed service everything goes, so much a pass."""
     tasks = list(p.view.tasks.by("service", service_id))
-    p.looked(len(tasks))
+    p.charge(len(tasks))
     for task in tasks:
         if p.full:
             p.more(Key("service", service_id))

@@ -110,7 +110,7 @@ def is_current(p: Transaction, service: Service, task: Task) -> bool:
     while its node will do."""
     if task.revision_id == service.revision_id:
         return True
-    present, own = p.view.revisions.get(service.revision_id), p.ledger.revision(task)
+    present, own = p.view.revisions.get(service.revision_id), p.usage.revision(task)
     if present is None or own is None or not task.node_id or not same_but_placement(present, own):
         return False
     node = p.view.nodes.get(task.node_id)
@@ -142,7 +142,7 @@ def _check(p: Transaction, service: Service, task: Task) -> None:
     elif draining(node):
         if defaults.is_job(service.spec) or task.preset or p.level < features.ORCHESTRATION:
             _lost(p, service, task, "drain")  # others are moved, so many at a time
-    elif misplaced(p.view, task, p.ledger.revision(task)):
+    elif misplaced(p.view, task, p.usage.revision(task)):
         evict(p, service, task)
 
 
@@ -361,7 +361,7 @@ def _health(p: Transaction, service: Service) -> Health:
     found = p.health.get(service.id)
     if found is None:
         rows = list(p.view.tasks.by("service", service.id))
-        p.looked(len(rows))
+        p.charge(len(rows))
         alive = {t.id for t in rows if live(t)}
         healthy = sum(1 for t in rows if t.status.state == TaskState.RUNNING and t.id in alive)
         between = sum(

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 Slots = dict[int | str, list[Task]]
 
-AGAIN = 8  # looks that one slot costs that is looked at again, about
+AGAIN = 8  # what looking at one slot again costs, about
 KEPT = 200  # slots; of a smaller service all are looked at each time
-PORTION = 1000  # rows, or slots, looked at before the pass is asked whether it has looks left
+PORTION = 1000  # rows, or slots, looked at before the pass is asked whether it may go on
 _OPEN, _OLDER, _PRESENT = 0, 1, 2
 _RUNNING = TaskState.RUNNING
 _SHUTDOWN = TaskState.SHUTDOWN
@@ -60,23 +60,23 @@ class SlotIndex:
         self.moved: set[int | str] = set()
         self.stamp = stamp_of(p, service)
         _, self._going, self._limit = self.stamp
-        self._places = _Places(p.ledger, service.revision_id)
+        self._places = _Places(p.usage, service.revision_id)
         rows = list(p.view.tasks.by("service", service.id))
-        p.looked(len(rows) // 4)
+        p.charge(len(rows) // 4)
         self._rows = len(rows)
         self._left: Iterator[int] | None = self._look(rows)
         if at_once:
-            for looks in self._left:
-                p.looked(looks)
+            for cost in self._left:
+                p.charge(cost)
             self._left = None
 
     def renew(self, p: Transaction, service: Service) -> bool:
-        """Look again where something was written to since the last time, as far as this pass has looks for; whether that is all."""
+        """Look again where something was written to since the last time, as far as this pass may; whether that is all."""
         done = 0
-        while self.changed and (done < PORTION or p.looks < p.most_looks):
+        while self.changed and (done < PORTION or p.cost < p.most_cost):
             place = self.changed.pop()
             tasks = p.at(service.id, place)
-            p.looked(AGAIN)
+            p.charge(AGAIN)
             done += 1
             self._forget(place)
             if len(tasks) == 1:
@@ -95,16 +95,16 @@ class SlotIndex:
         return len(self.changed) * part > slots + KEPT
 
     def go_on(self, p: Transaction) -> bool:
-        """Look at more slots, as many as this pass has looks for; whether all have been looked at."""
-        while self._left is not None and p.looks < p.most_looks:
-            looks = next(self._left, 0)
-            if not looks:
+        """Look at more slots, as many as this pass may; whether all have been looked at."""
+        while self._left is not None and p.cost < p.most_cost:
+            cost = next(self._left, 0)
+            if not cost:
                 self._left = None
-            p.looked(looks)
+            p.charge(cost)
         return self._left is None
 
     def _look(self, rows: list[Task]) -> Iterator[int]:
-        """Look at all slots, some at a time; what each time cost, in looks. What is written meanwhile is looked at again."""
+        """Look at all slots, some at a time; what each time cost. What is written meanwhile is looked at again."""
         single: dict[int | str, Task] = {}
         several: Slots = {}
         for start in range(0, len(rows), PORTION):
@@ -196,13 +196,13 @@ class SlotIndex:
 def survey(p: Transaction, service: Service) -> SlotIndex | None:
     """The slots of a service as they are in this pass; that of a large one is kept from pass to pass. ``None``: there are so many
     that the look goes on in the next pass."""
-    surveys = p.ledger.surveys
-    known = surveys.pop(service.id, None)
+    slot_indexes = p.usage.slot_indexes
+    known = slot_indexes.pop(service.id, None)
     if not isinstance(known, SlotIndex) or known.stamp != stamp_of(p, service):
         known = None
     if known is not None and (known.unfinished or not known.outdated(4)):
-        # what is written from here on is in it, or taken back at the pass's end, which the ledger tells it
-        surveys[service.id] = known
+        # what is written from here on is in it, or taken back at the pass's end, which the usage tells it
+        slot_indexes[service.id] = known
         if known.unfinished and (not known.go_on(p) or p.spent):
             return None
         return known if known.renew(p, service) else None
@@ -214,12 +214,12 @@ def survey(p: Transaction, service: Service) -> SlotIndex | None:
         found.settled = known.settled
         found.moved = known.moved | known.changed
     if large:
-        surveys[service.id] = found
+        slot_indexes[service.id] = found
     return found if found.go_on(p) else None
 
 
 def stamp_of(p: Transaction, service: Service) -> tuple[str, bool, int]:
-    """What of a service decides how its slots stand, besides nodes: when those change, all surveys are forgotten."""
+    """What of a service decides how its slots stand, besides nodes: when those change, all slot_indexes are forgotten."""
     status = service.update_status
     going = status is not None and status.state in ("updating", "rollback_started")
     return (service.revision_id, going, history_limit(p, service))
@@ -246,7 +246,7 @@ def _undisturbed(task: Task) -> bool:
 
 
 class NodeFit(dict[str, int]):
-    """By node id, how a task of one revision stands there; found out when asked for. Services share it (``ClusterUsage.standings``)."""
+    """By node id, how a task of one revision stands there; found out when asked for. Services share it (``ClusterUsage.node_fits``)."""
 
     def __init__(
         self,
@@ -283,13 +283,13 @@ class NodeFit(dict[str, int]):
 class _Places(dict[str, NodeFit]):
     """The same by revision id; revisions of the same constraints share their answers."""
 
-    def __init__(self, ledger: ClusterUsage, current: str) -> None:
-        self._ledger = ledger
+    def __init__(self, usage: ClusterUsage, current: str) -> None:
+        self._usage = usage
         self.current = current
 
     def __missing__(self, revision_id: str) -> NodeFit:
-        ledger = self._ledger
-        own, present = ledger.known_revision(revision_id), ledger.known_revision(self.current)
+        usage = self._usage
+        own, present = usage.known_revision(revision_id), usage.known_revision(self.current)
         same = revision_id == self.current or (
             own is not None and present is not None and same_but_placement(own, present)
         )
@@ -297,8 +297,8 @@ class _Places(dict[str, NodeFit]):
         now = () if present is None else tuple(defaults.constraints(present.template))
         unplaced = _PRESENT if revision_id == self.current else _OLDER
         key = (mine, now if same else None, unplaced)
-        known = ledger.standings.get(key)
+        known = usage.node_fits.get(key)
         if known is None:
-            known = ledger.standings[key] = NodeFit(ledger.rows, *key)
+            known = usage.node_fits[key] = NodeFit(usage.rows, *key)
         self[revision_id] = known
         return known

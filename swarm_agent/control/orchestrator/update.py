@@ -63,7 +63,7 @@ def advance(p: Transaction, service: Service, seen: SlotIndex) -> list[int | str
         rules.since = p.now
         open_ = _open_places(p, service, seen, rules)
     touched = Touched(open_, _settled(p, seen, rules), rules, p.now)
-    p.looked(len(open_) // 2 + len(older) // 64)
+    p.charge(len(open_) // 2 + len(older) // 64)
     if touched.patience:
         p.wake(Key("service", service.id), touched.patience)
     if _stopped(p, service, status, rules, touched, touched.count + len(dirty) + len(older)):
@@ -98,7 +98,7 @@ def _settled(p: Transaction, seen: SlotIndex, rules: Rules) -> Settled:
         moved = seen.present
     for slot in moved:
         known.take(slot, seen.present.get(slot), rules.since)
-    p.looked(len(moved) // 2)
+    p.charge(len(moved) // 2)
     seen.moved.clear()
     return known
 

@@ -1,7 +1,7 @@
 """What a task demands of a node, and the filters that ask a node for it, in Swarm's order.
 
-A :class:`Requirements` says nothing about the service it came from: tasks that demand the same can share what is found out about
-nodes. What depends on the service (replicas per node, affinities, volumes) is a :class:`Preferences`, asked after the demand.
+A :class:`Requirements` says nothing about the service it came from: tasks that requirements the same can share what is found out about
+nodes. What depends on the service (replicas per node, affinities, volumes) is a :class:`Preferences`, asked after the requirements.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def preferences_of(
     revision: Revision,
     service: Service | None,
     view: View,
-    ledger: ClusterUsage,
+    usage: ClusterUsage,
     avoid: str = "",
     *,
     preset: bool = False,
@@ -161,12 +161,12 @@ def preferences_of(
     for affinity in wanted.affinities:
         named = None if service is None else named_service(view, service, affinity.service)
         other = "" if named is None else named.id
-        if other == revision.service_id and affinity.together and other not in ledger.hosting:
+        if other == revision.service_id and affinity.together and other not in usage.hosting:
             continue  # the first of a service that keeps together may go anywhere
         beside.setdefault((affinity.together, affinity.hard), []).append(other)
     volumes: tuple[str, ...] = ()
     if not preset and wanted.volume_affinity != "ignore":
-        volumes = tuple(name for name in local_volumes(revision) if name in ledger.volumes)
+        volumes = tuple(name for name in local_volumes(revision) if name in usage.volumes)
     required = wanted.volume_affinity == "require"
     return Preferences(
         service_id=revision.service_id,
@@ -196,52 +196,58 @@ def spread_of(revision: Revision) -> tuple[str, ...]:
 
 # --- the filters --------------------------------------------------------------------------------------------------------
 def refusal(
-    demand: Requirements, node: Node, use: NodeUsage, addresses: int, static: str | None = None
+    requirements: Requirements, node: Node, use: NodeUsage, addresses: int, static: str | None = None
 ) -> str:
     """The code of the first filter after "ready" that a node does not pass, "" when it passes all.
 
     ``addresses``: how many of the node's are given. ``static``: what :func:`static_refusal` says, where it is known.
     """
-    if (demand.cpu or demand.memory or demand.generic) and not _fits(demand, node, use):
+    if (requirements.cpu or requirements.memory or requirements.generic) and not _fits(
+        requirements, node, use
+    ):
         return "resources"
     if static is None:
-        static = static_refusal(demand, node)
+        static = static_refusal(requirements, node)
     if static:
         return static
-    if demand.ports and any(port in use.ports for port in demand.ports):
+    if requirements.ports and any(port in use.ports for port in requirements.ports):
         return "ports"
-    if demand.addressed and (not node.number or addresses >= NODE_ADDRESSES):
+    if requirements.addressed and (not node.number or addresses >= NODE_ADDRESSES):
         return "addresses"
     return ""
 
 
-def static_refusal(demand: Requirements, node: Node) -> str:
+def static_refusal(requirements: Requirements, node: Node) -> str:
     """The same of the filters that look at nothing but the node's own row."""
-    if demand.leased and node.feature_level < features.ORCHESTRATION:
+    if requirements.leased and node.feature_level < features.ORCHESTRATION:
         return "agent"
-    if demand.plugins and missing_plugins(demand, node):
+    if requirements.plugins and missing_plugins(requirements, node):
         return "plugins"
-    if demand.constraints and not node_matches(demand.constraints, node):
+    if requirements.constraints and not node_matches(requirements.constraints, node):
         return "constraints"
-    if demand.platforms and not _platform(demand, node):
+    if requirements.platforms and not _platform(requirements, node):
         return "platform"
-    if demand.ports and held_ports(demand, node):
+    if requirements.ports and held_ports(requirements, node):
         return "held-ports"
     return ""
 
 
-def held_ports(demand: Requirements, node: Node) -> list[HeldPort]:
+def held_ports(requirements: Requirements, node: Node) -> list[HeldPort]:
     """Those of the host-mode ports that programs of the node's host hold."""
-    return [held for held in node.description.held_ports if (held.protocol, held.number) in demand.ports]
+    return [
+        held for held in node.description.held_ports if (held.protocol, held.number) in requirements.ports
+    ]
 
 
-def _fits(demand: Requirements, node: Node, use: NodeUsage) -> bool:
+def _fits(requirements: Requirements, node: Node, use: NodeUsage) -> bool:
     total = node.description
-    if demand.cpu and total.nano_cpus - use.cpu < demand.cpu:
+    if requirements.cpu and total.nano_cpus - use.cpu < requirements.cpu:
         return False
-    if demand.memory and total.memory_bytes - use.memory < demand.memory:
+    if requirements.memory and total.memory_bytes - use.memory < requirements.memory:
         return False
-    return not demand.generic or all(free_generic(node, use, kind) >= n for kind, n in demand.generic)
+    return not requirements.generic or all(
+        free_generic(node, use, kind) >= n for kind, n in requirements.generic
+    )
 
 
 def free_generic(node: Node, use: NodeUsage, kind: str) -> int:
@@ -275,50 +281,50 @@ def pick_generic(node: Node, use: NodeUsage, wanted: Iterable[tuple[str, int]]) 
     return tuple(out)
 
 
-def missing_plugins(demand: Requirements, node: Node) -> list[tuple[str, str]]:
+def missing_plugins(requirements: Requirements, node: Node) -> list[tuple[str, str]]:
     """Log drivers are not asked for where the engine tells of none."""
     have = {(p.type, p.name) for p in node.description.plugins}
     logs = any(kind == "Log" for kind, _ in have)
     return [
         (kind, name)
-        for kind, name in demand.plugins
+        for kind, name in requirements.plugins
         if (kind, name) not in have and (kind, f"{name}:latest") not in have and (kind != "Log" or logs)
     ]
 
 
-def _platform(demand: Requirements, node: Node) -> bool:
+def _platform(requirements: Requirements, node: Node) -> bool:
     about = node.description
     architecture = ARCHITECTURES.get(about.architecture, about.architecture)
     return any(
         (not os or os == about.os) and (not wanted or wanted == architecture)
-        for os, wanted in demand.platforms
+        for os, wanted in requirements.platforms
     )
 
 
-def wish_refusal(wish: Preferences, node_id: str, use: NodeUsage, ledger: ClusterUsage) -> str:
+def wish_refusal(preferences: Preferences, node_id: str, use: NodeUsage, usage: ClusterUsage) -> str:
     """The code of the first filter that depends on the service and refuses the node, "" when none does."""
-    if wish.max_replicas and use.by_service.get(wish.service_id, 0) >= wish.max_replicas:
+    if preferences.max_replicas and use.by_service.get(preferences.service_id, 0) >= preferences.max_replicas:
         return "max-replicas"
-    hosting = ledger.hosting
-    for other in wish.with_hard:
+    hosting = usage.hosting
+    for other in preferences.with_hard:
         if node_id not in hosting.get(other, ()):
             return "affinity"
-    for other in wish.apart_hard:
+    for other in preferences.apart_hard:
         if node_id in hosting.get(other, ()):
             return "affinity"
-    for volume in wish.held:
-        if node_id not in ledger.volumes.get(volume, ()):
+    for volume in preferences.held:
+        if node_id not in usage.volumes.get(volume, ()):
             return "volume"
-    return "moves" if node_id == wish.avoid else ""
+    return "moves" if node_id == preferences.avoid else ""
 
 
-def unmet(wish: Preferences, node_id: str, ledger: ClusterUsage) -> int:
+def unmet(preferences: Preferences, node_id: str, usage: ClusterUsage) -> int:
     """How many soft wishes a node leaves unmet."""
-    hosting = ledger.hosting
+    hosting = usage.hosting
     return (
-        sum(node_id not in hosting.get(other, ()) for other in wish.with_soft)
-        + sum(node_id in hosting.get(other, ()) for other in wish.apart_soft)
-        + sum(node_id not in ledger.volumes.get(name, ()) for name in wish.preferred)
+        sum(node_id not in hosting.get(other, ()) for other in preferences.with_soft)
+        + sum(node_id in hosting.get(other, ()) for other in preferences.apart_soft)
+        + sum(node_id not in usage.volumes.get(name, ()) for name in preferences.preferred)
     )
 
 

@@ -1,6 +1,6 @@
-"""The nodes that can meet a demand, best first: an order that services of the same demand share.
+"""The nodes that can meet a requirements, best first: an order that services of the same requirements share.
 
-All orders are heaps that are repaired late. The ledger's journal names the nodes that changed; each gets a fresh
+All orders are heaps that are repaired late. The usage's changelog names the nodes that changed; each gets a fresh
 entry, and an entry whose rank is no longer the node's is passed over when it comes to the top.
 
 Refuses to know services: what one of them asks for besides is a group's (``groups``).
@@ -28,20 +28,20 @@ ANY = Requirements()
 
 
 class FeasibleNodes:
-    """The nodes that meet a demand, best first for a service that is on none of them."""
+    """The nodes that meet a requirements, best first for a service that is on none of them."""
 
     def __init__(
-        self, boards: RankingCache, demand: Requirements, strategy: str, like: FeasibleNodes | None
+        self, rankings: RankingCache, requirements: Requirements, strategy: str, like: FeasibleNodes | None
     ) -> None:
         """``like``: the pool of all nodes with the same strategy, whose order is the same."""
-        self.boards = boards
-        self.ledger = boards.ledger
-        self.demand = demand
+        self.rankings = rankings
+        self.usage = rankings.usage
+        self.requirements = requirements
         self.packs = strategy == "binpack"
-        self._undemanding = demand == ANY
+        self._undemanding = requirements == ANY
         # nothing is asked before the node's row, or nothing else
-        self._lasting = not (demand.cpu or demand.memory or demand.generic)
-        self._unchanging = self._lasting and not (demand.ports or demand.addressed)
+        self._lasting = not (requirements.cpu or requirements.memory or requirements.generic)
+        self._unchanging = self._lasting and not (requirements.ports or requirements.addressed)
         self.refused: dict[str, str] = {}  # node id -> code, for nodes that came to the top
         self.counts: Counter[str] = Counter()  # of those codes
         self._good: set[str] = set()  # nodes that came to the top and may stay there
@@ -52,7 +52,7 @@ class FeasibleNodes:
         self._fill()
 
     def _fill(self) -> None:
-        ledger = self.ledger
+        usage = self.usage
         self.refused.clear()
         self.counts.clear()
         self._good.clear()
@@ -60,21 +60,21 @@ class FeasibleNodes:
             self._copy(self._like)
         else:
             self._rank_all()
-            self.boards.looks += len(ledger.rows)
-        self.seen = self._judged = ledger.written
+            self.rankings.cost += len(usage.rows)
+        self.seen = self._judged = usage.written
 
     def _rank_all(self) -> None:
-        ledger, refused = self.ledger, self.refused
+        usage, refused = self.usage, self.refused
         self._entries.clear()
         if self.packs:
-            ranks = (self.rank(id_) for id_ in ledger.rows if id_ not in refused)
+            ranks = (self.rank(id_) for id_ in usage.rows if id_ not in refused)
             self.heap: list[Rank] = [r for r in ranks if r is not None]
         else:  # as rank(), without the calls
-            nodes = ledger.nodes
+            nodes = usage.nodes
             self.heap = [
                 (nodes[id_].active if id_ in nodes else 0, id_)
-                for id_ in ledger.rows
-                if id_ in ledger.up and id_ not in refused
+                for id_ in usage.rows
+                if id_ in usage.up and id_ not in refused
             ]
         heapq.heapify(self.heap)
 
@@ -88,19 +88,19 @@ class FeasibleNodes:
             heapq.heapify(self.heap)
         else:
             self.heap = like.heap.copy()
-        self.boards.looks += 1 + len(like.heap) // COPIED
+        self.rankings.cost += 1 + len(like.heap) // COPIED
 
     def rank(self, node_id: str) -> Rank | None:
         """Where a node stands; ``None`` when it takes no tasks."""
-        ledger = self.ledger
-        if node_id not in ledger.up:
+        usage = self.usage
+        if node_id not in usage.up:
             return None
-        use = ledger.nodes.get(node_id)
+        use = usage.nodes.get(node_id)
         if not self.packs:
             return (0 if use is None else use.active, node_id)
         if use is None:
             return (0, 0, node_id)
-        total = ledger.rows[node_id].description
+        total = usage.rows[node_id].description
         share = 0
         if total.nano_cpus:
             share += use.cpu * 1_000_000 // total.nano_cpus
@@ -110,14 +110,14 @@ class FeasibleNodes:
 
     def refresh(self) -> None:
         """Take in what changed since the last time."""
-        changed = changes(self.ledger, self.seen)
+        changed = changes(self.usage, self.seen)
         if not changed:
             if changed is None:
                 self._fill()
             return
         self.judge_again()
         self.seen = self._judged
-        if self._like is not None and len(changed) * MANY > len(self.ledger.up):
+        if self._like is not None and len(changed) * MANY > len(self.usage.up):
             self._copy(self._like)
             return
         for node_id in changed:
@@ -125,19 +125,19 @@ class FeasibleNodes:
             if rank is not None and node_id not in self.refused and self._entries.get(node_id) != rank:
                 self._entries[node_id] = rank
                 heapq.heappush(self.heap, rank)
-        if len(self.heap) > 2 * len(self.ledger.up) + 64:
+        if len(self.heap) > 2 * len(self.usage.up) + 64:
             self._rank_all()
 
     def judge_again(self) -> None:
         """Forget the verdicts on nodes that changed since the last time; they are given anew when someone asks."""
         if self._undemanding:
-            self._judged = self.ledger.written
+            self._judged = self.usage.written
             return
-        changed = changes(self.ledger, self._judged)
+        changed = changes(self.usage, self._judged)
         if changed is None:
             self._fill()
             return
-        self._judged = self.ledger.written
+        self._judged = self.usage.written
         for node_id in changed:
             if self._lasting and self._is_judged_for_good(node_id):
                 continue
@@ -149,7 +149,7 @@ class FeasibleNodes:
     def _is_judged_for_good(self, node_id: str) -> bool:
         """Whether the verdict on a node comes from its row alone, which is as it was."""
         static = self._static.get(node_id)
-        if static is None or static[0] is not self.ledger.rows.get(node_id):
+        if static is None or static[0] is not self.usage.rows.get(node_id):
             return False
         return self._unchanging or static[1] != ""
 
@@ -160,14 +160,14 @@ class FeasibleNodes:
         code = self.refused.get(node_id)
         if code is not None:
             return code
-        self.boards.looks += 1
-        ledger, demand = self.ledger, self.demand
-        node = ledger.rows[node_id]
+        self.rankings.cost += 1
+        usage, requirements = self.usage, self.requirements
+        node = usage.rows[node_id]
         static = self._static.get(node_id)
         if static is None or static[0] is not node:
-            static = self._static[node_id] = (node, static_refusal(demand, node))
-        given = len(ledger.node_addresses[node_id]) if demand.addressed else 0
-        code = refusal(demand, node, ledger.nodes[node_id], given, static[1])
+            static = self._static[node_id] = (node, static_refusal(requirements, node))
+        given = len(usage.node_addresses[node_id]) if requirements.addressed else 0
+        code = refusal(requirements, node, usage.nodes[node_id], given, static[1])
         if code:
             self.refused[node_id] = code
             self.counts[code] += 1
@@ -191,7 +191,7 @@ class FeasibleNodes:
         top = self.best()
         if top is None or top[-1] not in special:
             return top
-        if self.ledger.up.issubset(special):
+        if self.usage.up.issubset(special):
             return None
         others = [rank for rank in self.heap if rank[-1] not in special]
         heapq.heapify(others)
@@ -228,20 +228,20 @@ class Partition:
         self.seen = -1
 
     def path(self, node_id: str) -> Path:
-        node = self._pool.ledger.rows[node_id]
+        node = self._pool.usage.rows[node_id]
         known = self._paths.get(node_id)
         if known is None or known[0] is not node:
             known = self._paths[node_id] = (node, path_of(node, self._descriptors))
         return known[1]
 
     def refresh(self) -> None:
-        ledger = self._pool.ledger
-        changed = changes(ledger, self.seen)
-        self.seen = ledger.written
+        usage = self._pool.usage
+        changed = changes(usage, self.seen)
+        self.seen = usage.written
         if changed is None:
             self._heaps.clear()
-            changed = ledger.rows
-            self._pool.boards.looks += len(ledger.rows)
+            changed = usage.rows
+            self._pool.rankings.cost += len(usage.rows)
         for node_id in changed:
             rank = self._pool.rank(node_id)
             if rank is not None:
@@ -261,14 +261,14 @@ class Partition:
             yield path, heap.copy()
 
 
-def changes(ledger: ClusterUsage, seen: int) -> Collection[str] | None:
-    """Ids of the nodes that changed since the journal was read to ``seen``, each once; ``None``: it does not reach back so far."""
-    new = ledger.written - seen
+def changes(usage: ClusterUsage, seen: int) -> Collection[str] | None:
+    """Ids of the nodes that changed since the changelog was read to ``seen``, each once; ``None``: it does not reach back so far."""
+    new = usage.written - seen
     if not new:
         return ()
-    if seen < 0 or new > len(ledger.journal):
+    if seen < 0 or new > len(usage.changelog):
         return None
-    return ledger.journal[-1:] if new == 1 else dict.fromkeys(ledger.journal[-new:])
+    return usage.changelog[-1:] if new == 1 else dict.fromkeys(usage.changelog[-new:])
 
 
 def compacted(heap: list[Rank], rank: Any) -> list[Rank]:

@@ -26,16 +26,16 @@ MANY = 32  # nodes; so many may always be looked at one by one after they change
 DEARER = 3  # an order costs so much more for a node that changed than for a special one where it is made anew, about
 
 
-def is_simple(wish: Preferences) -> bool:
+def is_simple(preferences: Preferences) -> bool:
     """Whether nodes are special to it only for tasks of the service and failures."""
     return not (
-        wish.with_hard
-        or wish.apart_hard
-        or wish.with_soft
-        or wish.apart_soft
-        or wish.held
-        or wish.preferred
-        or wish.avoid
+        preferences.with_hard
+        or preferences.apart_hard
+        or preferences.with_soft
+        or preferences.apart_soft
+        or preferences.held
+        or preferences.preferred
+        or preferences.avoid
     )
 
 
@@ -53,24 +53,24 @@ class _Leaf:
 class Ranking:
     """The order of nodes for the tasks of one revision of a service."""
 
-    def __init__(self, wish: Preferences, pool: FeasibleNodes, now: int) -> None:
-        self.wish = wish
+    def __init__(self, preferences: Preferences, pool: FeasibleNodes, now: int) -> None:
+        self.preferences = preferences
         self.pool = pool
-        self.ledger = pool.ledger
+        self.usage = pool.usage
         self.now = now
-        self._plain = len(wish.with_soft) + len(
-            wish.preferred
+        self._plain = len(preferences.with_soft) + len(
+            preferences.preferred
         )  # what a node that is not special leaves unmet
-        self._restricted = bool(wish.with_hard or wish.held)  # then only special nodes will do
-        self._simple = is_simple(wish)
-        self._part = pool.parted(wish.spread) if wish.spread else None
+        self._restricted = bool(preferences.with_hard or preferences.held)  # then only special nodes will do
+        self._simple = is_simple(preferences)
+        self._part = pool.parted(preferences.spread) if preferences.spread else None
         self._fill()
 
     def _fill(self) -> None:
-        wish, ledger = self.wish, self.ledger
-        self.seen = ledger.written
-        self.expires = ledger.forgiven_at(wish.revision_id, self.now) if ledger.failed else NEVER
-        self.tree = Tree(len(wish.spread))
+        preferences, usage = self.preferences, self.usage
+        self.seen = usage.written
+        self.expires = usage.forgiven_at(preferences.revision_id, self.now) if usage.failed else NEVER
+        self.tree = Tree(len(preferences.spread))
         self._leaves: dict[Path, _Leaf] = {}
         self._entries: dict[str, tuple[Path, Rank]] = {}  # as a pool's
         if self._part is not None:
@@ -80,9 +80,9 @@ class Ranking:
         else:
             self.pool.best()  # what is refused at its top need not be copied
             self._leaf(()).plain = [] if self._restricted else self.pool.heap.copy()
-        self.pool.boards.looks += 1 + len(self.pool.heap) // COPIED
+        self.pool.rankings.cost += 1 + len(self.pool.heap) // COPIED
         specials = self._specials()
-        self.pool.boards.looks += len(specials)
+        self.pool.rankings.cost += len(specials)
         if self._part is not None:
             self._fill_branches(self._part, specials)
             return
@@ -92,7 +92,7 @@ class Ranking:
 
     def _fill_branches(self, part: Partition, specials: Iterable[str]) -> None:
         for node_id in specials:
-            path = part.path(node_id) if node_id in self.ledger.rows else ()
+            path = part.path(node_id) if node_id in self.usage.rows else ()
             self._count(node_id, path)
             rank = self.rank(node_id)
             if rank is not None:
@@ -101,43 +101,48 @@ class Ranking:
             heapq.heapify(leaf.special)
 
     def _ranks(self, specials: Iterable[str]) -> list[Rank]:
-        if self.pool.packs or not self._simple or self.ledger.failed:
+        if self.pool.packs or not self._simple or self.usage.failed:
             return [rank for rank in map(self.rank, specials) if rank is not None]
         nodes, up, service_id = (
-            self.ledger.nodes,
-            self.ledger.up,
-            self.wish.service_id,
+            self.usage.nodes,
+            self.usage.up,
+            self.preferences.service_id,
         )  # as rank(), without the calls
         uses = [(id_, nodes[id_]) for id_ in specials if id_ in up]
         return [(0, 0, use.by_service.get(service_id, 0), (use.active, id_)) for id_, use in uses]
 
     def _specials(self) -> dict[str, None]:
-        wish, ledger = self.wish, self.ledger
-        found = dict.fromkeys(ledger.hosting.get(wish.service_id, ()))
-        found.update(ledger.failed.get(wish.revision_id, {}))
-        for other in (*wish.with_hard, *wish.with_soft, *wish.apart_soft):
-            found.update(ledger.hosting.get(other, {}))
-        for volume in (*wish.held, *wish.preferred):
-            found.update(ledger.volumes.get(volume, {}))
+        preferences, usage = self.preferences, self.usage
+        found = dict.fromkeys(usage.hosting.get(preferences.service_id, ()))
+        found.update(usage.failed.get(preferences.revision_id, {}))
+        for other in (*preferences.with_hard, *preferences.with_soft, *preferences.apart_soft):
+            found.update(usage.hosting.get(other, {}))
+        for volume in (*preferences.held, *preferences.preferred):
+            found.update(usage.volumes.get(volume, {}))
         return found
 
     def _special(self, node_id: str) -> bool:
         """Whether the node's rank for this service is more than its rank in the pool."""
-        wish, hosting = self.wish, self.ledger.hosting
-        if node_id in hosting.get(wish.service_id, ()):
+        preferences, hosting = self.preferences, self.usage.hosting
+        if node_id in hosting.get(preferences.service_id, ()):
             return True
-        if self.ledger.failed and node_id in self.ledger.failed.get(wish.revision_id, ()):
+        if self.usage.failed and node_id in self.usage.failed.get(preferences.revision_id, ()):
             return True
         if self._simple:
             return False
-        if node_id == wish.avoid:
+        if node_id == preferences.avoid:
             return True
-        for others in (wish.with_hard, wish.apart_hard, wish.with_soft, wish.apart_soft):
+        for others in (
+            preferences.with_hard,
+            preferences.apart_hard,
+            preferences.with_soft,
+            preferences.apart_soft,
+        ):
             if any(node_id in hosting.get(other, ()) for other in others):
                 return True
         return any(
-            node_id in self.ledger.volumes.get(name, ())
-            for names in (wish.held, wish.preferred)
+            node_id in self.usage.volumes.get(name, ())
+            for names in (preferences.held, preferences.preferred)
             for name in names
         )
 
@@ -146,22 +151,22 @@ class Ranking:
         rank = self.pool.rank(node_id)
         if rank is None:
             return None
-        ledger, wish = self.ledger, self.wish
-        failed = ledger.failures(node_id, wish.revision_id, self.now) if ledger.failed else 0
-        mine = 0 if self.pool.packs else ledger.nodes[node_id].by_service.get(wish.service_id, 0)
-        return (failed, 0 if self._simple else unmet(wish, node_id, ledger), mine, rank)
+        usage, preferences = self.usage, self.preferences
+        failed = usage.failures(node_id, preferences.revision_id, self.now) if usage.failed else 0
+        mine = 0 if self.pool.packs else usage.nodes[node_id].by_service.get(preferences.service_id, 0)
+        return (failed, 0 if self._simple else unmet(preferences, node_id, usage), mine, rank)
 
     def refusal(self, node_id: str) -> str:
         """The code of the first filter that refuses a ready node."""
         code = self.pool.verdict(node_id)
-        if code or (self._simple and not self.wish.max_replicas):
+        if code or (self._simple and not self.preferences.max_replicas):
             return code
-        return wish_refusal(self.wish, node_id, self.ledger.nodes[node_id], self.ledger)
+        return wish_refusal(self.preferences, node_id, self.usage.nodes[node_id], self.usage)
 
     def refresh(self) -> None:
         """Take in what changed since the last time."""
         self.pool.judge_again()
-        changed = changes(self.ledger, self.seen)
+        changed = changes(self.usage, self.seen)
         if changed is None:
             self._fill()
             return
@@ -170,20 +175,20 @@ class Ranking:
         if len(changed) > MANY and len(changed) * DEARER > len(self._specials()):
             self._fill()
             return
-        self.seen = self.ledger.written
-        self.pool.boards.looks += len(changed)
+        self.seen = self.usage.written
+        self.pool.rankings.cost += len(changed)
         for leaf in self._leaves.values():
             leaf.plain_sure = leaf.special_sure = False
-        failed = self.ledger.failed.get(self.wish.revision_id)
+        failed = self.usage.failed.get(self.preferences.revision_id)
         for node_id in changed:
             if failed is not None and node_id in failed:
-                self.expires = self.ledger.forgiven_at(self.wish.revision_id, self.now)
+                self.expires = self.usage.forgiven_at(self.preferences.revision_id, self.now)
             self._enter(node_id)
 
     def _enter(self, node_id: str) -> None:
         """Give a node that changed a fresh entry."""
         path: Path = ()
-        known = node_id in self.ledger.rows
+        known = node_id in self.usage.rows
         if self._part is not None:
             path = self._part.path(node_id) if known else ()
             self._count(node_id, path)
@@ -196,14 +201,14 @@ class Ranking:
         self._entries[node_id] = (path, rank)
         leaf = self._leaf(path)
         heapq.heappush(leaf.special if special else leaf.plain, rank)
-        if len(leaf.plain) + len(leaf.special) > 3 * len(self.ledger.up) + 64:
+        if len(leaf.plain) + len(leaf.special) > 3 * len(self.usage.up) + 64:
             self._entries.clear()
             leaf.plain = compacted(leaf.plain, self.pool.rank)
             leaf.special = compacted(leaf.special, self.rank)
 
     def _count(self, node_id: str, path: Path) -> None:
-        use = self.ledger.nodes.get(node_id)
-        mine = 0 if use is None else use.by_service.get(self.wish.service_id, 0)
+        use = self.usage.nodes.get(node_id)
+        mine = 0 if use is None else use.by_service.get(self.preferences.service_id, 0)
         self.tree.count(node_id, path, mine)
 
     def _leaf(self, path: Path) -> _Leaf:
@@ -217,15 +222,15 @@ class Ranking:
     def best(self, now: int) -> str:
         """The id of the node the next task should go to, "" when there is none."""
         self.now = now
-        if self.seen != self.ledger.written:
+        if self.seen != self.usage.written:
             self.refresh()
         return self._best_of(()) if self._part is None else self.tree.best(self._best_of)
 
     def placed(self, node_id: str) -> None:
-        """Take in that a task was just placed where :meth:`best` said: no other node has changed, unless the journal says so."""
-        ledger = self.ledger
+        """Take in that a task was just placed where :meth:`best` said: no other node has changed, unless the changelog says so."""
+        usage = self.usage
         rank = self.rank(node_id)
-        if ledger.written != self.seen + 1 or ledger.journal[-1] != node_id or rank is None:
+        if usage.written != self.seen + 1 or usage.changelog[-1] != node_id or rank is None:
             return
         self.seen += 1
         self.pool.judge_again()

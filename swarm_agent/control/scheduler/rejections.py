@@ -38,7 +38,7 @@ class Explanation(NamedTuple):
 
 def explain(
     view: View,
-    ledger: ClusterUsage,
+    usage: ClusterUsage,
     revision: Revision,
     service: Service | None,
     avoid: str = "",
@@ -48,22 +48,22 @@ def explain(
 
     ``avoid``: the id of a node it is to leave. ``preset``: of the only one it may go to.
     """
-    demand = demand_of(revision, view)
-    wish = preferences_of(revision, service, view, ledger, avoid, preset=bool(preset))
-    if preset and preset not in ledger.rows:
-        return Explanation(0, texts(ledger, wish, {"ready": 1}))
-    nodes = (ledger.rows[preset],) if preset else ledger.rows.values()
-    counts, fits = _count(ledger, demand, wish, nodes)
-    return Explanation(fits, reasons(ledger, view, demand, wish, counts, preset))
+    requirements = demand_of(revision, view)
+    preferences = preferences_of(revision, service, view, usage, avoid, preset=bool(preset))
+    if preset and preset not in usage.rows:
+        return Explanation(0, texts(usage, preferences, {"ready": 1}))
+    nodes = (usage.rows[preset],) if preset else usage.rows.values()
+    counts, fits = _count(usage, requirements, preferences, nodes)
+    return Explanation(fits, reasons(usage, view, requirements, preferences, counts, preset))
 
 
 def _count(
-    ledger: ClusterUsage, demand: Requirements, wish: Preferences, nodes: Iterable[Node]
+    usage: ClusterUsage, requirements: Requirements, preferences: Preferences, nodes: Iterable[Node]
 ) -> tuple[dict[str, int], int]:
     counts: dict[str, int] = {}
     fits = 0
     for node in nodes:
-        code = refusal_of(ledger, demand, wish, node)
+        code = refusal_of(usage, requirements, preferences, node)
         if code:
             counts[code] = counts.get(code, 0) + 1
         else:
@@ -71,61 +71,63 @@ def _count(
     return counts, fits
 
 
-def refusal_of(ledger: ClusterUsage, demand: Requirements, wish: Preferences, node: Node) -> str:
+def refusal_of(usage: ClusterUsage, requirements: Requirements, preferences: Preferences, node: Node) -> str:
     """The code of the first filter that refuses a node, "" when none does."""
     if not takes_tasks(node):
         return "ready"
-    use = ledger.nodes.get(node.id) or NodeUsage()
-    given = len(ledger.node_addresses.get(node.id, ())) if demand.addressed else 0
-    return refusal(demand, node, use, given) or wish_refusal(wish, node.id, use, ledger)
+    use = usage.nodes.get(node.id) or NodeUsage()
+    given = len(usage.node_addresses.get(node.id, ())) if requirements.addressed else 0
+    return refusal(requirements, node, use, given) or wish_refusal(preferences, node.id, use, usage)
 
 
-def count_refusals(pool: FeasibleNodes, wish: Preferences) -> dict[str, int]:
+def count_refusals(pool: FeasibleNodes, preferences: Preferences) -> dict[str, int]:
     """By filter, how many nodes it refuses, once no node is left that will do."""
-    ledger = pool.ledger
-    away = len(ledger.rows) - len(ledger.up)
+    usage = pool.usage
+    away = len(usage.rows) - len(usage.up)
     counts = {"ready": away} if away else {}
     if pool.best() is None:
         return {**counts, **{code: n for code, n in pool.counts.items() if n}}
-    for node in ledger.rows.values():
+    for node in usage.rows.values():
         if takes_tasks(node):
-            code = pool.verdict(node.id) or wish_refusal(wish, node.id, ledger.nodes[node.id], ledger)
+            code = pool.verdict(node.id) or wish_refusal(preferences, node.id, usage.nodes[node.id], usage)
             if code:
                 counts[code] = counts.get(code, 0) + 1
-    pool.boards.looks += len(ledger.up)
+    pool.rankings.cost += len(usage.up)
     return counts
 
 
-def texts(ledger: ClusterUsage, wish: Preferences, counts: Mapping[str, int]) -> tuple[Reason, ...]:
+def texts(usage: ClusterUsage, preferences: Preferences, counts: Mapping[str, int]) -> tuple[Reason, ...]:
     """Reasons without the nearest misses, most nodes first; of as many, the filter first asked."""
     order = list(TEXTS)
     return tuple(
-        Reason(code=code, nodes=n, text=_volumes(ledger, wish) if code == "volume" else TEXTS[code](n))
+        Reason(code=code, nodes=n, text=_volumes(usage, preferences) if code == "volume" else TEXTS[code](n))
         for code, n in sorted(counts.items(), key=lambda item: (-item[1], order.index(item[0])))
         if n
     )
 
 
 def reasons(
-    ledger: ClusterUsage,
+    usage: ClusterUsage,
     view: View,
-    demand: Requirements,
-    wish: Preferences,
+    requirements: Requirements,
+    preferences: Preferences,
     counts: Mapping[str, int],
     only: str = "",
 ) -> tuple[Reason, ...]:
     """Reasons with the nearest miss of each filter. Looks at every node, or at the one called ``only``."""
-    nodes = [ledger.rows[only]] if only in ledger.rows else ([] if only else list(ledger.rows.values()))
+    nodes = [usage.rows[only]] if only in usage.rows else ([] if only else list(usage.rows.values()))
     refused: dict[str, list[Node]] = {}
     for node in nodes:
-        code = refusal_of(ledger, demand, wish, node)
+        code = refusal_of(usage, requirements, preferences, node)
         if code:
             refused.setdefault(code, []).append(node)
     out = []
-    for reason in texts(ledger, wish, counts):
+    for reason in texts(usage, preferences, counts):
         miss = _MISSES.get(reason.code)
         found = refused.get(reason.code)
-        best = min(miss(ledger, view, demand, wish, n) for n in found)[1] if miss and found else ""
+        best = (
+            min(miss(usage, view, requirements, preferences, n) for n in found)[1] if miss and found else ""
+        )
         out.append(Reason(code=reason.code, nodes=reason.nodes, text=reason.text, best=best))
     return tuple(out)
 
@@ -138,21 +140,23 @@ def _name(node: Node) -> str:
     return node.description.hostname or node.id
 
 
-def _ready(ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node) -> _Miss:  # noqa: ARG001
+def _ready(
+    usage: ClusterUsage, view: View, requirements: Requirements, preferences: Preferences, node: Node
+) -> _Miss:
     order = ("paused", "drained", "disconnected", "unknown", "down")
     state = state_of(node)
     return (order.index(state) if state in order else len(order), f"{_name(node)} is {state}")
 
 
 def _resources(
-    ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node
+    usage: ClusterUsage, view: View, requirements: Requirements, preferences: Preferences, node: Node
 ) -> _Miss:
-    use = ledger.nodes.get(node.id) or NodeUsage()
+    use = usage.nodes.get(node.id) or NodeUsage()
     total = node.description
     wanted: list[tuple[str, int, int, Callable[[int], str]]] = [
-        ("CPUs", demand.cpu, total.nano_cpus - use.cpu, lambda n: f"{n / 1e9:g}"),
-        ("of memory", demand.memory, total.memory_bytes - use.memory, _size),
-        *((kind, n, free_generic(node, use, kind), str) for kind, n in demand.generic),
+        ("CPUs", requirements.cpu, total.nano_cpus - use.cpu, lambda n: f"{n / 1e9:g}"),
+        ("of memory", requirements.memory, total.memory_bytes - use.memory, _size),
+        *((kind, n, free_generic(node, use, kind), str) for kind, n in requirements.generic),
     ]
     short = [(what, n, max(0, free), show) for what, n, free, show in wanted if n and n > free]
     far = max((1 - free / n for _, n, free, _ in short), default=0.0)
@@ -169,17 +173,19 @@ def _size(n: int) -> str:
     return f"{n} B"
 
 
-def _plugins(ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node) -> _Miss:  # noqa: ARG001
-    missing = missing_plugins(demand, node)
+def _plugins(
+    usage: ClusterUsage, view: View, requirements: Requirements, preferences: Preferences, node: Node
+) -> _Miss:
+    missing = missing_plugins(requirements, node)
     text = " and ".join(f"{kind.lower()} plugin {name}" for kind, name in missing)
     return (len(missing), f"{_name(node)} has no {text}")
 
 
 def _constraints(
-    ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node
+    usage: ClusterUsage, view: View, requirements: Requirements, preferences: Preferences, node: Node
 ) -> _Miss:
     parts = []
-    for text in demand.constraints:
+    for text in requirements.constraints:
         constraint = parse_constraint(text)
         if constraint.matches(node):
             continue
@@ -194,53 +200,61 @@ def _constraints(
     return (len(parts), "; ".join(parts))
 
 
-def _platform(ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node) -> _Miss:  # noqa: ARG001
+def _platform(
+    usage: ClusterUsage, view: View, requirements: Requirements, preferences: Preferences, node: Node
+) -> _Miss:
     about = node.description
     architecture = ARCHITECTURES.get(about.architecture, about.architecture)
-    wanted = " or ".join("/".join(part or "any" for part in p) for p in demand.platforms)
-    far = all(os and os != about.os for os, _ in demand.platforms)
+    wanted = " or ".join("/".join(part or "any" for part in p) for p in requirements.platforms)
+    far = all(os and os != about.os for os, _ in requirements.platforms)
     return (far, f"{_name(node)} is {about.os}/{architecture}, wanted {wanted}")
 
 
-def _ports(ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node) -> _Miss:  # noqa: ARG001
+def _ports(
+    usage: ClusterUsage, view: View, requirements: Requirements, preferences: Preferences, node: Node
+) -> _Miss:
     taken = [
         f"{port}/{protocol}"
-        for protocol, port in demand.ports
-        if (protocol, port) in ledger.nodes[node.id].ports
+        for protocol, port in requirements.ports
+        if (protocol, port) in usage.nodes[node.id].ports
     ]
     return (len(taken), f"{' and '.join(taken)} {'is' if len(taken) == 1 else 'are'} taken on {_name(node)}")
 
 
 def _held_ports(
-    ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node
+    usage: ClusterUsage, view: View, requirements: Requirements, preferences: Preferences, node: Node
 ) -> _Miss:
-    held = held_ports(demand, node)
+    held = held_ports(requirements, node)
     return (len(held), "; ".join(ports.not_taken(ports.key(p), [(_name(node), p.holder)]) for p in held))
 
 
 def _addresses(
-    ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node
+    usage: ClusterUsage, view: View, requirements: Requirements, preferences: Preferences, node: Node
 ) -> _Miss:
     if not node.number:
         return (0, f"{_name(node)} has no number on the node network yet")
     return (1, f"every address of {_name(node)} is given")
 
 
-def _replicas(ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node) -> _Miss:  # noqa: ARG001
-    has = ledger.nodes[node.id].by_service.get(wish.service_id, 0)
-    return (has, f"{_name(node)} has {has} of at most {wish.max_replicas}")
+def _replicas(
+    usage: ClusterUsage, view: View, requirements: Requirements, preferences: Preferences, node: Node
+) -> _Miss:
+    has = usage.nodes[node.id].by_service.get(preferences.service_id, 0)
+    return (has, f"{_name(node)} has {has} of at most {preferences.max_replicas}")
 
 
-def _affinity(ledger: ClusterUsage, view: View, demand: Requirements, wish: Preferences, node: Node) -> _Miss:  # noqa: ARG001
+def _affinity(
+    usage: ClusterUsage, view: View, requirements: Requirements, preferences: Preferences, node: Node
+) -> _Miss:
     def name(service_id: str) -> str:
         service = view.services.get(service_id)
         return (service and service.spec.name) or "that does not exist"
 
-    apart = [s for s in wish.apart_hard if node.id in ledger.hosting.get(s, ())]
+    apart = [s for s in preferences.apart_hard if node.id in usage.hosting.get(s, ())]
     parts = [
         f"no task of service {name(s)} on {_name(node)}"
-        for s in wish.with_hard
-        if node.id not in ledger.hosting.get(s, ())
+        for s in preferences.with_hard
+        if node.id not in usage.hosting.get(s, ())
     ]
     parts += [f"a task of service {name(s)} is on {_name(node)}" for s in apart]
     return (len(parts), "; ".join(parts))
@@ -261,13 +275,13 @@ _MISSES: dict[str, Callable[[ClusterUsage, View, Requirements, Preferences, Node
 
 
 # --- volumes ----------------------------------------------------------------------------------------------------------------
-def _volumes(ledger: ClusterUsage, wish: Preferences) -> str:
-    return "; ".join(where(ledger, name) for name in wish.held)
+def _volumes(usage: ClusterUsage, preferences: Preferences) -> str:
+    return "; ".join(where(usage, name) for name in preferences.held)
 
 
-def where(ledger: ClusterUsage, volume: str) -> str:
+def where(usage: ClusterUsage, volume: str) -> str:
     """Which node holds a volume, and why it takes no task when it does not: ``volume "data" is on node n1, which is down``."""
-    holders = [ledger.rows[id_] for id_ in ledger.volumes.get(volume, ())]
+    holders = [usage.rows[id_] for id_ in usage.volumes.get(volume, ())]
     if not holders:
         return f'volume "{volume}" is on no node'
     node = min(holders, key=lambda n: (not takes_tasks(n), n.id))

@@ -1,7 +1,7 @@
 """Where tasks go: filters say which nodes can, ranking says which should, and each refusal leaves its reason.
 
 Tasks of one revision are placed one after another, each on the node that is then best: fewest recent failures, most soft
-wishes met, fewest tasks of the service, fewest tasks. What is known about nodes is kept (``boards``). A task whose
+wishes met, fewest tasks of the service, fewest tasks. What is known about nodes is kept (``rankings``). A task whose
 node is set from the beginning is only asked whether it can run there.
 """
 
@@ -60,30 +60,30 @@ def place(p: Transaction, tasks: list[Task], *, in_any_case: bool = False) -> li
         if revision is None:
             continue
         if not in_any_case and (
-            p.looks >= 2 * p.most_looks
-            or (p.looks >= p.most_looks and not any(t.id in p.unplaced for t in group))
+            p.cost >= 2 * p.most_cost
+            or (p.cost >= p.most_cost and not any(t.id in p.unplaced for t in group))
         ):
             left += group
             continue
         p.view.group(group[0].service_id)
-        before = p.ledger.boards.looks
+        before = p.usage.rankings.cost
         discounted = [task for task in moving.get(avoid, ()) if p.discount(task)]
         left += _place_group(p, revision, avoid, sorted(group, key=lambda t: t.slot))
         for task in discounted:
             p.recount(task)
-        p.looked(PLACING + p.ledger.boards.looks - before)
+        p.charge(PLACING + p.usage.rankings.cost - before)
     return left
 
 
 # --- tasks that may go anywhere -------------------------------------------------------------------------------------------
 def _place_group(p: Transaction, revision: Revision, avoid: str, tasks: list[Task]) -> list[Task]:
     service = p.view.services.get(revision.service_id)
-    boards = p.ledger.boards
-    demand = boards.demand(revision, p.view)
-    wish = preferences_of(revision, service, p.view, p.ledger, avoid)
-    pool = boards.pool(demand, wish.strategy)
-    one = boards.single(wish, pool, p.now) if len(tasks) == 1 and pool.best() is not None else None
-    group = boards.group(wish, pool, p.now) if one is None and pool.best() is not None else None
+    rankings = p.usage.rankings
+    requirements = rankings.requirements(revision, p.view)
+    preferences = preferences_of(revision, service, p.view, p.usage, avoid)
+    pool = rankings.pool(requirements, preferences.strategy)
+    one = rankings.single(preferences, pool, p.now) if len(tasks) == 1 and pool.best() is not None else None
+    group = rankings.group(preferences, pool, p.now) if one is None and pool.best() is not None else None
     together = _keeps_together(service)
     left: list[Task] = []
     refused: Mapping[str, int] | None = None
@@ -97,7 +97,7 @@ def _place_group(p: Transaction, revision: Revision, avoid: str, tasks: list[Tas
             node_id = group.best(p.now)
         if node_id:
             try:
-                _assign(p, task, p.ledger.rows[node_id], revision, demand, wish, _ASSIGNED)
+                _assign(p, task, p.usage.rows[node_id], revision, requirements, preferences, _ASSIGNED)
             except Exhausted as err:
                 trouble = str(err)
             if trouble:
@@ -105,15 +105,15 @@ def _place_group(p: Transaction, revision: Revision, avoid: str, tasks: list[Tas
             elif group is not None:
                 group.placed(node_id)
                 if together:
-                    wish = preferences_of(revision, service, p.view, p.ledger, avoid)
-                    group = boards.group(wish, pool, p.now)
+                    preferences = preferences_of(revision, service, p.view, p.usage, avoid)
+                    group = rankings.group(preferences, pool, p.now)
             continue
         if trouble:
             pend(p, task, trouble)
             continue
         if refused is None:
-            refused = count_refusals(pool, wish)
-        _pend_refused(p, task, demand, wish, refused)
+            refused = count_refusals(pool, preferences)
+        _pend_refused(p, task, requirements, preferences, refused)
     return left
 
 
@@ -129,31 +129,31 @@ def _assign(
     task: Task,
     node: Node,
     revision: Revision,
-    demand: Requirements,
-    wish: Preferences,
+    requirements: Requirements,
+    preferences: Preferences,
     message: str,
 ) -> None:
     status = msgspec.structs.replace(
         task.status, state=TaskState.ASSIGNED, message=message, err="", timestamp=p.now
     )
-    generic = pick_generic(node, p.ledger.nodes[node.id], demand.generic) if demand.generic else ()
+    generic = pick_generic(node, p.usage.nodes[node.id], requirements.generic) if requirements.generic else ()
     placed = msgspec.structs.replace(
         task,
         node_id=node.id,
         status=status,
-        reasons=_moved(p, wish, node) if wish.preferred else (),
+        reasons=_moved(p, preferences, node) if preferences.preferred else (),
         generic=generic,
     )
     allocate_task(p, placed, revision)
 
 
-def _moved(p: Transaction, wish: Preferences, node: Node) -> tuple[Reason, ...]:
+def _moved(p: Transaction, preferences: Preferences, node: Node) -> tuple[Reason, ...]:
     """A warning for a task that does not go where its volume is: it begins with an empty one."""
-    elsewhere = [v for v in wish.preferred if node.id not in p.ledger.volumes.get(v, ())]
+    elsewhere = [v for v in preferences.preferred if node.id not in p.usage.volumes.get(v, ())]
     if not elsewhere:
         return ()
     here = node.description.hostname or node.id
-    text = "; ".join(f"{where(p.ledger, v)}, the task starts without it on {here}" for v in elsewhere)
+    text = "; ".join(f"{where(p.usage, v)}, the task starts without it on {here}" for v in elsewhere)
     return (Reason(code="volume-moved", nodes=0, text=text),)
 
 
@@ -165,20 +165,20 @@ def _confirm(p: Transaction, task: Task, left: list[Task]) -> None:
     if not p.room_for(task):
         left.append(task)
         return
-    p.looked(1)
+    p.charge(1)
     p.view.group(task.service_id)
-    demand = p.ledger.boards.demand(revision, p.view)
+    requirements = p.usage.rankings.requirements(revision, p.view)
     service = p.view.services.get(task.service_id)
-    wish = preferences_of(revision, service, p.view, p.ledger, preset=True)
-    node = p.ledger.rows.get(task.preset)
-    code = "ready" if node is None else refusal_of(p.ledger, demand, wish, node)
+    preferences = preferences_of(revision, service, p.view, p.usage, preset=True)
+    node = p.usage.rows.get(task.preset)
+    code = "ready" if node is None else refusal_of(p.usage, requirements, preferences, node)
     if node is not None and not code:
         try:
-            _assign(p, task, node, revision, demand, wish, _CONFIRMED)
+            _assign(p, task, node, revision, requirements, preferences, _CONFIRMED)
         except Exhausted as err:
             pend(p, task, str(err))
         return
-    _pend_refused(p, task, demand, wish, {code: 1})
+    _pend_refused(p, task, requirements, preferences, {code: 1})
 
 
 # --- tasks that have to wait ------------------------------------------------------------------------------------------------
@@ -188,16 +188,20 @@ def pend(p: Transaction, task: Task, trouble: str) -> None:
 
 
 def _pend_refused(
-    p: Transaction, task: Task, demand: Requirements, wish: Preferences, refused: Mapping[str, int]
+    p: Transaction,
+    task: Task,
+    requirements: Requirements,
+    preferences: Preferences,
+    refused: Mapping[str, int],
 ) -> None:
     """Say which filters refused how many nodes. The nearest misses are found only when something is to be written."""
-    p.ledger.boards.awaited.update(wish.with_hard)
-    brief = texts(p.ledger, wish, refused)
+    p.usage.rankings.awaited.update(preferences.with_hard)
+    brief = texts(p.usage, preferences, refused)
     if _is_told(task, brief):
         return
     if p.level >= features.ORCHESTRATION:
-        p.looked(1 if task.preset else len(p.ledger.rows))
-        _pend(p, task, reasons(p.ledger, p.view, demand, wish, refused, task.preset))
+        p.charge(1 if task.preset else len(p.usage.rows))
+        _pend(p, task, reasons(p.usage, p.view, requirements, preferences, refused, task.preset))
     else:
         _pend(p, task, brief)
 

@@ -2,7 +2,7 @@
 
 Derived from the stored rows and kept up to date change by change, so that a decision about one service costs what that
 service costs. A pass books its tentative writes here and takes them back at its end; commits book them for good. What
-changed about nodes stands in a journal, from which the scheduler repairs what it remembers (``boards``).
+changed about nodes stands in a changelog, from which the scheduler repairs what it remembers (``rankings``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _Key = TypeVar("_Key")
 FAILURE_MEMORY = 300 * defaults.SECOND  # a node's failures of a revision count this long against it
 FAILURES_THAT_COUNT = 5  # fewer are bad luck
 _RUNNING, _COMPLETE = int(TaskState.RUNNING), int(TaskState.COMPLETE)
-MAX_JOURNAL = 20_000  # entries; whoever read none of the last so many looks at every node again
+MAX_CHANGELOG = 20_000  # entries; whoever read none of the last so many looks at every node again
 
 
 class NodeUsage:
@@ -77,13 +77,15 @@ class ClusterUsage:
         self.held_ports: dict[
             tuple[str, int], dict[str, None]
         ] = {}  # (protocol, port) -> nodes whose host holds it
-        self.journal: list[str] = []  # ids of nodes whose row or use changed, in order, the newest part of it
+        self.changelog: list[
+            str
+        ] = []  # ids of nodes whose row or use changed, in order, the newest part of it
         self.written = 0  # how many entries it ever had
-        self.boards = RankingCache(self)
+        self.rankings = RankingCache(self)
         # service id -> how its slots stood when they were last looked at
-        self.surveys: dict[str, SlotIndex | Run] = {}
+        self.slot_indexes: dict[str, SlotIndex | Run] = {}
         # how tasks of a revision stand on nodes, by what their services ask of nodes; as long as no node changes
-        self.standings: dict[tuple[tuple[str, ...], tuple[str, ...] | None, int], NodeFit] = {}
+        self.node_fits: dict[tuple[tuple[str, ...], tuple[str, ...] | None, int], NodeFit] = {}
         self._revisions: dict[str, Revision] = {}
         self._taken: dict[str, _Taken] = {}  # revision id -> what each of its tasks takes
         for table in (store.revisions, store.nodes, store.networks, store.services):
@@ -123,14 +125,14 @@ class ClusterUsage:
 
     def look_again(self, service_id: str, place: int | str) -> None:
         """What decides how a place of a service stands has changed."""
-        seen = self.surveys.get(service_id)
+        seen = self.slot_indexes.get(service_id)
         if seen is not None:
             seen.changed.add(place)
 
-    def forget_standings(self) -> None:
+    def forget_node_fits(self) -> None:
         """All that is known of how tasks stand; not within a pass, which may be at it."""
-        self.standings.clear()
-        self.surveys.clear()  # they hold on to what only ``standings`` tells of nodes that change
+        self.node_fits.clear()
+        self.slot_indexes.clear()  # they hold on to what only ``node_fits`` tells of nodes that change
 
     def revision(self, task: Task) -> Revision | None:
         return self.known_revision(task.revision_id)
@@ -142,7 +144,7 @@ class ClusterUsage:
         """After the last task that pointed at it was booked out."""
         self._revisions.pop(id_, None)
         self._taken.pop(id_, None)
-        self.boards.forget(id_)
+        self.rankings.forget(id_)
         for node_id in self.failed.pop(id_, ()):
             if node_id in self.nodes:
                 self.nodes[node_id].failures.pop(id_, None)
@@ -168,13 +170,13 @@ class ClusterUsage:
     def _task_changed(self, old: Task | None, new: Task | None) -> None:
         task = new or old
         assert task is not None
-        seen = self.surveys.get(task.service_id)
+        seen = self.slot_indexes.get(task.service_id)
         if seen is not None:
             seen.changed.add(task.place)
             if len(seen.changed) > 100 and seen.outdated(
                 2
             ):  # it is of no more use, and holds rows nobody else does
-                del self.surveys[task.service_id]
+                del self.slot_indexes[task.service_id]
         if self._unbooked:
             self._book(self._unbooked.pop(task.id, None), +1)
         if not _takes_the_same(old, new):
@@ -237,10 +239,10 @@ class ClusterUsage:
             self._touch(new.node_id)
 
     def _touch(self, node_id: str) -> None:
-        self.journal.append(node_id)
+        self.changelog.append(node_id)
         self.written += 1
-        if len(self.journal) > MAX_JOURNAL and len(self.journal) > 4 * len(self.rows):
-            del self.journal[: len(self.journal) // 2]
+        if len(self.changelog) > MAX_CHANGELOG and len(self.changelog) > 4 * len(self.rows):
+            del self.changelog[: len(self.changelog) // 2]
 
     # --- the rest ----------------------------------------------------------------------------------------------
     def _service(self, old: Service | None, new: Service | None) -> None:

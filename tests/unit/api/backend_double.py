@@ -81,7 +81,7 @@ class BackendDouble:
         """As the leader's would be: its books complete. :meth:`settle` lets them decide."""
         if self._controllers is None:
             self._controllers = Controllers(self.store, self.new_id)
-            self._controllers.ledger.book(1 << 30)
+            self._controllers.usage.book(1 << 30)
             self.store.watch(lambda index, changes: self.controllers.changed(changes))
         return self._controllers
 

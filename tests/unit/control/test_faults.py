@@ -11,7 +11,7 @@ import pytest
 
 from swarm_agent.control import controllers
 from swarm_agent.control.explain import standing
-from swarm_agent.control.loop import ASIDE_NS, ControlLoop
+from swarm_agent.control.loop import QUARANTINE_NS, ControlLoop
 from swarm_agent.control.orchestrator import drain
 from swarm_agent.control.scheduler import scheduler
 from swarm_agent.control.transaction import Key
@@ -107,17 +107,17 @@ def test_one_service_nobody_can_decide_about_does_not_stop_the_others(
             assert [leader.placed(id_) for id_ in (bad, first, second)] == [0, 2, 2]
             service = cluster.store.services.get(bad)
             assert isinstance(service, Service)
-            aside = leader.loop.controllers.aside[Key("service", bad)]
-            ledger = leader.loop.controllers.ledger
-            (note, *_) = standing(cluster.store, ledger, service, leader.clock(), aside).notes
+            quarantined = leader.loop.controllers.quarantined[Key("service", bad)]
+            usage = leader.loop.controllers.usage
+            (note, *_) = standing(cluster.store, usage, service, leader.clock(), quarantined).notes
             assert "nothing is decided about it for 28s more" in note
             assert "Bug(" in note
-            await asyncio.sleep(ASIDE_NS / SECOND)
+            await asyncio.sleep(QUARANTINE_NS / SECOND)
             assert leader.loop.faults == 2, "it is tried again, and left alone again"
             assert leader.placed(bad) == 0
-        await asyncio.sleep(ASIDE_NS / SECOND)
+        await asyncio.sleep(QUARANTINE_NS / SECOND)
         assert leader.placed(bad) == 2
-        assert not leader.loop.controllers.aside
+        assert not leader.loop.controllers.quarantined
 
     play(story)
 
@@ -132,7 +132,7 @@ def test_a_drain_goes_on_without_the_service_that_cannot_be_moved(monkeypatch: p
         await asyncio.sleep(1)
         movers = [t for t in cluster.store.tasks.all() if t.replaces]
         assert {t.service_id for t in movers} == {good}
-        assert Key("service", bad) in leader.loop.controllers.aside
+        assert Key("service", bad) in leader.loop.controllers.quarantined
 
     play(story)
 

@@ -140,7 +140,7 @@ def test_a_new_leader_books_so_many_tasks_a_call(monkeypatch: pytest.MonkeyPatch
         fresh: list[Controllers] = []
         made.append(lines(lambda c=cluster, f=fresh: f.append(Controllers(c.store, c.id))))  # type: ignore[misc]
         costs = []
-        while not fresh[0].ledger.complete:
+        while not fresh[0].usage.complete:
             costs.append(lines(lambda f=fresh[0], c=cluster: f.run(c.now)))  # type: ignore[misc]
         booked.append(max(costs))
     assert made[1] < made[0] + 20, made
@@ -262,7 +262,7 @@ def test_a_node_that_changes_is_no_reason_to_look_at_a_service_as_a_whole(
         looks = []
         while cluster.controllers.next_wake() == 0:
             groups = cluster.controllers.run(cluster.now)
-            looks.append(cluster.controllers.looks)
+            looks.append(cluster.controllers.cost)
             if groups:
                 cluster.commit(groups)
         costs.append(min(looks))

@@ -139,7 +139,7 @@ def test_network_plugins(desk: SchedulerFixture) -> None:
     service = desk.service("web")
     revision = desk.store.revisions.get(service.revision_id)
     assert revision is not None
-    found = explain(desk.store, desk.ledger, replace(revision, id="x", networks=("net",)), service)
+    found = explain(desk.store, desk.usage, replace(revision, id="x", networks=("net",)), service)
     assert found.reasons == (
         Reason(
             code="plugins", nodes=3, text="missing plugin on 3 nodes", best="n1 has no network plugin weave"
@@ -446,9 +446,9 @@ def test_a_preset_task_costs_the_same_on_many_nodes(desk: SchedulerFixture) -> N
     for number in range(300):
         desk.node(f"m{number}")
     desk.service("agent", placement=Placement(constraints=("node.labels.x==y",)))
-    before = desk.ledger.boards.looks
+    before = desk.usage.rankings.cost
     desk.place("agent", preset="n2")
-    assert desk.ledger.boards.looks == before
+    assert desk.usage.rankings.cost == before
 
 
 def test_a_task_that_moves_does_not_stay(desk: SchedulerFixture) -> None:
@@ -485,11 +485,11 @@ def test_why_shows_the_nearest_miss_of_now(desk: SchedulerFixture) -> None:
     assert why(task)[0][2].endswith("most free is 8 GiB on n1")
     taken = {task.node_id for task in desk.place("small", 3)}
     assert taken == {"n1", "n2", "n3"}
-    (told,) = standing(desk.store, desk.ledger, service, 0).tasks
+    (told,) = standing(desk.store, desk.usage, service, 0).tasks
     assert told.task == desk.task(task)
     assert why(told)[0][2].endswith("most free is 7 GiB on n1")
     desk.node("n4", memory=16 * GiB)
-    (told,) = standing(desk.store, desk.ledger, service, 0).tasks
+    (told,) = standing(desk.store, desk.usage, service, 0).tasks
     assert told.notes == ("1 node would take it by now",)
 
 
@@ -498,12 +498,12 @@ def test_explaining_a_placement_that_is_not_asked_for_changes_nothing(desk: Sche
     service = desk.service("web", placement=Placement(constraints=("node.labels.disk==ssd",)))
     revision = desk.store.revisions.get(service.revision_id)
     assert revision is not None
-    found = explain(desk.store, desk.ledger, revision, service)
+    found = explain(desk.store, desk.usage, revision, service)
     assert found.fits == 1
     assert [(r.code, r.nodes, r.best) for r in found.reasons] == [
         ("constraints", 2, "node.labels.disk is not set on n2, wanted ssd")
     ]
-    assert explain(desk.store, desk.ledger, revision, service, avoid="n1").fits == 0
+    assert explain(desk.store, desk.usage, revision, service, avoid="n1").fits == 0
     assert not list(desk.store.tasks.all())
 
 
@@ -514,8 +514,8 @@ def test_what_is_known_about_other_nodes_is_not_found_out_again(desk: SchedulerF
     looks = []
     for name in ("a", "b", "c", "d"):
         desk.service(name, placement=Placement(constraints=("node.labels.zone==99",)))
-        before = desk.ledger.boards.looks
+        before = desk.usage.rankings.cost
         assert "" not in nodes(desk.place(name, 5))
-        looks.append(desk.ledger.boards.looks - before)
+        looks.append(desk.usage.rankings.cost - before)
     assert sum(looks[:2]) > 1000
     assert max(looks[2:]) < 30, looks

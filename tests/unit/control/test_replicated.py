@@ -289,7 +289,7 @@ def test_removing_a_service_leaves_nothing(cluster: ModelCluster) -> None:
     cluster.settle()
     assert cluster.tasks(sid, live=False) == []
     assert list(cluster.store.revisions.all()) == []
-    assert not cluster.controllers.ledger.addresses[net.id]
+    assert not cluster.controllers.usage.addresses[net.id]
 
 
 def test_large_services_are_made_in_bounded_entries(cluster: ModelCluster) -> None:

@@ -242,7 +242,7 @@ def test_a_service_that_is_dearer_than_a_pass_to_look_at_is_rebalanced(
     cluster.settle()
     cluster.set_node("n2", availability="active")
     cluster.settle()
-    monkeypatch.setattr("swarm_agent.control.transaction.MAX_LOOKS", 20)
+    monkeypatch.setattr("swarm_agent.control.transaction.MAX_COST", 20)
     cluster.write(msgspec.structs.replace(cluster.service(sid), rebalancing=1))
     cluster.settle()
     assert Counter(t.node_id for t in cluster.tasks(sid)) == {"n1": 10, "n2": 10}
@@ -332,14 +332,14 @@ def test_a_join_that_a_faster_clock_wrote_down_is_not_waited_for(cluster: ModelC
 def test_what_is_remembered_of_constraints_does_not_grow_for_ever(
     cluster: ModelCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("swarm_agent.control.controllers.MAX_STANDINGS", 10)
+    monkeypatch.setattr("swarm_agent.control.controllers.MAX_NODE_FITS", 10)
     for number in range(30):
         where = Placement(constraints=(f"node.labels.rack != {number}",))
         sid = cluster.create(spec(placement=where))
         cluster.settle()
         cluster.remove(sid)
         cluster.settle()
-    assert len(cluster.controllers.ledger.standings) <= 11
+    assert len(cluster.controllers.usage.node_fits) <= 11
 
 
 @pytest.mark.parametrize("replicas", [1, 300])

@@ -134,8 +134,8 @@ async def why_node(backend: Backend, request: Request, wanted: str) -> Response:
     )
 
 
-async def tell(backend: Backend, request: Request, wanted: str) -> Response:  # noqa: ARG001
-    """``GET /swarm-agent/tasks/{id}/story``: the tasks of its place, one after the other."""
+async def task_history(backend: Backend, request: Request, wanted: str) -> Response:  # noqa: ARG001
+    """``GET /swarm-agent/tasks/{id}/history``: all kept tasks of the slot (or node) of a task, oldest first."""
     task = resolve(backend.store, Task, wanted)
     return json_response(
         [

@@ -32,7 +32,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     engine_socket: str = "/var/run/docker.sock"
     """Where the local engine is. With the agent standing at that path, the engine's new one."""
 
-    front_door_port: int = 2377
+    join_port: int = 2377
     """TCP, managers only: where nodes join."""
 
     rpc_port: int = 2378
@@ -82,7 +82,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def own_ports(self) -> dict[tuple[str, int], str]:
         """What the swarm itself uses on its hosts, by (protocol, port), and what for. Hosts of a swarm are set up alike."""
         own = {
-            ("tcp", self.front_door_port): "where nodes join",
+            ("tcp", self.join_port): "where nodes join",
             ("tcp", self.rpc_port): "sessions of nodes with their managers",
             ("tcp", self.raft_port): "Raft between managers",
             ("udp", VXLAN_PORT): "overlay networks between hosts",
@@ -98,12 +98,12 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return features.LEVEL if self.feature_level is None else self.feature_level
 
     def __post_init__(self) -> None:
-        for name in ("front_door_port", "rpc_port", "raft_port"):
+        for name in ("join_port", "rpc_port", "raft_port"):
             port = getattr(self, name)
             if not 1 <= port <= 65535:
                 raise ValueError(f"{name} {port} is not in the range 1 to 65535")
-        if len({self.front_door_port, self.rpc_port, self.raft_port}) < 3:
-            raise ValueError("front_door_port, rpc_port and raft_port must differ")
+        if len({self.join_port, self.rpc_port, self.raft_port}) < 3:
+            raise ValueError("join_port, rpc_port and raft_port must differ")
         if self.advertise_addr:
             try:
                 ipaddress.IPv4Address(self.advertise_addr)

@@ -65,12 +65,12 @@ class Daemon:
         engine: EngineClient,
         network: NodeNetwork,
         rng: random.Random,
-        seams: Environment | None = None,
+        environment: Environment | None = None,
     ) -> None:
         self.config = config
         self.engine = engine
         self.rng = rng
-        self._seams = seams or Environment(rpc=Grpc(Path(f"{config.socket}.rpc")))
+        self._environment = environment or Environment(rpc=Grpc(Path(f"{config.socket}.rpc")))
         self._reserved: set[str] = set()
         self._events: ClusterEvents | None = None
         self._events_of: Store | None = None
@@ -78,7 +78,7 @@ class Daemon:
         self._server = HttpServer(self.api.handle)
         self.observe = ObserveServer(self)
         self.host = LocalNode(
-            config, engine, network, self.api.serve_forwarded, self.new_id, rng, self._seams
+            config, engine, network, self.api.serve_forwarded, self.new_id, rng, self._environment
         )
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -223,10 +223,10 @@ class Daemon:
         return new_id(self.rng)
 
     def secret_bits(self, count: int) -> int:
-        return self._seams.certificates.bits(count)
+        return self._environment.certificates.bits(count)
 
     def now(self) -> int:
-        return self._seams.now()
+        return self._environment.now()
 
     def _cluster_events(self) -> ClusterEvents | None:
         if self.member is None or self.member.manager is None:
@@ -250,7 +250,7 @@ class _EngineForNetwork:
 
 def make_host_network(config: AgentConfig, engine: EngineClient) -> NodeNetwork:
     """This host's real network."""
-    ports = (config.front_door_port, config.rpc_port, config.raft_port)
+    ports = (config.join_port, config.rpc_port, config.raft_port)
     journal = StateFiles(Path(config.state_dir) / "net")
     return HostNetwork(_EngineForNetwork(engine), journal, control_ports=ports)
 

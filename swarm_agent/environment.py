@@ -38,7 +38,7 @@ class Environment:
     """Who kills what a dead daemon left running under a lease; for an engine's socket."""
 
     rpc: Rpc = field(default_factory=Grpc)
-    doors: JoinTransport = field(default_factory=Https)
+    join_transport: JoinTransport = field(default_factory=Https)
     links: RaftLinks = field(default_factory=Tls)
     """Raft's connections."""
 

@@ -17,7 +17,7 @@ from swarm_agent.store import ApplyResult, Group, Store
 
 class RemoteManager(NamedTuple):
     node_id: str
-    addr: str  # front door, ip:port
+    addr: str  # join server, ip:port
 
 
 class ManagerHealth(NamedTuple):

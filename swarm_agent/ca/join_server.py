@@ -1,4 +1,4 @@
-"""The front door, 2377/tcp: HTTPS for whoever has no certificate yet, two calls and no more.
+"""The join server, 2377/tcp: HTTPS for whoever has no certificate yet, two calls and no more.
 
 ``GET /v1/root`` hands out the root certificate; ``POST /v1/issue`` takes a signing request with a join token. The joiner
 reads the root over an unverified connection, checks it against the token's digest, reconnects verified, and only then
@@ -50,7 +50,7 @@ class IssueRequest(msgspec.Struct):
 
 
 class ManagerAddress(msgspec.Struct, frozen=True):
-    """Where a manager is: its front door and its RPC server, ``ip:port``."""
+    """Where a manager is: its join server and its RPC server, ``ip:port``."""
 
     node_id: str
     addr: str
@@ -84,13 +84,13 @@ Issue = Callable[[IssueRequest], Awaitable[Issued]]
 
 # --- the seam ----------------------------------------------------------------------------------------------------------
 class Answering(Protocol):
-    """A front door that is asked: (status, body)."""
+    """A join server that is asked: (status, body)."""
 
     async def answer(self, method: str, target: str, body: bytes, address: str) -> tuple[int, bytes]: ...
 
 
 class JoinTransport(Protocol):
-    """How calls reach a front door. ``Https`` is the real one, ``tests.lib.fake_rpc`` its double."""
+    """How calls reach a join server. ``Https`` is the real one, ``tests.lib.fake_rpc`` its double."""
 
     async def listen(
         self, host: str, port: int, identity: NodeIdentity, door: Answering
@@ -109,23 +109,23 @@ class JoinTransport(Protocol):
 class JoinServer:
     """Serves joiners on a manager. ``issue`` is asked for certificates; it may forward to the leader."""
 
-    def __init__(self, identity: Callable[[], NodeIdentity], issue: Issue, doors: JoinTransport) -> None:
+    def __init__(self, identity: Callable[[], NodeIdentity], issue: Issue, transport: JoinTransport) -> None:
         self._identity = identity
         self._issue = issue
-        self._doors = doors
+        self._transport = transport
         self._close: Callable[[], Awaitable[None]] | None = None
         self._where = ("", 0)
         self._calls: defaultdict[str, list[float]] = defaultdict(list)
 
     async def start(self, host: str, port: int) -> None:
         self._where = (host, port)
-        self._close = await self._doors.listen(host, port, self._identity(), self)
+        self._close = await self._transport.listen(host, port, self._identity(), self)
 
     async def renewed(self) -> None:
         """Show the present certificate to whoever connects from now on."""
         if self._close is not None:
             await self._close()
-            self._close = await self._doors.listen(*self._where, self._identity(), self)
+            self._close = await self._transport.listen(*self._where, self._identity(), self)
 
     async def stop(self) -> None:
         if self._close is not None:
@@ -167,7 +167,7 @@ class Https:
     async def listen(
         self, host: str, port: int, identity: NodeIdentity, door: Answering
     ) -> Callable[[], Awaitable[None]]:
-        gate = Gate("front door", functools.partial(_serve, door, server_context(identity)), LIMITS)
+        gate = Gate("join server", functools.partial(_serve, door, server_context(identity)), LIMITS)
         gate.listen(tcp_listener(host, port))
         return functools.partial(gate.close, CLOSE_TIMEOUT_S)
 
@@ -193,7 +193,7 @@ async def _serve(door: Answering, context: ssl.SSLContext, sock: socket.socket, 
             )
             await writer.drain()
     except (OSError, TimeoutError, h11.ProtocolError, asyncio.IncompleteReadError) as err:
-        log.debug("front door: %s", err)
+        log.debug("join server: %s", err)
     finally:
         writer.close()
         with contextlib.suppress(OSError, ssl.SSLError, TimeoutError):
@@ -244,14 +244,14 @@ def _client_context(root: bytes | None) -> ssl.SSLContext:
     return verified
 
 
-async def fetch_root(doors: JoinTransport, addr: str, token: str) -> bytes:
+async def fetch_root(transport: JoinTransport, addr: str, token: str) -> bytes:
     """The root certificate of the manager at ``addr``, checked against the token.
 
     Raises:
         InvalidJoinToken, JoinRefused (another cluster's token), Unavailable (nobody there).
     """
     digest = parse_token(token).digest
-    answer = await _call(doors, addr, None, "GET", "/v1/root", b"")
+    answer = await _call(transport, addr, None, "GET", "/v1/root", b"")
     root = _decoded(addr, answer, Root).root
     if not hmac.compare_digest(root_digest(root), digest):
         expected = hashlib.sha256(root).hexdigest()
@@ -263,9 +263,11 @@ async def fetch_root(doors: JoinTransport, addr: str, token: str) -> bytes:
     return root
 
 
-async def ask_for_certificate(doors: JoinTransport, addr: str, root: bytes, request: IssueRequest) -> Issued:
+async def ask_for_certificate(
+    transport: JoinTransport, addr: str, root: bytes, request: IssueRequest
+) -> Issued:
     """Send the token and the signing request, over a connection verified against ``root``."""
-    answer = await _call(doors, addr, root, "POST", "/v1/issue", msgspec.json.encode(request))
+    answer = await _call(transport, addr, root, "POST", "/v1/issue", msgspec.json.encode(request))
     return _decoded(addr, answer, Issued)
 
 
@@ -279,9 +281,9 @@ def _decoded(addr: str, answer: bytes, kind: type[A]) -> A:
 
 
 async def _call(
-    doors: JoinTransport, addr: str, root: bytes | None, method: str, target: str, body: bytes
+    transport: JoinTransport, addr: str, root: bytes | None, method: str, target: str, body: bytes
 ) -> bytes:
-    status, answer = await doors.call(addr, root, method, target, body)
+    status, answer = await transport.call(addr, root, method, target, body)
     if status >= 400:
         refusal = _decoded(addr, answer, Refusal)
         error = JoinRefused(refusal.message)

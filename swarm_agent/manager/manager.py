@@ -1,4 +1,4 @@
-"""A manager's parts and their life: Raft, store, RPC server, front door, and the duties that come with leadership."""
+"""A manager's parts and their life: Raft, store, RPC server, join server, and the duties that come with leadership."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ManagerSettings(msgspec.Struct, frozen=True):
     cluster_id: str
     raft_id: int
     listen_host: str
-    front_door_port: int
+    join_port: int
     rpc_port: int
     raft_port: int
     advertise_host: str
@@ -77,7 +77,7 @@ class ManagerSettings(msgspec.Struct, frozen=True):
 
     @property
     def manager_addr(self) -> str:
-        return f"{self.advertise_host}:{self.front_door_port}"
+        return f"{self.advertise_host}:{self.join_port}"
 
 
 def _beginning(me: Member, recovery: Recovery | None, *, alone: bool) -> Begin | None:
@@ -96,29 +96,29 @@ class Manager:
         serve_forwarded: ServeForwarded,
         new_id: Callable[[], str],
         rng: random.Random,
-        seams: Environment,
+        environment: Environment,
         keys: KeyFile,
         renew: Callable[[], Awaitable[None]],
     ) -> None:
         self.settings = settings
-        self.seams = seams
+        self.environment = environment
         self.store = Store(settings.feature_level)
         self.new_id = new_id
         self._identity = identity
         self._serve_forwarded = serve_forwarded
         self._rng = rng
-        self._transport = PeerTransport(identity, seams.links, settings.raft_port, self.admit)
+        self._transport = PeerTransport(identity, environment.links, settings.raft_port, self.admit)
         self._home: LoopHost | None = None
         self._disk: Disk | None = None
         self.raft: RaftNode | None = None
         self.duties: Leader | None = None
-        self._authority = CertificateIssuer(self.store, self.propose, new_id, seams.certificates)
+        self._authority = CertificateIssuer(self.store, self.propose, new_id, environment.certificates)
         self._unwatch_cluster: Callable[[], None] = lambda: None
-        self.keys = KeyManager(self.store, keys, renew, seams.certificates.entropy)
+        self.keys = KeyManager(self.store, keys, renew, environment.certificates.entropy)
         self.logs = LogBroker(new_id)
         surface = RpcHandlers(self, self._authority, serve_forwarded)
-        self._rpc = seams.rpc.server(identity, surface.allow, surface.methods())
-        self._door = JoinServer(identity, self.issue, seams.doors)
+        self._rpc = environment.rpc.server(identity, surface.allow, surface.methods())
+        self._door = JoinServer(identity, self.issue, environment.join_transport)
         self._clients: dict[str, Client] = {}
         self._leading = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -145,18 +145,18 @@ class Manager:
         try:
             await self._rpc.start(f"{settings.listen_host}:{settings.rpc_port}")
             try:
-                await self._door.start(settings.listen_host, settings.front_door_port)
+                await self._door.start(settings.listen_host, settings.join_port)
             except OSError as err:
                 raise Unavailable(
-                    f"cannot listen on {settings.listen_host}:{settings.front_door_port}: {err.strerror}. "
-                    "Free the port or set front_door_port in the agent's configuration"
+                    f"cannot listen on {settings.listen_host}:{settings.join_port}: {err.strerror}. "
+                    "Free the port or set join_port in the agent's configuration"
                 ) from err
             self._serving = True
-            home = self._home = self.seams.home()
+            home = self._home = self.environment.home()
             home.enter()
             await run_on(home, lambda: self._transport.start(settings.listen_host))
             settings.raft_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._disk = self.seams.disk(settings.raft_dir)
+            self._disk = self.environment.disk(settings.raft_dir)
             me = Member(raft_id=settings.raft_id, node_id=settings.node_id, addr=settings.rpc_addr)
             self.raft = await RaftNode.start(
                 RaftConfig(
@@ -410,7 +410,7 @@ class Manager:
 
     def now(self) -> int:
         """The clock decisions are made by: never behind what is written, whoever led then with whatever clock."""
-        return max(self.seams.now(), self.store.now)
+        return max(self.environment.now(), self.store.now)
 
     # --- state -----------------------------------------------------------------------------------------------------
     async def propose(self, groups: tuple[Group, ...]) -> ApplyResult:
@@ -448,7 +448,7 @@ class Manager:
         addr = await self.leader_addr()
         client = self._clients.get(addr)
         if client is None:
-            client = self._clients[addr] = self.seams.rpc.client(addr, self._identity())
+            client = self._clients[addr] = self.environment.rpc.client(addr, self._identity())
         return client
 
     async def forward(self, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:
@@ -499,7 +499,7 @@ class Manager:
         return self.duties
 
     async def issue(self, request: IssueRequest) -> Issued:
-        """The front door's call: here when we lead, else at the leader."""
+        """The join server's call: here when we lead, else at the leader."""
         if self.is_leader:
             return await self._authority.issue(request)
         client = await self._leader_client()

@@ -34,7 +34,7 @@ PortKey = tuple[str, int]
 """(protocol, number) of a port of the host."""
 
 
-# --- the words of the contract (docs/design/rooms.md)
+# --- the contract with the agent and the dispatcher
 
 
 class Peer(Struct, frozen=True):

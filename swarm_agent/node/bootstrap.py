@@ -28,7 +28,7 @@ class ManagerAddresses(NamedTuple):
     host: str  # what others reach it by
     data_addr: str
     listen_host: str
-    front_door_port: int
+    join_port: int
     rpc_port: int
 
 
@@ -92,7 +92,7 @@ def _stands(
         spec=NodeSpec(role="manager", availability=availability),
         role="manager",
         status=NodeStatus(addr=place.host),
-        manager_addr=f"{place.host}:{place.front_door_port}",
+        manager_addr=f"{place.host}:{place.join_port}",
         rpc_addr=f"{place.host}:{place.rpc_port}",
         cert_not_after=ends,
     )
@@ -102,7 +102,7 @@ def _stands(
         role="manager",
         advertise_host=place.host,
         listen_host=place.listen_host,
-        front_door_port=place.front_door_port,
+        join_port=place.join_port,
         data_addr=place.data_addr,
         managers=(),
     )

@@ -39,17 +39,17 @@ class Certificate:
         ask_leader: AskLeader,
         renewed: Callable[[], Awaitable[None]],
         rng: random.Random,
-        seams: Environment,
+        environment: Environment,
     ) -> None:
         self._papers = papers
         self._ask_leader = ask_leader
         self._renewed = renewed
         self._rng = rng
-        self._seams = seams
+        self._environment = environment
 
     async def renew(self) -> None:
         """For the role our record has by now. SwarmError: nobody issued it; OSError: it could not be written down."""
-        key, csr = ca.make_request(self._seams.certificates)
+        key, csr = ca.make_request(self._environment.certificates)
         issued: Issued = await self._ask_leader("Renew", Renew(csr), TIMEOUT_S)
         self._papers.take(NodeIdentity(key, issued.cert, self._papers.identity.root))
         await self._renewed()
@@ -60,8 +60,8 @@ class Certificate:
         while True:
             life = ca.life_of(self._papers.identity.cert)
             at = life.begins + int((life.ends - life.begins) * self._rng.uniform(*RENEW_AT))
-            while self._seams.now() < at and ca.life_of(self._papers.identity.cert) == life:
-                await asyncio.sleep(min(LOOK_EVERY_S, max(0.1, (at - self._seams.now()) / 1e9)))
+            while self._environment.now() < at and ca.life_of(self._papers.identity.cert) == life:
+                await asyncio.sleep(min(LOOK_EVERY_S, max(0.1, (at - self._environment.now()) / 1e9)))
             if ca.life_of(self._papers.identity.cert) != life:
                 continue
             try:

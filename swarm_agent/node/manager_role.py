@@ -48,7 +48,7 @@ class ManagerRole:
         serve_forwarded: ServeForwarded,
         new_id: Callable[[], str],
         rng: random.Random,
-        seams: Environment,
+        environment: Environment,
         level: int,
         ask_leader: AskLeader,
         spawn: Spawn,
@@ -59,12 +59,12 @@ class ManagerRole:
         self._serve_forwarded = serve_forwarded
         self._new_id = new_id
         self._rng = rng
-        self._seams = seams
+        self._environment = environment
         self._level = level
         self._ask_leader = ask_leader
         self._spawn = spawn
         self._room = room
-        self.certificate = Certificate(papers, ask_leader, self._renewed, rng, seams)
+        self.certificate = Certificate(papers, ask_leader, self._renewed, rng, environment)
         self.manager: Manager | None = None
         self.trouble = ""  # why this manager cannot serve, "" when it can
         self._ending: Manager | None = None
@@ -139,7 +139,7 @@ class ManagerRole:
             cluster_id=membership.cluster_id,
             raft_id=membership.raft_id,
             listen_host=membership.listen_host,
-            front_door_port=membership.front_door_port,
+            join_port=membership.join_port,
             rpc_port=config.rpc_port,
             raft_port=config.raft_port,
             timing=config.timing,
@@ -153,8 +153,8 @@ class ManagerRole:
             self._serve_forwarded,
             self._new_id,
             self._rng,
-            self._seams,
-            papers.have_keys(self._seams.certificates.entropy),
+            self._environment,
+            papers.have_keys(self._environment.certificates.entropy),
             self.certificate.renew,
         )
         await manager.start(founding, recovery=recovery, alone=alone)

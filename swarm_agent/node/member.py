@@ -66,11 +66,11 @@ class LocalMember:
         new_id: Callable[[], str],
         rng: random.Random,
         on_removed: Callable[[], None],
-        seams: Environment,
+        environment: Environment,
         keys: KeyFile | None,
         level: int = features.LEVEL,
     ) -> None:
-        self._seams = seams
+        self._environment = environment
         self._level = level
         self._papers = NodeStateFiles(state_dir, membership, identity, keys)
         self._config = config
@@ -81,22 +81,22 @@ class LocalMember:
         self._held_ports = HeldPorts()
         self._host_net: tuple[tuple[HostSubnet, ...], tuple[str, ...]] = ((), ())
         self._describe_now = asyncio.Event()
-        self._room = seams.room(state_dir)
+        self._room = environment.room(state_dir)
         self._told = NodeDescription()  # what a session last said of us
         self._tasks: dict[asyncio.Task[None], None] = {}  # in order, so that they end in order
         self.session = SessionAgent(
-            self, lambda: self.identity, self._known_managers, self._hello, rng, seams.rpc
+            self, lambda: self.identity, self._known_managers, self._hello, rng, environment.rpc
         )
-        self._views = NetworkApplier(network, seams.echoes)
+        self._views = NetworkApplier(network, environment.echoes)
         self.worker = Worker(
             membership.node_id,
             engine,
             network,
             self.session.report,
-            seams.files,
-            seams.now,
-            Lease(engine, seams.guard(config.engine_socket), seams.boottime),
-            seams.port_is_free,
+            environment.files,
+            environment.now,
+            Lease(engine, environment.guard(config.engine_socket), environment.boottime),
+            environment.port_is_free,
             self._cannot_write,
             membership.cluster_id,
             self._views.engine_changed,
@@ -107,7 +107,7 @@ class LocalMember:
             serve_forwarded,
             new_id,
             rng,
-            seams,
+            environment,
             level,
             self._ask_leader,
             self._spawn,
@@ -219,7 +219,7 @@ class LocalMember:
         for addr in dict.fromkeys(addresses):
             target = addr
             for _ in range(REDIRECTS):
-                client = self._seams.rpc.client(target, self.identity)
+                client = self._environment.rpc.client(target, self.identity)
                 try:
                     return await client.unary(name, request, timeout_s)
                 except Redirect as err:
@@ -348,7 +348,7 @@ class LocalMember:
 
     def logs_wanted(self, wanted: LogsWanted) -> None:
         def connect() -> Client:
-            return self._seams.rpc.client(self.session.leader, self.identity)
+            return self._environment.rpc.client(self.session.leader, self.identity)
 
         self._spawn(send_logs(connect, self._engine, self.worker, wanted), "logs")
 

@@ -19,7 +19,7 @@ class MembershipRecord(msgspec.Struct, frozen=True, kw_only=True):
     role: str  # the role our certificate has
     advertise_host: str
     listen_host: str = "0.0.0.0"
-    front_door_port: int = 2377
+    join_port: int = 2377
     data_addr: str
     raft_id: int = 0
     managers: tuple[ManagerAddress, ...] = ()

@@ -70,7 +70,7 @@ class LocalNode:
         serve_forwarded: ServeForwarded,
         new_id: Callable[[], str],
         rng: random.Random,
-        seams: Environment,
+        environment: Environment,
     ) -> None:
         self._config = config
         self._engine = engine
@@ -78,7 +78,7 @@ class LocalNode:
         self._serve_forwarded = serve_forwarded
         self._new_id = new_id
         self._rng = rng
-        self._seams = seams
+        self._environment = environment
         self._state_dir = Path(config.state_dir)
         self.member: LocalMember | None = None
         self._error = ""
@@ -128,7 +128,7 @@ class LocalNode:
         if membership is None:
             return
         membership = self._readdressed(membership)
-        keys = load_keys(self._state_dir, self._seams.certificates.entropy)
+        keys = load_keys(self._state_dir, self._environment.certificates.entropy)
         if isinstance(keys, LockedKeys):
             log.warning('the keys of this manager are locked: use "docker swarm unlock". Containers go on')
             self._locked = keys
@@ -211,7 +211,7 @@ class LocalNode:
             self._new_id,
             self._rng,
             self._was_removed,
-            self._seams,
+            self._environment,
             keys,
             self._config.level,
         )
@@ -232,11 +232,9 @@ class LocalNode:
         async with self._changing:
             self._must_be_outside()
             await self._check_engine()
-            listen_host, port = split_addr(
-                request.listen_addr or "0.0.0.0:2377", self._config.front_door_port
-            )
+            listen_host, port = split_addr(request.listen_addr or "0.0.0.0:2377", self._config.join_port)
             wanted, _ = split_addr(request.advertise_addr or "", port)
-            address = self._seams.address
+            address = self._environment.address
             host = await address(
                 wanted or ("" if listen_host == "0.0.0.0" else listen_host), "advertise address"
             )
@@ -246,7 +244,7 @@ class LocalNode:
                     501, "--data-path-port other than 4789 is not supported by this version of swarm-agent"
                 )
             place = ManagerAddresses(host, data_addr, listen_host, port, self._config.rpc_port)
-            new = bootstrap(request, place, self._new_id, self._seams.certificates, self._config.level)
+            new = bootstrap(request, place, self._new_id, self._environment.certificates, self._config.level)
             member = await self._become(new.membership, new.identity, (new.cluster, new.node))
             await member.wait_connected(JOIN_WAIT_S)
             return new.node.id
@@ -263,9 +261,9 @@ class LocalNode:
                     "this swarm has a majority of its managers and works: --force-new-cluster is for one that has lost it. "
                     'Take managers out with "docker node demote"',
                 )
-            address = self._seams.address
+            address = self._environment.address
             was = member.membership
-            wanted, _ = split_addr(request.advertise_addr or "", was.front_door_port)
+            wanted, _ = split_addr(request.advertise_addr or "", was.join_port)
             host = await address(wanted, "advertise address") if wanted else was.advertise_host
             data = request.data_path_addr or (host if wanted else was.data_addr)
             await member.stand_alone(host, await address(data, "data path address"))
@@ -292,11 +290,11 @@ class LocalNode:
         head = BackupHeader(
             version=VERSION,
             cluster_id=manager.settings.cluster_id,
-            created=self._seams.now(),
+            created=self._environment.now(),
             index=meta.index,
             feature_level=manager.store.feature_level,
             release=__version__,
-            salt=self._seams.certificates.entropy(16),
+            salt=self._environment.certificates.entropy(16),
         )
         return seal(head, key, meta, view)
 
@@ -312,15 +310,13 @@ class LocalNode:
             state.restore(meta.index, pieces)
             if state.cluster is None:
                 raise HttpError(400, "there is no cluster in this backup")
-            listen_host, port = split_addr(
-                options.listen_addr or "0.0.0.0:2377", self._config.front_door_port
-            )
+            listen_host, port = split_addr(options.listen_addr or "0.0.0.0:2377", self._config.join_port)
             wanted, _ = split_addr(options.advertise_addr or "", port)
-            address = self._seams.address
+            address = self._environment.address
             host = await address(wanted, "advertise address")
             data_addr = await address(options.data_path_addr or host, "data path address")
             place = ManagerAddresses(host, data_addr, listen_host, port, self._config.rpc_port)
-            new = recover(state.cluster, place, self._new_id, self._seams.certificates)
+            new = recover(state.cluster, place, self._new_id, self._environment.certificates)
             member = await self._become(
                 new.membership, new.identity, None, Recovery(meta, pieces, new.node), state.cluster.unlock
             )
@@ -335,12 +331,10 @@ class LocalNode:
             token = request.join_token or ""
             parse_token(token)
             hostname = await self._check_engine()
-            listen_host, port = split_addr(
-                request.listen_addr or "0.0.0.0:2377", self._config.front_door_port
-            )
+            listen_host, port = split_addr(request.listen_addr or "0.0.0.0:2377", self._config.join_port)
             wanted, _ = split_addr(request.advertise_addr or "", port)
             remotes = [":".join(map(str, split_addr(r, 2377))) for r in request.remote_addrs or ()]
-            address = self._seams.address
+            address = self._environment.address
             host = await address(wanted, "advertise address") if wanted else await _address_towards(remotes)
             data_addr = await address(request.data_path_addr or host, "data path address")
             identity, issued = await self._get_certificate(
@@ -352,7 +346,7 @@ class LocalNode:
                 role=issued.role,
                 advertise_host=host,
                 listen_host=listen_host,
-                front_door_port=port,
+                join_port=port,
                 data_addr=data_addr,
                 managers=issued.managers,
             )
@@ -382,20 +376,20 @@ class LocalNode:
         self, remotes: list[str], token: str, availability: str, hostname: str
     ) -> tuple[NodeIdentity, Issued]:
         """Ask one manager after the other."""
-        key, csr = ca.make_request(self._seams.certificates)
+        key, csr = ca.make_request(self._environment.certificates)
         request = IssueRequest(
             csr=csr,
             token=token,
             availability=availability,
             hostname=hostname,
-            clock=self._seams.now(),
+            clock=self._environment.now(),
             feature_level=self._config.level,
         )
         error: SwarmError = Unavailable("no manager to join was named")
         for addr in remotes:
             try:
-                root = await fetch_root(self._seams.doors, addr, token)
-                issued = await ask_for_certificate(self._seams.doors, addr, root, request)
+                root = await fetch_root(self._environment.join_transport, addr, token)
+                issued = await ask_for_certificate(self._environment.join_transport, addr, root, request)
             except JoinRefused as err:
                 if err.http_status < 429:
                     raise  # a no to this token or this node; every manager would say it
@@ -424,7 +418,7 @@ class LocalNode:
             if membership.role == "manager":
                 keys = KeyFile.create(
                     self._state_dir,
-                    self._seams.certificates.entropy,
+                    self._environment.certificates.entropy,
                     unlock_key=unlock.key,
                     lock_version=unlock.version,
                 )

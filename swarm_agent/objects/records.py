@@ -137,7 +137,7 @@ class Node(Record, frozen=True, kw_only=True, tag="node"):
     description: NodeDescription = NodeDescription()
     status: NodeStatus = NodeStatus()
     data_addr: str = ""  # where other hosts send overlay packets
-    manager_addr: str = ""  # ip:port people join at (the front door); managers only
+    manager_addr: str = ""  # ip:port people join at (the join server); managers only
     rpc_addr: str = ""  # ip:port of the RPC server; managers only
     raft_id: int = 0
     cert_not_after: int = 0

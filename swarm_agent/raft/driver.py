@@ -259,7 +259,7 @@ class Driver:
 
     # -- what the network brings --------------------------------------------------------------------------------------
 
-    def receive(self, frame: bytes, bearer: str | None = None) -> None:
+    def receive(self, frame: bytes, peer_id: str | None = None) -> None:
         """See ``RaftNode.receive``."""
         if self._closed.done():
             return
@@ -271,8 +271,8 @@ class Driver:
         if decoded.cluster_id != self._config.cluster_id:
             log.warning("dropped a frame of cluster %s from %s", decoded.cluster_id, decoded.sender.node_id)
             return
-        if bearer is not None and self._speaks_for_another(decoded, bearer):
-            log.warning("dropped a frame from %s in the name of another member", bearer)
+        if peer_id is not None and self._speaks_for_another(decoded, peer_id):
+            log.warning("dropped a frame from %s in the name of another member", peer_id)
             return
         self._book[decoded.sender.raft_id] = decoded.sender
         try:
@@ -296,12 +296,12 @@ class Driver:
             self.core.report_unreachable(raft_id)
             self._wake()
 
-    def _speaks_for_another(self, frame: wire.Frame, bearer: str) -> bool:
+    def _speaks_for_another(self, frame: wire.Frame, peer_id: str) -> bool:
         sender = frame.sender
         known = self.core.conf.get(sender.raft_id)
         return (
-            sender.node_id != bearer
-            or (known is not None and known.node_id != bearer)
+            sender.node_id != peer_id
+            or (known is not None and known.node_id != peer_id)
             or any(item.frm != sender.raft_id for item in frame.items)
         )
 

@@ -201,11 +201,11 @@ class RaftNode:
         self._require_open()
         await run_on(self._home, make)
 
-    def receive(self, frame: bytes, bearer: str | None = None) -> None:
+    def receive(self, frame: bytes, peer_id: str | None = None) -> None:
         """A frame arrived; call on Raft's loop. What is no frame of this cluster is dropped, with a warning, and so is what
-        speaks for another node than ``bearer``, the one the transport has proof of (None: a transport without such proof).
+        speaks for another node than ``peer_id``, the one the transport has proof of (None: a transport without such proof).
         """
-        self.driver.receive(frame, bearer)
+        self.driver.receive(frame, peer_id)
 
     def peer_lost(self, raft_id: int) -> None:
         """The connection to this peer was reset; call on Raft's loop. If it leads, the others are asked soon instead of at the

@@ -40,7 +40,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
     description: NodeDescription
     data_addr: str
-    manager_addr: str = ""  # managers only: front door
+    manager_addr: str = ""  # managers only: join server
     rpc_addr: str = ""
     feature_level: int = features.FIRST  # the first release does not say
 
@@ -205,7 +205,7 @@ class Renew(msgspec.Struct, frozen=True):
 
 
 class IssueFor(msgspec.Struct, frozen=True):
-    """A join request that came in at a follower's front door."""
+    """A join request that came in at a follower's join server."""
 
     request: IssueRequest
 

@@ -148,14 +148,14 @@ class _Incoming(asyncio.Protocol):
     def __init__(self, listener: _TlsListener) -> None:
         self._listener = listener
         self._transport: asyncio.Transport | None = None
-        self._bearer = ""
+        self._peer_id = ""
         self._buffer = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         _tune(transport)
         try:
-            self._bearer = self._listener.admit(transport.get_extra_info("ssl_object"))
+            self._peer_id = self._listener.admit(transport.get_extra_info("ssl_object"))
         except (ValueError, PermissionDenied) as err:
             log.warning("refused a link from %s: %s", transport.get_extra_info("peername"), err)
             self._transport.abort()
@@ -163,7 +163,7 @@ class _Incoming(asyncio.Protocol):
         self._listener.open[self] = None
 
     def data_received(self, data: bytes) -> None:
-        if not self._bearer:
+        if not self._peer_id:
             return
         buffer = self._buffer
         buffer += data
@@ -171,13 +171,13 @@ class _Incoming(asyncio.Protocol):
         while len(buffer) - at >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(buffer, at)
             if length > MAX_FRAME:
-                log.warning("a frame of %d bytes from %s: not one of ours", length, self._bearer)
+                log.warning("a frame of %d bytes from %s: not one of ours", length, self._peer_id)
                 self.close()
                 return
             end = at + _LENGTH.size + length
             if end > len(buffer):
                 break
-            self._listener.take(bytes(buffer[at + _LENGTH.size : end]), self._bearer)
+            self._listener.take(bytes(buffer[at + _LENGTH.size : end]), self._peer_id)
             at = end
         if at:
             del buffer[:at]

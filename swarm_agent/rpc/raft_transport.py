@@ -99,7 +99,7 @@ class PeerTransport:
         self._port = port
         self._listener: LinkListener | None = None
         self._peers: dict[int, _Peer] = {}
-        self.receive: Callable[[bytes, str], None] = lambda frame, bearer: None  # noqa: ARG005 - set once the node is up
+        self.receive: Callable[[bytes, str], None] = lambda frame, peer_id: None  # noqa: ARG005 - set once the node is up
         self.lost: Callable[[int], None] = lambda raft_id: None  # noqa: ARG005
 
     async def start(self, host: str) -> None:
@@ -115,8 +115,8 @@ class PeerTransport:
             self._peers[to.raft_id] = peer
         peer.send(frame)
 
-    def _take(self, frame: bytes, bearer: str) -> None:
-        self.receive(frame, bearer)
+    def _take(self, frame: bytes, peer_id: str) -> None:
+        self.receive(frame, peer_id)
 
     def _was_lost(self, raft_id: int) -> None:
         self.lost(raft_id)

@@ -20,7 +20,7 @@ _CALLS = {
     "Forward": 12 * MIB,  # the API's own limits of head and body, and some air
     "JoinRaft": 16 * KIB,
     "Renew": 64 * KIB,
-    "Issue": 128 * KIB,  # the front door's limit, encoded once more
+    "Issue": 128 * KIB,  # the join server's limit, encoded once more
     "Leave": 1 * KIB,
 }
 _SESSION = {

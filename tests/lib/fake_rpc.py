@@ -1,4 +1,4 @@
-"""Calls between daemons of one process: the double of gRPC and of the front door's HTTPS.
+"""Calls between daemons of one process: the double of gRPC and of the join server's HTTPS.
 
 Every message is encoded, delayed as a seed says and decoded. Connections behave as TCP's: in order, nothing is lost on an open one; a cut link holds
 bytes back until it heals or both ends give the connection up (``KEEPALIVE_S``); a killed process resets its connections at once, if

@@ -283,12 +283,12 @@ class Process:
         )  # what the real one keeps on disk it derives anew from the first view
         random_ = random.Random(host.rng.getrandbits(64))
         endpoint = RpcEndpoint(host.net, host.addr, host.now, self.spawn)
-        seams = Environment(
+        environment = Environment(
             now=host.now,
             boottime=host.boottime,
             guard=lambda _: host.guard,
             rpc=endpoint,
-            doors=endpoint,
+            join_transport=endpoint,
             links=FakeLinks(endpoint),
             home=SameLoop,
             disk=host.open_disk,
@@ -300,7 +300,7 @@ class Process:
             address=_address,
         )
         config = AgentConfig(state_dir=str(host.directory), feature_level=host.feature_level)
-        self.daemon = Daemon(config, self.engine, host.network, random_, seams)
+        self.daemon = Daemon(config, self.engine, host.network, random_, environment)
 
     def adopt(self, task: asyncio.Task[Any]) -> None:
         self._tasks[task] = None

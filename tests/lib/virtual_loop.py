@@ -1,7 +1,7 @@
 """An asyncio loop whose time is a number: when nothing is ready it jumps to the next timer.
 
 The same code, the same seeds, the same order of callbacks: a run replays exactly. Real time, sockets, signals and threads do not exist
-here; code under test reaches them through seams (``Disk``, ``Transport``), whose fakes use timers.
+here; code under test reaches them through environment (``Disk``, ``Transport``), whose fakes use timers.
 
     run(main())                      # like asyncio.run, in virtual time
     with VirtualLoop() as loop: ...  # to step by hand: loop.run_until_complete(asyncio.sleep(3600)) returns at once

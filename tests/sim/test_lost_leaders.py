@@ -10,7 +10,7 @@ import pytest
 
 from swarm_agent.agent import session
 from swarm_agent.agent.session import SessionAgent
-from swarm_agent.dispatcher import dispatcher, network_view
+from swarm_agent.dispatcher import assignments, dispatcher
 from swarm_agent.dispatcher.fencing import Fence
 from swarm_agent.dispatcher.liveness import Liveness
 from swarm_agent.manager.leader import Leader
@@ -140,7 +140,7 @@ async def the_leader_is_deaf(c: SimCluster) -> None:
     assert manager is not None
     assert manager.duties is not None
     leader: Any = manager.duties.dispatcher
-    heard, leader._beat = leader._beat, lambda node_id: None
+    heard, leader._beat = leader._beat, lambda node_id, period_s: None
     await asyncio.sleep(c.rng.uniform(5.5, 7.0))
     leader._beat = heard
     await asyncio.sleep(20)
@@ -238,6 +238,6 @@ def test_what_runs_is_stopped_when_its_replacement_runs(seed: int) -> None:
 
 
 def test_or_there_would_be_fewer_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_view, "held", lambda store, task: False)
+    monkeypatch.setattr(assignments, "held", lambda store, task: False)
     with pytest.raises(AssertionError):
         play(a_node_comes_back_while_its_tasks_are_begun_elsewhere, 0)

@@ -32,6 +32,7 @@ from swarm_agent.control.orchestrator import (
 from swarm_agent.control.scheduler import feasibility
 from swarm_agent.control.scheduler.usage import ClusterUsage
 from swarm_agent.dispatcher.dispatcher import Dispatcher
+from swarm_agent.dispatcher.status_writer import StatusWriter
 from swarm_agent.manager.leader import Leader
 from swarm_agent.manager.manager import Manager
 from swarm_agent.node.manager_role import ManagerRole
@@ -390,13 +391,13 @@ async def a_place_is_given_up(c: SimCluster) -> None:
 
 
 def lower_states_count(m: pytest.MonkeyPatch) -> None:
-    def group(self: Dispatcher, task_id: str, node_id: str, status: Any) -> Group | None:
+    def group(self: StatusWriter, task_id: str, node_id: str, status: Any) -> Group | None:
         task = self._store.tasks.get(task_id)
         if task is None or task.node_id != node_id or status == task.status:
             return None
         return Group(task_id, (Put(msgspec.structs.replace(task, status=status), task.version),))
 
-    m.setattr(Dispatcher, "_status_group", group)
+    m.setattr(StatusWriter, "_group", group)
 
 
 def nobody_waits_for_the_old_task(m: pytest.MonkeyPatch) -> None:

@@ -363,8 +363,8 @@ def test_nodes_are_told_when_a_member_comes_to_be_reached_by_something_else() ->
     moved: dict[str, tuple[dict[str, object], str | int]] = {
         "status": ({"status": NodeStatus(addr="198.51.100.1")}, "198.51.100.1"),
         "description": ({"description": NodeDescription(addresses=("192.0.2.9",))}, "192.0.2.9"),
-        "front door": ({"manager_addr": "192.0.2.1:2390"}, "192.0.2.1"),
-        "front door's port": ({"manager_addr": "10.0.0.1:2390"}, 2390),
+        "join server": ({"manager_addr": "192.0.2.1:2390"}, "192.0.2.1"),
+        "join server's port": ({"manager_addr": "10.0.0.1:2390"}, 2390),
         "RPC": ({"rpc_addr": "192.0.2.2:2378"}, "192.0.2.2"),
     }
 

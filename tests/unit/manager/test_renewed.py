@@ -27,12 +27,14 @@ def test_ways_to_the_leader_show_the_new_certificate(tmp_path: Path, monkeypatch
         own = ["old"]
         server = SimpleNamespace(renewed=lambda: renewals.append(own[0]))
         rpc = SimpleNamespace(server=lambda *_: server, client=client)
-        seams: Any = SimpleNamespace(rpc=rpc, certificates=SYSTEM, doors=None, links=None)
+        environment: Any = SimpleNamespace(rpc=rpc, certificates=SYSTEM, join_transport=None, links=None)
         settings = ManagerSettings("n1", "c", 1, "0.0.0.0", 2377, 2378, 7946, "192.0.2.1", tmp_path)
         identity: Any = lambda: own[0]  # noqa: E731
         nothing: Any = None
         keys: Any = KeyFile.create(tmp_path)
-        manager = Manager(settings, identity, nothing, lambda: "id", random.Random(1), seams, keys, nothing)
+        manager = Manager(
+            settings, identity, nothing, lambda: "id", random.Random(1), environment, keys, nothing
+        )
 
         async def leader() -> str:
             return "192.0.2.2:2378"

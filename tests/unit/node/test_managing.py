@@ -69,7 +69,7 @@ class Papers:
             node_id="n1",
             cluster_id="c",
             listen_host="",
-            front_door_port=0,
+            join_port=0,
             advertise_host="",
             data_addr="",
         )

@@ -1,4 +1,4 @@
-"""One address that calls the front door far too often."""
+"""One address that calls the join server far too often."""
 
 from __future__ import annotations
 

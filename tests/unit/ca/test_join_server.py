@@ -1,4 +1,4 @@
-"""The front door over real TLS sockets: client and server, friends and strangers."""
+"""The join server over real TLS sockets: client and server, friends and strangers."""
 
 from __future__ import annotations
 

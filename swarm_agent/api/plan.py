@@ -42,7 +42,7 @@ async def plan(backend: Backend, request: Request) -> Response:
         after, revision = services.created(backend, spec, "")
     else:
         after, revision = services.updated(backend, now, spec, now.registry_auth)
-    steps = forecast(store, backend.controllers.usage, backend.now(), backend.new_id, after, revision)
+    steps = forecast(store, backend.controllers.memory, backend.now(), backend.new_id, after, revision)
     changes = service_diff(now.spec if now is not None else None, spec)
     if now is None:
         action = "create"

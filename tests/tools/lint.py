@@ -42,7 +42,7 @@ def commands() -> dict[str, list[str]]:
         "mypy": ["mypy"],
         "ruff check": ["ruff", "check", "."],
         "ruff format": ["ruff", "format", "--check", "."],
-        "import contracts": ["lint-imports"],
+        "import contracts": ["lint-imports", "--no-cache"],
         "yamllint": ["yamllint", "--strict", "."],
         "shellcheck": ["shellcheck", *_shell_scripts()],
     }

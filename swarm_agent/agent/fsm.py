@@ -1,4 +1,4 @@
-"""The task state machine of a node: what to do next, given where the task stands and what is wanted (BEHAVIOUR 18.4).
+"""The task state machine of a node: what to do next, given where the task stands and what is wanted (behaviour.md 18.4).
 
 Pure. States only grow; the runner does what :func:`next_step` says and reports the outcome as a new state.
 """

@@ -42,7 +42,7 @@ async def plan(backend: Backend, request: Request) -> Response:
         after, revision = services.created(backend, spec, "")
     else:
         after, revision = services.updated(backend, now, spec, now.registry_auth)
-    steps = forecast(store, backend.controllers.usage, backend.now(), backend.new_id, after, revision)
+    steps = forecast(store, backend.controllers.memory, backend.now(), backend.new_id, after, revision)
     changes = service_diff(now.spec if now is not None else None, spec)
     if now is None:
         action = "create"
@@ -134,8 +134,8 @@ async def why_node(backend: Backend, request: Request, wanted: str) -> Response:
     )
 
 
-async def tell(backend: Backend, request: Request, wanted: str) -> Response:  # noqa: ARG001
-    """``GET /swarm-agent/tasks/{id}/story``: the tasks of its place, one after the other."""
+async def task_history(backend: Backend, request: Request, wanted: str) -> Response:  # noqa: ARG001
+    """``GET /swarm-agent/tasks/{id}/history``: all kept tasks of the slot (or node) of a task, oldest first."""
     task = resolve(backend.store, Task, wanted)
     return json_response(
         [

@@ -129,7 +129,7 @@ async def rebalance(backend: Backend, request: Request) -> Response:
     named = [resolve(store, Service, name) for name in names]
     services = named or sorted(store.services.all(), key=lambda s: s.spec.name or "")
     left_out = {s.spec.name: movable(s) for s in services if movable(s)}
-    found = suggest(store, backend.controllers.usage, backend.now(), backend.new_id, services)
+    found = suggest(store, backend.controllers.memory, backend.now(), backend.new_id, services)
     if asked.get("Apply"):
         if store.feature_level < features.ORCHESTRATION:
             raise Unimplemented(

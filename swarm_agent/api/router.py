@@ -128,7 +128,7 @@ EXTRA_ROUTES: tuple[ApiRoute, ...] = (
     _route("POST", "/swarm-agent/services/{id}/run", revisions.run),
     _route("GET", "/swarm-agent/services/{id}/why", plan.why),
     _route("GET", "/swarm-agent/nodes/{id}/drain", plan.why_node),
-    _route("GET", "/swarm-agent/tasks/{id}/story", plan.tell),
+    _route("GET", "/swarm-agent/tasks/{id}/history", plan.task_history),
 )
 # cluster networks share their paths with the engine's: which is meant shows only in the call
 CLUSTER_NETWORK_ROUTES: tuple[ApiRoute, ...] = (

@@ -227,7 +227,7 @@ def _port(port: Any) -> Json:
 
 
 def service_status(record: Service, store: Store) -> Json:
-    """Docker's counts (BEHAVIOUR 5.19), but for what a lost node said last: that is not running as far as anybody knows."""
+    """Docker's counts (behaviour.md 5.19), but for what a lost node said last: that is not running as far as anybody knows."""
     tasks = list(store.tasks.by("service", record.id))
     mode, complete = defaults.mode(record.spec), 0
     if record.job is not None:

@@ -1,4 +1,4 @@
-"""The certificate authority: root, node certificates, what a certificate says of its bearer (BEHAVIOUR 20)."""
+"""The certificate authority: root, node certificates, what a certificate says of its bearer (behaviour.md 20)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Join tokens: ``SWMTKN-1-<digest of the root certificate>-<secret>`` (BEHAVIOUR 20.1). Pure but for the secret's source."""
+"""Join tokens: ``SWMTKN-1-<digest of the root certificate>-<secret>`` (behaviour.md 20.1). Pure but for the secret's source."""
 
 from __future__ import annotations
 

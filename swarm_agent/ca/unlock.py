@@ -1,4 +1,4 @@
-"""The cluster's unlock key: ``SWMKEY-1-`` and 32 random bytes in unpadded base64 (BEHAVIOUR 21.1). Pure but for its source."""
+"""The cluster's unlock key: ``SWMKEY-1-`` and 32 random bytes in unpadded base64 (behaviour.md 21.1). Pure but for its source."""
 
 from __future__ import annotations
 

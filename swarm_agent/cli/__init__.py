@@ -1,4 +1,4 @@
-"""swarmctl: what the docker CLI has no verb for. Talks to the local agent's socket."""
+"""swarmctl: what the docker command cannot do. Talks to the local agent's socket."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 from swarm_agent import __version__
 from swarm_agent.cli import secrets, services
-from swarm_agent.cli.client import ApiConnection, Failed, call
+from swarm_agent.cli.client import ApiConnection, Failed, add_command, call
 from swarm_agent.config import AgentConfig
 from swarm_agent.manager.backup import new_backup_key, shown
 from swarm_agent.observe.log_format import LOG_LEVELS
@@ -21,7 +21,7 @@ EXIT_FAILED = 2
 
 
 def status(path: str, arguments: argparse.Namespace) -> None:  # noqa: ARG001
-    """What this node is."""
+    """Show the state, role and managers of this node."""
     swarm = call(path, "GET", "/info")["Swarm"]
     role = "manager" if swarm["ControlAvailable"] else "worker" if swarm["NodeID"] else "-"
     print(f"state     {swarm['LocalNodeState']}")
@@ -35,7 +35,7 @@ def status(path: str, arguments: argparse.Namespace) -> None:  # noqa: ARG001
 
 
 def backup(path: str, arguments: argparse.Namespace) -> None:
-    """Write the swarm's whole state, sealed, to a file that is complete or not there."""
+    """Write an encrypted backup of the whole swarm to a file, which is complete or not there."""
     key = _backup_key(arguments.key_file, make=True)
     target = Path(arguments.file)
     connection = ApiConnection(path)
@@ -62,7 +62,7 @@ def backup(path: str, arguments: argparse.Namespace) -> None:
 
 
 def recover(path: str, arguments: argparse.Namespace) -> None:
-    """Begin the swarm of a backup anew, on this host."""
+    """Restore a swarm from a backup, on this host."""
     key = _backup_key(arguments.key_file, make=False)
     query = urlencode(
         {
@@ -91,7 +91,7 @@ def recover(path: str, arguments: argparse.Namespace) -> None:
 
 
 def _backup_key(path: str, *, make: bool) -> str:
-    """What is in the file; a new one is made when there is none and that is wanted."""
+    """The key in a file; with ``make`` a new one if the file does not exist."""
     try:
         return Path(path).read_text().strip()
     except FileNotFoundError as err:
@@ -121,34 +121,59 @@ def log_level(path: str, arguments: argparse.Namespace) -> None:
     call(path, "POST", "/swarm-agent/log-level", {"Level": arguments.level})
 
 
-def main(argv: list[str] | None = None) -> None:
-    default = os.environ.get("SWARM_AGENT_SOCKET", AgentConfig().socket)
+def arguments_parser() -> argparse.ArgumentParser:
+    """All commands and their options; ``run`` of what it parses carries the command out."""
     parser = argparse.ArgumentParser(
-        prog="swarmctl", description="What the docker CLI has no verb for.", allow_abbrev=False
+        prog="swarmctl",
+        description="Do with a swarm what the docker command cannot.",
+        epilog="swarmctl COMMAND --help tells more about a command.",
+        allow_abbrev=False,
     )
-    parser.add_argument("--socket", default=default, help="the agent's socket (default %(default)s)")
-    parser.add_argument("--version", action="version", version=f"swarmctl {__version__}")
-    words = parser.add_subparsers(dest="word", required=True, metavar="WORD")
-    words.add_parser("status", help="what this node is").set_defaults(run=status)
-    services.register(words)
-    for name, run, text in (
-        ("backup", backup, "write the swarm's whole state to FILE, from any manager"),
-        ("recover", recover, "begin the swarm of a backup anew on this host, at any address"),
+    parser.add_argument(
+        "--socket",
+        metavar="PATH",
+        default=os.environ.get("SWARM_AGENT_SOCKET", AgentConfig().socket),
+        help="the agent's socket (default %(default)s, or SWARM_AGENT_SOCKET if set)",
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"swarmctl {__version__}", help="show the version and exit"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    add_command(commands, "status", "show the state, role and managers of this node", status)
+    services.register(commands)
+    command = add_command(
+        commands, "backup", "write an encrypted backup of the whole swarm, from any manager", backup
+    )
+    command.add_argument("file", metavar="FILE", help="the backup to write")
+    command.add_argument(
+        "--key-file",
+        required=True,
+        metavar="FILE",
+        help="the backup's key; created if the file does not exist",
+    )
+    command = add_command(
+        commands, "recover", "restore a swarm from a backup, on this host and at any address", recover
+    )
+    command.add_argument("file", metavar="FILE", help="the backup to read")
+    command.add_argument("--key-file", required=True, metavar="FILE", help="the backup's key")
+    for option, text in (
+        ("advertise", "the address that other nodes reach this one at"),
+        ("listen", "the address to listen at"),
+        ("data-path", "the address for the traffic of containers"),
     ):
-        word = words.add_parser(name, help=text)
-        word.add_argument("file", metavar="FILE")
-        word.add_argument(
-            "--key-file", required=True, help="holds the backup's key; backup makes it if it is not there"
+        command.add_argument(
+            f"--{option}-addr", default="", metavar="ADDRESS", help=f"{text}, as in docker swarm init"
         )
-        word.set_defaults(run=run)
-    word.add_argument("--advertise-addr", default="", help="as of docker swarm init")
-    word.add_argument("--listen-addr", default="", help="as of docker swarm init")
-    word.add_argument("--data-path-addr", default="", help="as of docker swarm init")
-    secrets.register(words)
-    word = words.add_parser("log-level", help="change the agent's log level until it restarts")
-    word.add_argument("level", choices=LOG_LEVELS)
-    word.set_defaults(run=log_level)
-    arguments = parser.parse_args(argv)
+    secrets.register(commands)
+    command = add_command(
+        commands, "log-level", "change the agent's log level until the agent restarts", log_level
+    )
+    command.add_argument("level", choices=LOG_LEVELS, help="the least severe messages to log")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = arguments_parser().parse_args(argv)
     try:
         arguments.run(arguments.socket, arguments)
     except Failed as err:

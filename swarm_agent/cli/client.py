@@ -1,11 +1,15 @@
-"""One request to the local agent."""
+"""What every command of swarmctl needs: a request to the local agent, and a command with its help."""
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import json
 import socket
+from collections.abc import Callable
 from typing import Any
+
+Run = Callable[[str, argparse.Namespace], None]  # the socket's path, and what was typed
 
 
 class Failed(Exception):
@@ -44,3 +48,16 @@ def call(path: str, method: str, target: str, body: Any = None) -> Any:
     if answer.status >= 400:
         raise Failed(decoded["message"] if isinstance(decoded, dict) else str(data))
     return decoded
+
+
+def add_command(commands: Any, name: str, text: str, run: Run | None = None) -> argparse.ArgumentParser:
+    """A command with its line in the list of commands and at the head of its own help; no ``run``: it has commands of its own.
+
+    ``text``: what it does, in the imperative, lower case and without a full stop.
+    """
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}."
+    )
+    if run is not None:
+        command.set_defaults(run=run)
+    return command

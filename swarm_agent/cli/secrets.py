@@ -1,4 +1,4 @@
-"""``swarmctl secret`` and ``swarmctl config``: new versions of what is there."""
+"""``swarmctl secret`` and ``swarmctl config``: versions of secrets and configs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from swarm_agent.cli.client import Failed, call
+from swarm_agent.cli.client import Failed, add_command, call
 
 
 def set_version(path: str, arguments: argparse.Namespace) -> None:
-    """Make the content of FILE the newest version; services that track the name roll to it."""
+    """Add a version; services that track the secret or config are updated to it."""
     try:
         data = sys.stdin.buffer.read() if arguments.file == "-" else Path(arguments.file).read_bytes()
     except OSError as err:
@@ -24,7 +24,7 @@ def set_version(path: str, arguments: argparse.Namespace) -> None:
 
 
 def versions(path: str, arguments: argparse.Namespace) -> None:
-    """The versions that are kept, newest last."""
+    """List the kept versions, newest last, and the services that use each."""
     for version in call(path, "GET", _versions(arguments)):
         mark = "*" if version["Current"] else " "
         users = ", ".join(version["Services"]) or "-"
@@ -37,16 +37,24 @@ def _versions(arguments: argparse.Namespace) -> str:
     return f"/swarm-agent/{arguments.kind}s/{quote(arguments.name, safe='')}/versions"
 
 
-def register(words: Any) -> None:
+def register(commands: Any) -> None:
     for kind in ("secret", "config"):
-        word = words.add_parser(kind, help=f"versions of a {kind}")
-        verbs = word.add_subparsers(dest="verb", required=True, metavar="VERB")
-        verb = verbs.add_parser("set", help="make a file, or what comes in, the newest version")
-        verb.add_argument("name", metavar="NAME")
-        verb.add_argument(
-            "file", metavar="FILE", nargs="?", default="-", help="- (the default) is what comes in"
+        command = add_command(commands, kind, f"manage the versions of a {kind}")
+        verbs = command.add_subparsers(dest="verb", required=True, metavar="COMMAND", title="commands")
+        verb = add_command(
+            verbs, "set", f"add a version of a {kind}; services that track it are updated", set_version
         )
-        verb.set_defaults(run=set_version, kind=kind)
-        verb = verbs.add_parser("versions", help="what is kept, and which services use it")
-        verb.add_argument("name", metavar="NAME")
-        verb.set_defaults(run=versions, kind=kind)
+        verb.add_argument("name", metavar="NAME", help=f"name or id of the {kind}")
+        verb.add_argument(
+            "file",
+            metavar="FILE",
+            nargs="?",
+            default="-",
+            help="the content; - (the default) reads standard input",
+        )
+        verb.set_defaults(kind=kind)
+        verb = add_command(
+            verbs, "versions", "list the kept versions and the services that use them", versions
+        )
+        verb.add_argument("name", metavar="NAME", help=f"name or id of the {kind}")
+        verb.set_defaults(kind=kind)

@@ -1,23 +1,22 @@
-"""Plans, reasons and histories of services; going back, running again, evening out."""
+"""Commands about services and nodes: plan, explain, history, revisions and rollback, running jobs again, rebalancing."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from swarm_agent.cli.client import Failed, call
+from swarm_agent.cli.client import Failed, add_command, call
 
 Json = dict[str, Any]
 
 
 # --- plan ----------------------------------------------------------------------------------------------------------------
 def plan(path: str, arguments: argparse.Namespace) -> None:
-    """What a change of a service would do, without doing it."""
+    """Show what a change to a service would do, without making it."""
     if arguments.spec:
         try:
             text = sys.stdin.read() if arguments.spec == "-" else Path(arguments.spec).read_text()
@@ -83,7 +82,7 @@ def _shown(value: Any) -> str:
 
 # --- why -------------------------------------------------------------------------------------------------------------------
 def why(path: str, arguments: argparse.Namespace) -> None:
-    """What of a service is not as declared, and the reason."""
+    """Explain why a service is not in its desired state."""
     answer = call(path, "GET", f"/swarm-agent/services/{quote(arguments.service, safe='')}/why")
     if arguments.json:
         print(json.dumps(answer, indent=2))
@@ -109,7 +108,7 @@ def _reasons(task: Json) -> None:
 
 
 def drain(path: str, arguments: argparse.Namespace) -> None:
-    """What a node still runs, and what holds it there."""
+    """Show which tasks a node still runs, and what keeps them there."""
     answer = call(path, "GET", f"/swarm-agent/nodes/{quote(arguments.node, safe='')}/drain")
     if arguments.json:
         print(json.dumps(answer, indent=2))
@@ -121,22 +120,22 @@ def drain(path: str, arguments: argparse.Namespace) -> None:
 
 
 # --- histories -------------------------------------------------------------------------------------------------------------
-def story(path: str, arguments: argparse.Namespace) -> None:
-    """The tasks of one place, one after the other."""
-    answer = call(path, "GET", f"/swarm-agent/tasks/{quote(arguments.task, safe='')}/story")
+def history(path: str, arguments: argparse.Namespace) -> None:
+    """List all kept tasks of a task's slot, oldest first."""
+    answer = call(path, "GET", f"/swarm-agent/tasks/{quote(arguments.task, safe='')}/history")
     if arguments.json:
         print(json.dumps(answer, indent=2))
         return
-    for chapter in answer:
-        revision = f"r{chapter['Revision']}" if chapter["Revision"] else "-"
-        where = chapter["Node"] or "-"
+    for entry in answer:
+        revision = f"r{entry['Revision']}" if entry["Revision"] else "-"
+        where = entry["Node"] or "-"
         print(
-            f"{chapter['CreatedAt'][:19]}  {chapter['TaskID'][:12]}  {revision}  {where}  {chapter['State']}  {chapter['Text']}"
+            f"{entry['CreatedAt'][:19]}  {entry['TaskID'][:12]}  {revision}  {where}  {entry['State']}  {entry['Text']}"
         )
 
 
 def revisions(path: str, arguments: argparse.Namespace) -> None:
-    """The revisions a service can be taken back to."""
+    """List the revisions a service can be rolled back to."""
     answer = call(path, "GET", f"/swarm-agent/services/{quote(arguments.service, safe='')}/revisions")
     if arguments.json:
         print(json.dumps(answer, indent=2))
@@ -149,21 +148,21 @@ def revisions(path: str, arguments: argparse.Namespace) -> None:
 
 
 def rollback(path: str, arguments: argparse.Namespace) -> None:
-    """Take a service back to a kept revision; it rolls by its rollback policy."""
+    """Roll a service back to a kept revision, as its rollback policy says."""
     query = urlencode({"to": arguments.to})
     call(path, "POST", f"/swarm-agent/services/{quote(arguments.service, safe='')}/rollback?{query}")
     print(f"{arguments.service} is being rolled back to revision {arguments.to}")
 
 
 def run_job(path: str, arguments: argparse.Namespace) -> None:
-    """Run a job again, now."""
+    """Run a job again now."""
     call(path, "POST", f"/swarm-agent/services/{quote(arguments.service, safe='')}/run")
     print(f"{arguments.service} runs again")
 
 
-# --- evening out -------------------------------------------------------------------------------------------------------------
+# --- rebalancing -------------------------------------------------------------------------------------------------------------
 def rebalance(path: str, arguments: argparse.Namespace) -> None:
-    """What would move to even services out; with --apply it does."""
+    """Show which tasks would move to even services out; with --apply move them."""
     body = {"Services": arguments.service, "Parallel": arguments.parallel, "Apply": arguments.apply}
     answer = call(path, "POST", "/swarm-agent/rebalance", body)
     if arguments.json:
@@ -177,49 +176,97 @@ def rebalance(path: str, arguments: argparse.Namespace) -> None:
         print(f"  {name} is left out: {reason}")
 
 
-def register(words: Any) -> None:
-    def word(name: str, run: Callable[[str, argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = words.add_parser(name, help=text)
-        made.set_defaults(run=run)
-        return made
-
-    made = word("plan", plan, "what a change of a service would do, without doing it")
-    made.add_argument("service", metavar="SERVICE")
-    made.add_argument(
+# --- arguments -------------------------------------------------------------------------------------------------------------
+def register(commands: Any) -> None:
+    command = add_command(
+        commands, "plan", "show what a change to a service would do, without making it", plan
+    )
+    _service(command)
+    command.add_argument(
         "--spec",
         metavar="FILE",
-        help="a whole ServiceSpec as JSON (- is what comes in), for a service that may not exist yet",
+        help="begin with this complete ServiceSpec as JSON (- reads standard input) instead of the service's own; "
+        "the service need not exist yet",
     )
-    made.add_argument("--image")
-    made.add_argument("--replicas", type=int)
-    made.add_argument("--force", action="store_true", help="as of docker service update")
-    for option in ("env", "constraint", "label"):
-        made.add_argument(f"--{option}-add", action="append", default=[])
-        made.add_argument(f"--{option}-rm", action="append", default=[])
-    _json(made)
-    made = word("why", why, "what of a service is not as declared, and the reason")
-    made.add_argument("service", metavar="SERVICE")
-    _json(made)
-    made = word("drain", drain, "what a node still runs, and what holds it there")
-    made.add_argument("node", metavar="NODE")
-    _json(made)
-    made = word("story", story, "the tasks of one place, one after the other")
-    made.add_argument("task", metavar="TASK")
-    _json(made)
-    made = word("revisions", revisions, "the revisions a service can be taken back to")
-    made.add_argument("service", metavar="SERVICE")
-    _json(made)
-    made = word("rollback", rollback, "take a service back to a kept revision")
-    made.add_argument("service", metavar="SERVICE")
-    made.add_argument("--to", type=int, required=True, metavar="NUMBER")
-    made = word("run", run_job, "run a job again, now")
-    made.add_argument("service", metavar="SERVICE")
-    made = word("rebalance", rebalance, "what would move to even services out; with --apply it does")
-    made.add_argument("service", metavar="SERVICE", nargs="*", help="all when none is named")
-    made.add_argument("--apply", action="store_true")
-    made.add_argument("--parallel", type=int, default=1, help="so many tasks of a service at a time (1)")
-    _json(made)
+    command.add_argument("--image", metavar="IMAGE", help="change the image")
+    command.add_argument("--replicas", type=int, metavar="NUMBER", help="change the number of replicas")
+    command.add_argument(
+        "--force",
+        action="store_true",
+        help="replace all tasks even if nothing else changes, like docker service update --force",
+    )
+    for name, what, value, key in (
+        ("env", "an environment variable", "NAME=VALUE", "NAME"),
+        ("constraint", "a placement constraint", "CONSTRAINT", "CONSTRAINT"),
+        ("label", "a label of the service", "KEY=VALUE", "KEY"),
+    ):
+        for verb, metavar, text in (
+            ("add", value, f"add {what}" if name == "constraint" else f"set {what}"),
+            ("rm", key, f"remove {what}"),
+        ):
+            command.add_argument(
+                f"--{name}-{verb}",
+                action="append",
+                default=[],
+                metavar=metavar,
+                help=f"{text}; may be repeated",
+            )
+    _json(command)
+    command = add_command(commands, "why", "explain why a service is not in its desired state", why)
+    _service(command)
+    _json(command)
+    command = add_command(
+        commands, "drain", "show which tasks a node still runs, and what keeps them there", drain
+    )
+    command.add_argument("node", metavar="NODE", help="id or host name of the node")
+    _json(command)
+    command = add_command(
+        commands,
+        "history",
+        "list all kept tasks of a slot, oldest first: why each was created and how it ended",
+        history,
+    )
+    command.add_argument("task", metavar="TASK", help="id or name of any task of the slot")
+    _json(command)
+    command = add_command(
+        commands, "revisions", "list the revisions a service can be rolled back to", revisions
+    )
+    _service(command)
+    _json(command)
+    command = add_command(commands, "rollback", "roll a service back to a kept revision", rollback)
+    _service(command)
+    command.add_argument(
+        "--to",
+        type=int,
+        required=True,
+        metavar="NUMBER",
+        help="the revision, as numbered by swarmctl revisions",
+    )
+    command = add_command(commands, "run", "run a job again now", run_job)
+    command.add_argument("service", metavar="JOB", help="id or name of the job")
+    command = add_command(
+        commands,
+        "rebalance",
+        "show which tasks would move to even services out; --apply moves them",
+        rebalance,
+    )
+    command.add_argument(
+        "service", metavar="SERVICE", nargs="*", help="id or name of a service; all services if there is none"
+    )
+    command.add_argument("--apply", action="store_true", help="move the tasks")
+    command.add_argument(
+        "--parallel",
+        type=int,
+        default=1,
+        metavar="NUMBER",
+        help="how many tasks of a service move at a time (default %(default)s)",
+    )
+    _json(command)
 
 
-def _json(word: argparse.ArgumentParser) -> None:
-    word.add_argument("--json", action="store_true", help="the answer as the API gives it")
+def _service(command: argparse.ArgumentParser) -> None:
+    command.add_argument("service", metavar="SERVICE", help="id or name of the service")
+
+
+def _json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print the API's answer as JSON")

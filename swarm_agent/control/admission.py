@@ -1,4 +1,4 @@
-"""Which published ports a service may have beside the others' (BEHAVIOUR 5.6), the swarm's own and those that hosts hold."""
+"""Which published ports a service may have beside the others' (behaviour.md 5.6), the swarm's own and those that hosts hold."""
 
 from __future__ import annotations
 

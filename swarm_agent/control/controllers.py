@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from swarm_agent.control.allocator import allocate_network, allocate_node, allocate_service
+from swarm_agent.control.memory import Memory
 from swarm_agent.control.names import STACK
 from swarm_agent.control.orchestrator.constraint_enforcer import fit_in, orphan
 from swarm_agent.control.orchestrator.content_rollout import (
@@ -40,7 +41,6 @@ from swarm_agent.store import Change, Group, Store, slot_key
 
 MAX_KEYS = 200  # a pass looks at this many keys, the rest waits for the next
 MAX_BOOKED = 5000  # tasks a new leader books in one call
-MAX_NODE_FITS = 1000  # lists of constraints whose answers are remembered, about
 MAX_PLACED = 1000  # waiting tasks a pass looks at again
 LARGE = 1000  # tasks; the looks at a larger service that its tasks ask for while it is updated are spaced
 SPACING = (
@@ -76,6 +76,7 @@ class Controllers:
         self.failed_key: Key | None = None  # what the pass that failed was about; None: nobody can say
         self._at = RESCHEDULE  # the key in hand; this one while tasks are placed
         self.usage = ClusterUsage(store, at_once=False)
+        self.memory = Memory(self.usage)
         self._new_id = new_id
         self.most = MAX_WRITES  # rows a pass may write, about; less while they are large
         self._dirty: dict[Key, None] = {}
@@ -134,9 +135,8 @@ class Controllers:
                         self._ask_prepared(service.id)
                     if change.old is None or change.new is None:
                         self._wake_dependents(service)
-                        self.usage.slot_indexes.pop(service.id, None)
-                    if len(self.usage.node_fits) > MAX_NODE_FITS:  # of services that are gone, most of them
-                        self.usage.forget_node_fits()
+                        self.memory.forget_service(service.id)
+                    self.memory.make_room()
                     if _frees_something(change):
                         self._dirty[RESCHEDULE] = None
                 case Node():
@@ -159,6 +159,7 @@ class Controllers:
                     pass
         for id_ in forgotten:
             self.usage.forget_revision(id_)
+            self.memory.forget_revision(id_)
 
     def retry(self, keys: Iterable[str]) -> None:
         """Groups that were rejected: look again."""
@@ -255,7 +256,7 @@ class Controllers:
         )
         if change.new is not None and not change.new.node_id and live(change.new):
             self._waiting[task.id] = None
-        if (freed or self.usage.rankings.is_awaited(task)) and self.store.tasks.has("node", ""):
+        if (freed or self.memory.rankings.is_awaited(task)) and self.store.tasks.has("node", ""):
             self._dirty[RESCHEDULE] = None
 
     def _leave_alone(self, ended: Task) -> None:
@@ -295,12 +296,11 @@ class Controllers:
         if old is not None and new is not None and _same_for_tasks(old, new):
             return
         self._nodes_changed = True
-        for standing in self.usage.node_fits.values():
-            standing.pop(node_id, None)
+        self.memory.node_changed(node_id)
         self._dirty[RESCHEDULE] = None
         for service_id in self._everywhere:
             self._dirty[Key("slot", service_id, node_id)] = None
-            self.usage.look_again(service_id, node_id)
+            self.memory.look_again(service_id, node_id)
         if draining(new):
             self._dirty[Key("drain", node_id)] = None
         if new is not None and takes_tasks(new):
@@ -309,7 +309,7 @@ class Controllers:
                     self._look_later(Key("even", service_id), self.store.now + SETTLING)
         for task in self.store.tasks.by("node", node_id):
             self._dirty[Key("slot", task.service_id, task.place)] = None
-            self.usage.look_again(task.service_id, task.place)
+            self.memory.look_again(task.service_id, task.place)
 
     def _progressed(self, service: Service) -> None:
         """Something happened to a task of a service that is being updated."""
@@ -363,7 +363,7 @@ class Controllers:
         for key in keys:
             del self._dirty[key]
         self._nodes_changed = False
-        p = Transaction(self.store, self.usage, now, self._new_id, self.most)
+        p = Transaction(self.store, self.memory, now, self._new_id, self.most)
         p.quarantined = {key.id for key in self.quarantined if key.kind == "service"}
         try:
             self._reconcile(p, keys)

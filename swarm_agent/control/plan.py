@@ -11,9 +11,9 @@ from collections.abc import Callable
 import msgspec
 
 from swarm_agent.control.allocator import allocate_service
+from swarm_agent.control.memory import Memory
 from swarm_agent.control.orchestrator.service import reconcile_service
 from swarm_agent.control.scheduler.scheduler import place
-from swarm_agent.control.scheduler.usage import ClusterUsage
 from swarm_agent.control.tasks import live
 from swarm_agent.control.transaction import Transaction
 from swarm_agent.objects.enums import TaskState
@@ -37,14 +37,14 @@ class PlanStep(msgspec.Struct, frozen=True):
 
 def forecast(
     store: Store,
-    usage: ClusterUsage,
+    memory: Memory,
     now: int,
     new_id: Callable[[], str],
     service: Service,
     revision: Revision,
 ) -> tuple[PlanStep, ...]:
     """Each place of ``service`` (as it would be written) before and after; the books are as they were when it returns."""
-    p = Transaction(store, usage, now, new_id, most=EVERYTHING)
+    p = Transaction(store, memory, now, new_id, most=EVERYTHING)
     try:
         p.view.group(service.id)
         before = {t.place: t for t in p.view.tasks.by("service", service.id) if _has_its_place(t)}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from swarm_agent.control.scheduler.usage import ClusterUsage
+from swarm_agent.control.memory import Memory
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Task
@@ -42,10 +42,11 @@ class Transaction:
     """The hands of a controller. Everything it may do is here, nothing of it is I/O."""
 
     def __init__(
-        self, store: Store, usage: ClusterUsage, now: int, new_id: Callable[[], str], most: int = MAX_WRITES
+        self, store: Store, memory: Memory, now: int, new_id: Callable[[], str], most: int = MAX_WRITES
     ) -> None:
         self.view = PendingView(store)
-        self.usage = usage
+        self.memory = memory
+        self.usage = memory.usage
         self.now = now
         self.new_id = new_id
         self.wakes: dict[Key, int] = {}

@@ -42,7 +42,7 @@ def say(others: Sequence[Other], port: int) -> str:
     if len(answering) + 1 < needed:
         text += (
             ". Only if they are gone for good: docker swarm init --force-new-cluster makes this manager the only one; what the others "
-            "had written without it is lost, and should they come back, they have to leave and join anew"
+            "had written without it is lost, and one that comes back discards its log and becomes a manager again"
         )
     return text
 

@@ -1,4 +1,4 @@
-"""Placement constraints: ``key == value`` or ``key != value`` over a node (BEHAVIOUR 14)."""
+"""Placement constraints: ``key == value`` or ``key != value`` over a node (behaviour.md 14)."""
 
 from __future__ import annotations
 

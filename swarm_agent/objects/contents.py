@@ -1,4 +1,4 @@
-"""Checks of secrets and configs, and of a service's references to them, with Docker's texts (BEHAVIOUR 5.7, 5.15)."""
+"""Checks of secrets and configs, and of a service's references to them, with Docker's texts (behaviour.md 5.7, 5.15)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Swarm's defaults (BEHAVIOUR 4), and specs with every default filled in.
+"""Swarm's defaults (behaviour.md 4), and specs with every default filled in.
 
 Controllers read a spec through these functions and never write ``or 1`` themselves.
 """

@@ -1,4 +1,4 @@
-"""Where a service may use templates, and what they see (BEHAVIOUR 25): Go's text/template over service, node and task. Pure.
+"""Where a service may use templates, and what they see (behaviour.md 25): Go's text/template over service, node and task. Pure.
 
 Allowed in values of the environment, the hostname, a mount's source and target, labels and driver options of a volume, and in the data of secrets and
 configs made with the template driver ``golang``. They are done on the node when a container is made; :func:`check` does them once with

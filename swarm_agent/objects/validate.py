@@ -1,4 +1,4 @@
-"""Checks a submitted document must pass before it becomes a write, with Docker's texts (BEHAVIOUR 5).
+"""Checks a submitted document must pass before it becomes a write, with Docker's texts (behaviour.md 5).
 
 Only what can be said of a document alone is said here. Whether a name is free or a port taken is asked of the store by
 the API. What Docker knows and this version cannot honour is refused by name in :func:`refuse_unsupported`.
@@ -256,7 +256,7 @@ def resources(template: TaskTemplate) -> None:
 
 
 def _generic(resource: GenericResource, path: str) -> None:
-    """A request says how many of a kind; which ones a task gets is the scheduler's choice (BEHAVIOUR 29)."""
+    """A request says how many of a kind; which ones a task gets is the scheduler's choice (behaviour.md 29)."""
     if resource.named_resource_spec:
         raise InvalidSpec(
             f"{path}.NamedResourceSpec: a service asks for a number of a kind (kind=2), not for one by its name",

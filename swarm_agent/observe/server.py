@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from swarm_agent import __version__
 from swarm_agent.gate import Gate, GateLimits, Visitor, open_streams, tcp_listener
 from swarm_agent.objects.errors import Unavailable
+from swarm_agent.observe import metrics
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class ObserveServer:
             why = self._not_ready()
             return (503, "text/plain", why + "\n") if why else (200, "text/plain", "ok\n")
         if path == "/metrics":
-            return 200, "text/plain; version=0.0.4", "".join(self.metrics())
+            return 200, "text/plain; version=0.0.4; charset=utf-8", "".join(self.metrics())
         return 404, "text/plain", "page not found\n"
 
     def _not_ready(self) -> str:
@@ -121,26 +122,25 @@ class ObserveServer:
         return trouble
 
     def metrics(self) -> list[str]:
-        """Prometheus text; Docker's swarm metric names where Docker has one."""
+        """A block of Prometheus text for each metric that has a value now."""
         observed = self._observed
         out = [
-            _line("swarm_agent_info", 1, version=__version__),
-            _line("swarm_agent_loop_lag_worst_seconds", round(self.worst_lag_s, 6)),
-            _line("swarm_agent_loop_stalls_total", self.stalls),
-            _line("swarm_node_manager", int(observed.is_manager)),
-            _line("swarm_manager_leader", int(observed.is_leader)),
+            metrics.AGENT_INFO.text(1, version=__version__),
+            metrics.LOOP_LAG_WORST.text(round(self.worst_lag_s, 6)),
+            metrics.LOOP_STALLS.text(self.stalls),
+            metrics.NODE_MANAGER.text(int(observed.is_manager)),
+            metrics.MANAGER_LEADER.text(int(observed.is_leader)),
         ]
         member = observed.member
         if member is None:
             return out
-        out.append(
-            _line(
-                "swarm_node_info", 1, node_id=member.membership.node_id, swarm_id=member.membership.cluster_id
-            )
-        )
-        out.append(_line("swarm_agent_session_connected", int(member.session.connected.is_set())))
+        ids = member.membership
         states = Counter(r.status.state.word for r in member.worker.runners.values())
-        out += [_line("swarm_agent_tasks", n, state=s) for s, n in sorted(states.items())]
+        out += [
+            metrics.NODE_INFO.text(1, node_id=ids.node_id, swarm_id=ids.cluster_id),
+            metrics.SESSION_CONNECTED.text(int(member.session.connected.is_set())),
+            metrics.AGENT_TASKS.text_by("state", states),
+        ]
         manager = member.manager
         if manager is not None and manager.raft is not None:
             out += self._manager_metrics(manager)
@@ -148,35 +148,30 @@ class ObserveServer:
 
     def _manager_metrics(self, manager: Any) -> list[str]:
         store, status = manager.store, manager.status
-        out = [
-            _line("swarm_raft_term", status.term),
-            _line("swarm_raft_commit_index", status.commit),
-            _line("swarm_raft_applied_index", status.applied),
-            _line("swarm_raft_members", len(status.members)),
-            _line("swarm_raft_missed_ticks_total", status.missed_ticks),
-            _line("swarm_cluster_feature_level", store.feature_level),
-            _line("swarm_manager_feature_level", store.level),
-            _line("swarm_manager_services_total", len(store.services)),
-            _line("swarm_manager_networks_total", len(store.networks)),
-            _line("swarm_manager_secrets_total", len(store.secrets)),
-            _line("swarm_manager_configs_total", len(store.configs)),
-        ]
         nodes = {state.word: n for state, n in store.nodes.tallies["state"].items()}
-        out += [_line("swarm_manager_nodes", n, state=s) for s, n in sorted(nodes.items())]
         tasks = {state.word: n for state, n in store.tasks.tallies["state"].items()}
-        out += [_line("swarm_manager_tasks_total", n, state=s) for s, n in sorted(tasks.items())]
+        out = [
+            metrics.RAFT_TERM.text(status.term),
+            metrics.RAFT_COMMIT_INDEX.text(status.commit),
+            metrics.RAFT_APPLIED_INDEX.text(status.applied),
+            metrics.RAFT_MEMBERS.text(len(status.members)),
+            metrics.RAFT_MISSED_TICKS.text(status.missed_ticks),
+            metrics.CLUSTER_FEATURE_LEVEL.text(store.feature_level),
+            metrics.MANAGER_FEATURE_LEVEL.text(store.level),
+            metrics.MANAGER_SERVICES.text(len(store.services)),
+            metrics.MANAGER_NETWORKS.text(len(store.networks)),
+            metrics.MANAGER_SECRETS.text(len(store.secrets)),
+            metrics.MANAGER_CONFIGS.text(len(store.configs)),
+            metrics.MANAGER_NODES.text_by("state", nodes),
+            metrics.MANAGER_TASKS.text_by("state", tasks),
+        ]
         if manager.duties is not None:
             control = manager.duties.control
             out += [
-                _line("swarm_control_passes_total", control.passes),
-                _line("swarm_control_rejected_groups_total", control.rejected),
-                _line("swarm_control_faults_total", control.faults),
-                _line("swarm_control_last_pass_seconds", round(control.last_pass_s, 6)),
-                _line("swarm_manager_sessions", len(manager.duties.dispatcher.sessions)),
+                metrics.CONTROL_PASSES.text(control.passes),
+                metrics.CONTROL_REJECTED.text(control.rejected),
+                metrics.CONTROL_FAULTS.text(control.faults),
+                metrics.CONTROL_LAST_PASS.text(round(control.last_pass_s, 6)),
+                metrics.MANAGER_SESSIONS.text(len(manager.duties.dispatcher.sessions)),
             ]
         return out
-
-
-def _line(name: str, value: float, **labels: str) -> str:
-    inner = ",".join(f'{k}="{v}"' for k, v in labels.items())
-    return f"{name}{{{inner}}} {value}\n" if inner else f"{name} {value}\n"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from swarm_agent.raft.core import ConfChange, Member
+from swarm_agent.raft.core import ConfChange, Member, quorum
 from swarm_agent.raft.errors import MembershipRefused, NotLeader
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Membership:
             if known is None:
                 raise MembershipRefused(f"{m.raft_id} is not a member; add it first")
             if m.learner and not known.learner:
-                self._require_quorum_without(m.raft_id)
+                await self._require_answers_without(m.raft_id)
             if known != m:
                 await self._change(ConfChange(m))
 
@@ -63,7 +63,7 @@ class Membership:
                     return
                 raise MembershipRefused(f"{raft_id} is not a member")
             if not known.learner:
-                self._require_quorum_without(raft_id)
+                await self._require_answers_without(raft_id)
             await self._change(ConfChange(known, remove=True))
 
     def _known(self, raft_id: int) -> Member | None:
@@ -80,6 +80,26 @@ class Membership:
             raise MembershipRefused("the last voter cannot go; there would be no cluster")
         if self._core.leading is not None and not self._core.leading.has_quorum(rest):
             raise MembershipRefused(f"without member {raft_id} too few managers are reachable to go on")
+
+    async def _require_answers_without(self, raft_id: int) -> None:
+        """Those who stay take an entry written now: one that went away a moment ago still counts as reachable, and the change could then
+        neither be committed nor taken back."""
+        self._require_quorum_without(raft_id)
+        index = self._core.propose_noop() or self._core.log.last_index
+        while True:
+            self._driver.require_leader()
+            leading = self._core.leading
+            assert leading is not None  # as require_leader says
+            rest = self._core.conf_voters - {raft_id}
+            answered = [
+                v
+                for v in rest
+                if v == self._core.raft_id or (v in leading.peers and leading.peers[v].match >= index)
+            ]
+            if len(answered) >= quorum.size(len(rest)):
+                return
+            self._require_quorum_without(raft_id)
+            await self._driver.progress()
 
     async def _change(self, change: ConfChange) -> None:
         while True:

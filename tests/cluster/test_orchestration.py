@@ -195,7 +195,7 @@ def test_revisions_and_stories(lab: Lab) -> None:
     swarmctl(lab[3], "rollback", "web", "--to", str(number))
     until(lambda: images(lab, "web") == {f"{IMAGE}:1": 10}, "the rollback", 60)
     task = lab.tasks(1, "web")[0]["ID"]
-    assert "made by an update" in swarmctl(lab[1], "story", task)
+    assert "made by an update" in swarmctl(lab[1], "history", task)
 
 
 def test_a_plan_is_what_happens(lab: Lab) -> None:

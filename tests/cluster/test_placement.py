@@ -319,8 +319,8 @@ def test_a_node_that_joined_gets_its_share_only_where_asked_for(lab: Lab) -> Non
     for name in ("joins", "flows"):
         engines(lab, name, {3: 2, 4: 2}, LIMIT)
         assert fewest(lab, name, 4) == 4, "never fewer than declared"
-        stories = [lab[2].ctl("story", task["ID"]) for task in lab.running(1, name, 4)]
-        assert sum("made to even the service out" in told for told in stories) == 2
+        histories = [lab[2].ctl("history", task["ID"]) for task in lab.running(1, name, 4)]
+        assert sum("made to even the service out" in told for told in histories) == 2
     assert lab.spread("stays") == {3: 4}
     assert "is left out: its label swarm-agent.rebalance is never" in lab[1].ctl("rebalance", "stays")
     lab[1].swarm("service", "rm", "joins", "flows", "stays")

@@ -315,7 +315,7 @@ def test_a_crash_loop_is_forced_and_mended(lab: Lab) -> None:
     update(lab, "loop", "--env-add=BAD=0", "--update-monitor=100ms")
     status(lab, "loop", "completed")
     all_given(lab, "loop", "BAD", "0", 1)
-    told = lab[1].ctl("story", lab.running(1, "loop", 1)[0]["ID"]).splitlines()
+    told = lab[1].ctl("history", lab.running(1, "loop", 1)[0]["ID"]).splitlines()
     assert "non-zero exit (7)" in told[0]
     assert "made by an update" in told[-1]
     lab[1].swarm("service", "rm", "loop")

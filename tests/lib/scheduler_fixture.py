@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from swarm_agent.control.memory import Memory
 from swarm_agent.control.revisions import revision_of
 from swarm_agent.control.scheduler.scheduler import place
 from swarm_agent.control.scheduler.usage import ClusterUsage
@@ -56,6 +57,7 @@ class SchedulerFixture:
         self.now = start
         self.store = Store()
         self.usage = ClusterUsage(self.store)
+        self.memory = Memory(self.usage)
         self.store.watch(self._book)
         self._rng = random.Random(1)
         self._made = 0
@@ -181,7 +183,7 @@ class SchedulerFixture:
 
     def pass_of(self, tasks: list[Task], most: int = 1 << 30) -> tuple[tuple[Group, ...], list[Task]]:
         """The writes of one pass over these tasks, and those it left for the next."""
-        p = Transaction(self.store, self.usage, self.now, lambda: new_id(self._rng), most)
+        p = Transaction(self.store, self.memory, self.now, lambda: new_id(self._rng), most)
         try:
             left = place(p, tasks)
         finally:

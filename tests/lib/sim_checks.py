@@ -12,13 +12,13 @@ from swarm_agent.control.orchestrator.slot import given_up, moves_start_first
 from swarm_agent.control.orchestrator.update import going
 from swarm_agent.control.orchestrator.update_progress import PAUSED
 from swarm_agent.control.revisions import revision_of
-from swarm_agent.control.scheduler.feasibility import host_ports
 from swarm_agent.control.scheduler.usage import ClusterUsage, bare, reserved
 from swarm_agent.manager.manager import Manager
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.options import options
+from swarm_agent.objects.ports import host_ports
 from swarm_agent.objects.records import Revision, Service, Task
 from swarm_agent.store import Store
 from tests.lib.fake_engine import Container
@@ -390,9 +390,9 @@ def _left_behind(cluster: SimCluster, service: Service) -> str:
         return "was not evened out for a node that joined"
     if policy != "continuous":
         return ""
-    usage = manager.duties.control.controllers.usage
+    memory = manager.duties.control.controllers.memory
     ids = (f"pretended-{n}" for n in itertools.count())
-    found = suggest(manager.store, usage, cluster.leader().now(), lambda: next(ids), [service])
+    found = suggest(manager.store, memory, cluster.leader().now(), lambda: next(ids), [service])
     return f"would better move {found[0].task_id}: {found[0].text}" if found else ""
 
 

@@ -214,6 +214,10 @@ class SimCluster:
         node_id = self[name].node_id
         if not node_id:
             raise Killed(f"{name} is no member now")
+        await self.change_node(node_id, **change)
+
+    async def change_node(self, node_id: str, **change: Any) -> None:
+        """The same for a node whose host may be another node by now."""
         shown = await self.api("GET", f"/nodes/{node_id}")
         version = shown["Version"]["Index"]
         await self.api("POST", f"/nodes/{node_id}/update", {**shown["Spec"], **change}, f"version={version}")

@@ -12,6 +12,7 @@ from typing import Any
 from swarm_agent.control.orchestrator.update import going
 from swarm_agent.control.orchestrator.update_progress import PAUSED
 from swarm_agent.objects import defaults
+from swarm_agent.objects.enums import NodeState
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.objects.records import Service
 from tests.lib.sim_checks import Violation
@@ -383,7 +384,12 @@ class Workload:
 
     # --- afterwards ----------------------------------------------------------------------------------------------------------
     async def mend(self) -> None:
-        """Put right what no cluster can: images that do not run, and updates that have stopped to ask."""
+        """Put right what no cluster can: images that do not run, updates that have stopped to ask, managers that left for good while nobody
+        heard it: they count as voters, and another manager may be needed for as long as they do."""
+        members = {host.node_id for host in self.cluster.hosts.values()}
+        for node in list(self.cluster.store.nodes.all()):
+            if node.spec.role == "manager" and node.status.state == NodeState.DOWN and node.id not in members:
+                await self._try(self.cluster.change_node(node.id, Role="worker"))
         for service in list(self.cluster.store.services.all()):
             name = service.spec.name or ""
             if defaults.is_job(service.spec) or not (_sick(service) or _asks(service)):
@@ -396,11 +402,14 @@ class Workload:
                     template["ContainerSpec"]["Image"] = "web:1"
 
             self.cluster.note("mend", name)
-            try:
-                async with asyncio.timeout(CALL_S):
-                    await self._change(self.cluster.leader(), name, change)
-            except (TimeoutError, SwarmError) as err:
-                self.cluster.note("refused", type(err).__name__)
+            await self._try(self._change(self.cluster.leader(), name, change))
+
+    async def _try(self, work: Awaitable[None]) -> None:
+        try:
+            async with asyncio.timeout(CALL_S):
+                await work
+        except (TimeoutError, SwarmError) as err:
+            self.cluster.note("refused", type(err).__name__)
 
     async def calm_update(self, name: str) -> None:
         """To an image that runs."""

@@ -182,7 +182,7 @@ def settled(c: ModelCluster, service: Service) -> None:
         if usable:
             assert len(alive) == wanted, "one task a place"
             assert all(t.status.state == TaskState.RUNNING for t in alive)
-            p = Transaction(c.store, c.controllers.usage, c.now, c.id)
+            p = Transaction(c.store, c.controllers.memory, c.now, c.id)
             assert all(is_current(p, service, t) for t in alive)
             if service.update_status is not None:
                 assert service.update_status.state in ("completed", "rollback_completed")

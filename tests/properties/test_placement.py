@@ -18,7 +18,6 @@ from swarm_agent.control.scheduler import ranking_cache
 from swarm_agent.control.scheduler.feasibility import (
     ARCHITECTURES,
     demand_of,
-    host_ports,
     local_volumes,
     options_of,
 )
@@ -27,6 +26,7 @@ from swarm_agent.control.tasks import live
 from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import NodeState, TaskState
+from swarm_agent.objects.ports import host_ports
 from swarm_agent.objects.records import Generic, Node, Revision, Task
 from swarm_agent.objects.specs import (
     ContainerSpec,
@@ -449,7 +449,7 @@ def _go(steps: list[Any]) -> None:
         waiting = desk.waiting()
         expected = Plain(desk).place(waiting)
         desk.run()
-        forgetful.usage.rankings = ranking_cache.RankingCache(forgetful.usage)
+        forgetful.memory.rankings = ranking_cache.RankingCache(forgetful.usage)
         forgetful.run()
         assert {t.id: desk.task(t).node_id for t in waiting} == expected
         assert {t.id: t for t in desk.store.tasks.all()} == {t.id: t for t in forgetful.store.tasks.all()}

@@ -235,7 +235,7 @@ class Story:
             if policy.rebalance == "on-join":
                 assert max(service.evened, service.created_at) >= joined, "nobody is left behind"
             if policy.rebalance == "continuous":
-                assert suggest(c.store, c.controllers.usage, c.now, c.id, [service]) == ()
+                assert suggest(c.store, c.controllers.memory, c.now, c.id, [service]) == ()
             for task in c.running(service.id):
                 revision, node = c.store.revisions.get(task.revision_id), c.node(task.node_id)
                 assert revision is not None

@@ -50,7 +50,7 @@ def spec(replicas: int, image: int, order: str) -> ServiceSpec:
 def compare(cluster: ModelCluster, service_id: str) -> None:
     service = cluster.store.services.get(service_id)
     assert service is not None
-    p = Transaction(cluster.store, cluster.controllers.usage, cluster.now, lambda: "")
+    p = Transaction(cluster.store, cluster.controllers.memory, cluster.now, lambda: "")
     kept, fresh = survey(p, service), SlotIndex(p, service)
     assert kept is not None
     assert kept.present == fresh.present
@@ -169,7 +169,7 @@ def test_what_is_kept_of_a_job_is_what_a_new_look_finds(
         one, other = both.values()
         assert one.store.services.get(made[0]) == other.store.services.get(made[0])
         assert {t.id: t for t in one.store.tasks.all()} == {t.id: t for t in other.store.tasks.all()}
-        kept_run, service = one.controllers.usage.slot_indexes.get(made[0]), one.service(made[0])
+        kept_run, service = one.controllers.memory.slots.get(made[0]), one.service(made[0])
         assert isinstance(kept_run, jobs.Run)
         assert isinstance(kept_run.stamp, tuple)
         fresh = jobs.Run(None, set())

@@ -1,4 +1,7 @@
-"""Every linter, side by side, each with its time; a linter that fails shows what it said."""
+"""Every linter, side by side, each with its time; a linter that fails shows what it said.
+
+usage: lint.py [NAME..]     (all of them if none is named; .pre-commit-config.yaml names one at a time)
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ def commands() -> dict[str, list[str]]:
         "mypy": ["mypy"],
         "ruff check": ["ruff", "check", "."],
         "ruff format": ["ruff", "format", "--check", "."],
-        "import contracts": ["lint-imports"],
+        "import contracts": ["lint-imports", "--no-cache"],
         "yamllint": ["yamllint", "--strict", "."],
         "shellcheck": ["shellcheck", *_shell_scripts()],
     }
@@ -47,7 +50,12 @@ def commands() -> dict[str, list[str]]:
 
 def _run(name: str, argv: list[str]) -> tuple[str, int, str, float]:
     start = time.monotonic()
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "NO_COLOR": "1"}
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # also where no environment is activated
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "NO_COLOR": "1",
+    }
     done = subprocess.run(
         argv,
         cwd=ROOT,
@@ -60,10 +68,16 @@ def _run(name: str, argv: list[str]) -> tuple[str, int, str, float]:
     return name, done.returncode, done.stdout.decode(errors="replace"), time.monotonic() - start
 
 
-def main() -> int:
+def main(names: list[str]) -> int:
+    known = commands()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        print(f"no linter is called {', '.join(unknown)}: there are {', '.join(known)}", file=sys.stderr)
+        return 64
+    chosen = {name: argv for name, argv in known.items() if not names or name in names}
     failed = []
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(_run, name, argv) for name, argv in commands().items()]
+        waiting = [pool.submit(_run, name, argv) for name, argv in chosen.items()]
         for future in concurrent.futures.as_completed(waiting):
             name, code, said, took = future.result()
             if code != 0:
@@ -76,4 +90,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -48,7 +48,12 @@ def main() -> int:
         done = subprocess.run(
             ["ansible-test", "sanity", *words, *sys.argv[1:]],
             cwd=copy,
-            env={**os.environ, "HOME": str(HOME)},
+            env={
+                **os.environ,
+                "HOME": str(HOME),
+                # also where no environment is activated
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            },
             stdin=subprocess.DEVNULL,
             check=False,
         )

@@ -25,7 +25,7 @@ _USUAL_METRICS, _OTHER_METRICS = "127.0.0.1:9323", "127.0.0.1:9324"
 def other_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout of another version."""
     copy = tmp_path_factory.mktemp("other")
-    for name in ("pyproject.toml", "README.md", "requirements.lock"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.lock"):
         shutil.copy(ROOT / name, copy / name)
     shutil.copytree(ROOT / "swarm_agent", copy / "swarm_agent", ignore=shutil.ignore_patterns("__pycache__"))
     with (copy / "swarm_agent" / "py.typed").open("a") as file:

@@ -1,4 +1,4 @@
-"""What a change of a node does to the tasks that stand there: it shrank (BEHAVIOUR 13.1), or it is gone for good (17.5)."""
+"""What a change of a node does to the tasks that stand there: it shrank (behaviour.md 13.1), or it is gone for good (behaviour.md 17.5)."""
 
 from __future__ import annotations
 

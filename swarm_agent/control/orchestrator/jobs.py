@@ -6,8 +6,6 @@ it by hand. Tasks of other iterations are history.
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import msgspec
 
 from swarm_agent.control.orchestrator import global_
@@ -25,7 +23,7 @@ from swarm_agent.objects.timetable import Timetable
 
 class Run:
     """How the places of a job's present run stand: kept from look to look, so that one costs what was written since the last
-    (``Ledger.slot_indexes``)."""
+    (``Memory.slots``)."""
 
     __slots__ = ("begun", "busy", "changed", "complete", "lost", "open_from", "stamp")
 
@@ -82,15 +80,15 @@ def _look(p: Transaction, service: Service) -> Run:
     """How the present run stood when it was last looked at, and where something was written since then."""
     iteration = service.job.iteration if service.job is not None else 0
     stamp = (iteration, service.revision_id, service.spec_version, history_limit(p, service))
-    known: Any = p.usage.slot_indexes.get(service.id)
-    if known is not None and known.stamp == stamp:
-        return cast("Run", known)
+    known = p.memory.slots.get(service.id)
+    if isinstance(known, Run) and known.stamp == stamp:
+        return known
     rows = list(p.view.tasks.by("service", service.id))
     p.charge(len(rows))
     run = Run(stamp, {t.place for t in rows})
-    p.usage.slot_indexes.pop(service.id, None)
+    p.memory.slots.pop(service.id, None)
     if len(run.changed) >= KEPT:
-        p.usage.slot_indexes[service.id] = run
+        p.memory.slots[service.id] = run
     return run
 
 

@@ -18,12 +18,13 @@ from collections.abc import Callable
 
 import msgspec
 
+from swarm_agent.control.memory import Memory
 from swarm_agent.control.orchestrator.drain import move
 from swarm_agent.control.orchestrator.update import going
 from swarm_agent.control.scheduler.feasibility import preferences_of, spread_of, unmet
 from swarm_agent.control.scheduler.scheduler import place
 from swarm_agent.control.scheduler.spread import path_of
-from swarm_agent.control.scheduler.usage import ClusterUsage, takes_tasks
+from swarm_agent.control.scheduler.usage import takes_tasks
 from swarm_agent.control.tasks import at_work, draining, live
 from swarm_agent.control.transaction import Key, Transaction
 from swarm_agent.objects import defaults, features
@@ -78,10 +79,10 @@ def _has_own_volumes(service: Service) -> bool:
 
 
 def suggest(
-    store: Store, usage: ClusterUsage, now: int, new_id: Callable[[], str], services: list[Service]
+    store: Store, memory: Memory, now: int, new_id: Callable[[], str], services: list[Service]
 ) -> tuple[Suggestion, ...]:
     """All moves that would even the services out, as things are now; nothing is changed."""
-    p = Transaction(store, usage, now, new_id, most=EVERYTHING)
+    p = Transaction(store, memory, now, new_id, most=EVERYTHING)
     found: list[Suggestion] = []
     try:
         for service in services:

@@ -49,7 +49,7 @@ def scale(p: Transaction, service: Service, seen: SlotIndex) -> None:
 
 
 def _surplus(seen: SlotIndex, open_taken: set[int | str], wanted: int) -> list[int | str]:
-    """Which slots go: those on the most crowded nodes, not running before running, high numbers first (BEHAVIOUR 9.4)."""
+    """Which slots go: those on the most crowded nodes, not running before running, high numbers first (behaviour.md 9.4)."""
     places = [
         (task.status.state != TaskState.RUNNING, slot, task.node_id)
         for settled in (seen.present, seen.older)

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from swarm_agent.control.memory import Memory
 from swarm_agent.control.orchestrator.task_reaper import history_limit
 from swarm_agent.control.revisions import same_but_placement
 from swarm_agent.control.tasks import invalid_node
@@ -23,9 +24,6 @@ from swarm_agent.objects import defaults
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import TaskState
 from swarm_agent.objects.records import Node, Service, Task
-
-if TYPE_CHECKING:
-    from swarm_agent.control.scheduler.usage import ClusterUsage
 
 Slots = dict[int | str, list[Task]]
 
@@ -60,7 +58,7 @@ class SlotIndex:
         self.moved: set[int | str] = set()
         self.stamp = stamp_of(p, service)
         _, self._going, self._limit = self.stamp
-        self._places = _Places(p.usage, service.revision_id)
+        self._places = _Places(p.memory, service.revision_id)
         rows = list(p.view.tasks.by("service", service.id))
         p.charge(len(rows) // 4)
         self._rows = len(rows)
@@ -196,13 +194,13 @@ class SlotIndex:
 def survey(p: Transaction, service: Service) -> SlotIndex | None:
     """The slots of a service as they are in this pass; that of a large one is kept from pass to pass. ``None``: there are so many
     that the look goes on in the next pass."""
-    slot_indexes = p.usage.slot_indexes
-    known = slot_indexes.pop(service.id, None)
+    kept = p.memory.slots
+    known = kept.pop(service.id, None)
     if not isinstance(known, SlotIndex) or known.stamp != stamp_of(p, service):
         known = None
     if known is not None and (known.unfinished or not known.outdated(4)):
         # what is written from here on is in it, or taken back at the pass's end, which the usage tells it
-        slot_indexes[service.id] = known
+        kept[service.id] = known
         if known.unfinished and (not known.go_on(p) or p.spent):
             return None
         return known if known.renew(p, service) else None
@@ -214,12 +212,12 @@ def survey(p: Transaction, service: Service) -> SlotIndex | None:
         found.settled = known.settled
         found.moved = known.moved | known.changed
     if large:
-        slot_indexes[service.id] = found
+        kept[service.id] = found
     return found if found.go_on(p) else None
 
 
 def stamp_of(p: Transaction, service: Service) -> tuple[str, bool, int]:
-    """What of a service decides how its slots stand, besides nodes: when those change, all slot_indexes are forgotten."""
+    """What of a service decides how its slots stand, besides nodes: when those change, all that is kept of slots is forgotten."""
     status = service.update_status
     going = status is not None and status.state in ("updating", "rollback_started")
     return (service.revision_id, going, history_limit(p, service))
@@ -246,7 +244,7 @@ def _undisturbed(task: Task) -> bool:
 
 
 class NodeFit(dict[str, int]):
-    """By node id, how a task of one revision stands there; found out when asked for. Services share it (``ClusterUsage.node_fits``)."""
+    """By node id, how a task of one revision stands there; found out when asked for. Services share it (``Memory.node_fits``)."""
 
     def __init__(
         self,
@@ -283,12 +281,12 @@ class NodeFit(dict[str, int]):
 class _Places(dict[str, NodeFit]):
     """The same by revision id; revisions of the same constraints share their answers."""
 
-    def __init__(self, usage: ClusterUsage, current: str) -> None:
-        self._usage = usage
+    def __init__(self, memory: Memory, current: str) -> None:
+        self._memory = memory
         self.current = current
 
     def __missing__(self, revision_id: str) -> NodeFit:
-        usage = self._usage
+        memory, usage = self._memory, self._memory.usage
         own, present = usage.known_revision(revision_id), usage.known_revision(self.current)
         same = revision_id == self.current or (
             own is not None and present is not None and same_but_placement(own, present)
@@ -297,8 +295,8 @@ class _Places(dict[str, NodeFit]):
         now = () if present is None else tuple(defaults.constraints(present.template))
         unplaced = _PRESENT if revision_id == self.current else _OLDER
         key = (mine, now if same else None, unplaced)
-        known = usage.node_fits.get(key)
-        if known is None:
-            known = usage.node_fits[key] = NodeFit(usage.rows, *key)
+        known = memory.node_fits.get(key)
+        if not isinstance(known, NodeFit):
+            known = memory.node_fits[key] = NodeFit(usage.rows, *key)
         self[revision_id] = known
         return known

@@ -7,19 +7,17 @@ nodes. What depends on the service (replicas per node, affinities, volumes) is a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from swarm_agent.control.names import named_service
-from swarm_agent.objects import defaults, features
+from swarm_agent.control.scheduler.usage import ClusterUsage, NodeUsage
+from swarm_agent.objects import defaults, features, ports
 from swarm_agent.objects.constraints import node_matches
 from swarm_agent.objects.enums import NodeState
 from swarm_agent.objects.errors import InvalidSpec
 from swarm_agent.objects.options import Options, options
 from swarm_agent.objects.records import Generic, HeldPort, Node, Revision, Service
 from swarm_agent.store import View
-
-if TYPE_CHECKING:
-    from swarm_agent.control.scheduler.usage import ClusterUsage, NodeUsage
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 LOCAL_NETWORKS = (
@@ -82,7 +80,7 @@ def demand_of(revision: Revision, view: View) -> Requirements:
         plugins=tuple(sorted(_plugins(revision, view))),
         constraints=defaults.constraints(template),
         platforms=_platforms(revision),
-        ports=tuple(sorted(set(host_ports(revision)))),
+        ports=tuple(sorted(set(ports.host_ports(revision)))),
         addressed=bool(revision.networks or revision.endpoint.ports),
         leased=revision.singleton,
     )
@@ -115,15 +113,6 @@ def _plugins(revision: Revision, view: View) -> set[tuple[str, str]]:
     if log is not None and log.name not in (None, "", "none", "default"):
         wanted.add(("Log", str(log.name)))
     return wanted
-
-
-def host_ports(revision: Revision) -> list[tuple[str, int]]:
-    """(protocol, published port) of the fixed host-mode ports; one without a fixed port is the engine's choice and takes none."""
-    return [
-        (defaults.protocol(p), p.published_port)
-        for p in revision.endpoint.ports or ()
-        if defaults.publish_mode(p) == "host" and p.published_port
-    ]
 
 
 def local_volumes(revision: Revision) -> tuple[str, ...]:

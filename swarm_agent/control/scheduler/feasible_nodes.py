@@ -1,4 +1,4 @@
-"""The nodes that can meet a requirements, best first: an order that services of the same requirements share.
+"""The nodes that can meet the same requirements, best first: an order that services of the same requirements share.
 
 All orders are heaps that are repaired late. The usage's changelog names the nodes that changed; each gets a fresh
 entry, and an entry whose rank is no longer the node's is passed over when it comes to the top.
@@ -11,15 +11,12 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from swarm_agent.control.scheduler.feasibility import Requirements, refusal, static_refusal
 from swarm_agent.control.scheduler.spread import Path, path_of
+from swarm_agent.control.scheduler.usage import ClusterUsage
 from swarm_agent.objects.records import Node
-
-if TYPE_CHECKING:
-    from swarm_agent.control.scheduler.ranking_cache import RankingCache
-    from swarm_agent.control.scheduler.usage import ClusterUsage
 
 Rank = tuple[Any, ...]  # numbers, then the node's id
 COPIED = 256  # entries copied are as dear as one look, about
@@ -27,15 +24,22 @@ MANY = 16  # entries copied are as dear as repairing the order for one node that
 ANY = Requirements()
 
 
+class Meter(Protocol):
+    """Whose budget an order is kept on (``RankingCache``)."""
+
+    usage: ClusterUsage
+    cost: int  # nodes compared with requirements, and heaps copied, since the beginning
+
+
 class FeasibleNodes:
-    """The nodes that meet a requirements, best first for a service that is on none of them."""
+    """The nodes that meet the same requirements, best first for a service that is on none of them."""
 
     def __init__(
-        self, rankings: RankingCache, requirements: Requirements, strategy: str, like: FeasibleNodes | None
+        self, meter: Meter, requirements: Requirements, strategy: str, like: FeasibleNodes | None
     ) -> None:
         """``like``: the pool of all nodes with the same strategy, whose order is the same."""
-        self.rankings = rankings
-        self.usage = rankings.usage
+        self.meter = meter
+        self.usage = meter.usage
         self.requirements = requirements
         self.packs = strategy == "binpack"
         self._undemanding = requirements == ANY
@@ -60,7 +64,7 @@ class FeasibleNodes:
             self._copy(self._like)
         else:
             self._rank_all()
-            self.rankings.cost += len(usage.rows)
+            self.meter.cost += len(usage.rows)
         self.seen = self._judged = usage.written
 
     def _rank_all(self) -> None:
@@ -88,7 +92,7 @@ class FeasibleNodes:
             heapq.heapify(self.heap)
         else:
             self.heap = like.heap.copy()
-        self.rankings.cost += 1 + len(like.heap) // COPIED
+        self.meter.cost += 1 + len(like.heap) // COPIED
 
     def rank(self, node_id: str) -> Rank | None:
         """Where a node stands; ``None`` when it takes no tasks."""
@@ -160,7 +164,7 @@ class FeasibleNodes:
         code = self.refused.get(node_id)
         if code is not None:
             return code
-        self.rankings.cost += 1
+        self.meter.cost += 1
         usage, requirements = self.usage, self.requirements
         node = usage.rows[node_id]
         static = self._static.get(node_id)
@@ -241,7 +245,7 @@ class Partition:
         if changed is None:
             self._heaps.clear()
             changed = usage.rows
-            self._pool.rankings.cost += len(usage.rows)
+            self._pool.meter.cost += len(usage.rows)
         for node_id in changed:
             rank = self._pool.rank(node_id)
             if rank is not None:

@@ -80,9 +80,9 @@ class Ranking:
         else:
             self.pool.best()  # what is refused at its top need not be copied
             self._leaf(()).plain = [] if self._restricted else self.pool.heap.copy()
-        self.pool.rankings.cost += 1 + len(self.pool.heap) // COPIED
+        self.pool.meter.cost += 1 + len(self.pool.heap) // COPIED
         specials = self._specials()
-        self.pool.rankings.cost += len(specials)
+        self.pool.meter.cost += len(specials)
         if self._part is not None:
             self._fill_branches(self._part, specials)
             return
@@ -176,7 +176,7 @@ class Ranking:
             self._fill()
             return
         self.seen = self.usage.written
-        self.pool.rankings.cost += len(changed)
+        self.pool.meter.cost += len(changed)
         for leaf in self._leaves.values():
             leaf.plain_sure = leaf.special_sure = False
         failed = self.usage.failed.get(self.preferences.revision_id)

@@ -1,6 +1,6 @@
 """What is known about which node is best, kept from one task to the next and from one pass to the next.
 
-A :class:`~swarm_agent.control.scheduler.feasible_nodes.FeasibleNodes` holds the nodes that can meet a requirements, the emptiest (or, to pack, the fullest) first; a
+A :class:`~swarm_agent.control.scheduler.feasible_nodes.FeasibleNodes` holds the nodes that can meet the same requirements, the emptiest (or, to pack, the fullest) first; a
 :class:`~swarm_agent.control.scheduler.ranking.Ranking` the order of one service's revision. Here it is decided which of them are kept, and when a single task does
 without. What was forgotten altogether gives the same answers: ``tests/properties/test_placement.py`` compares.
 """
@@ -8,16 +8,14 @@ without. What was forgotten altogether gives the same answers: ``tests/propertie
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from swarm_agent.control.scheduler.feasibility import Preferences, Requirements, demand_of, wish_refusal
 from swarm_agent.control.scheduler.feasible_nodes import ANY, FeasibleNodes, Rank
 from swarm_agent.control.scheduler.ranking import Ranking, is_simple
+from swarm_agent.control.scheduler.usage import ClusterUsage
 from swarm_agent.objects.records import Revision, Task
 from swarm_agent.store import View
-
-if TYPE_CHECKING:
-    from swarm_agent.control.scheduler.usage import ClusterUsage
 
 MAX_ENTRIES = 1_000_000  # of all remembered heaps, about
 MAX_REMEMBERED = 1000  # pools, and groups
@@ -31,7 +29,7 @@ class RankingCache:
 
     def __init__(self, usage: ClusterUsage) -> None:
         self.usage = usage
-        self.cost = 0  # nodes compared with a requirements, and heaps copied, since the beginning
+        self.cost = 0  # nodes compared with requirements, and heaps copied, since the beginning
         self.awaited: set[str] = set()  # ids of services beside which tasks would go that wait
         self._asked: dict[str, int] = {}  # how often for single tasks, by service
         self._demands: dict[str, Requirements] = {}
@@ -45,7 +43,7 @@ class RankingCache:
         return found
 
     def pool(self, requirements: Requirements, strategy: str) -> FeasibleNodes:
-        """The nodes that can meet a requirements."""
+        """The nodes that can meet the same requirements."""
         key = (requirements, strategy)
         pool = self._pools.get(key)
         if pool is None:

@@ -92,7 +92,7 @@ def count_refusals(pool: FeasibleNodes, preferences: Preferences) -> dict[str, i
             code = pool.verdict(node.id) or wish_refusal(preferences, node.id, usage.nodes[node.id], usage)
             if code:
                 counts[code] = counts.get(code, 0) + 1
-    pool.rankings.cost += len(usage.up)
+    pool.meter.cost += len(usage.up)
     return counts
 
 

@@ -66,19 +66,19 @@ def place(p: Transaction, tasks: list[Task], *, in_any_case: bool = False) -> li
             left += group
             continue
         p.view.group(group[0].service_id)
-        before = p.usage.rankings.cost
+        before = p.memory.rankings.cost
         discounted = [task for task in moving.get(avoid, ()) if p.discount(task)]
         left += _place_group(p, revision, avoid, sorted(group, key=lambda t: t.slot))
         for task in discounted:
             p.recount(task)
-        p.charge(PLACING + p.usage.rankings.cost - before)
+        p.charge(PLACING + p.memory.rankings.cost - before)
     return left
 
 
 # --- tasks that may go anywhere -------------------------------------------------------------------------------------------
 def _place_group(p: Transaction, revision: Revision, avoid: str, tasks: list[Task]) -> list[Task]:
     service = p.view.services.get(revision.service_id)
-    rankings = p.usage.rankings
+    rankings = p.memory.rankings
     requirements = rankings.requirements(revision, p.view)
     preferences = preferences_of(revision, service, p.view, p.usage, avoid)
     pool = rankings.pool(requirements, preferences.strategy)
@@ -167,7 +167,7 @@ def _confirm(p: Transaction, task: Task, left: list[Task]) -> None:
         return
     p.charge(1)
     p.view.group(task.service_id)
-    requirements = p.usage.rankings.requirements(revision, p.view)
+    requirements = p.memory.rankings.requirements(revision, p.view)
     service = p.view.services.get(task.service_id)
     preferences = preferences_of(revision, service, p.view, p.usage, preset=True)
     node = p.usage.rows.get(task.preset)
@@ -195,7 +195,7 @@ def _pend_refused(
     refused: Mapping[str, int],
 ) -> None:
     """Say which filters refused how many nodes. The nearest misses are found only when something is to be written."""
-    p.usage.rankings.awaited.update(preferences.with_hard)
+    p.memory.rankings.awaited.update(preferences.with_hard)
     brief = texts(p.usage, preferences, refused)
     if _is_told(task, brief):
         return

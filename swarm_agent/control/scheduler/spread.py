@@ -1,4 +1,4 @@
-"""Spread preferences: a tree of nodes, a level for each preference, filled so that branches stay even (BEHAVIOUR 15.6, 15.7).
+"""Spread preferences: a tree of nodes, a level for each preference, filled so that branches stay even (behaviour.md 15.6, 15.7).
 
 Of the branches at a vertex that can take another task, the one with the fewest tasks of the service gets it; so does the branch
 below. That is how Swarm's distribution of a whole group comes out too. A node that lacks the label stands in the branch "".

@@ -2,25 +2,20 @@
 
 Derived from the stored rows and kept up to date change by change, so that a decision about one service costs what that
 service costs. A pass books its tentative writes here and takes them back at its end; commits book them for good. What
-changed about nodes stands in a changelog, from which the scheduler repairs what it remembers (``rankings``).
+changed about nodes stands in a changelog, from which the scheduler repairs what it remembers (``control.memory``).
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
-from swarm_agent.control.scheduler.feasibility import host_ports
-from swarm_agent.control.scheduler.ranking_cache import RankingCache
 from swarm_agent.objects import defaults, ports
 from swarm_agent.objects.base import Record
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.records import ENFORCED, Network, Node, Revision, Service, Task
 from swarm_agent.store import Change, Store
-
-if TYPE_CHECKING:
-    from swarm_agent.control.orchestrator.jobs import Run
-    from swarm_agent.control.orchestrator.slot_index import NodeFit, SlotIndex
 
 _Key = TypeVar("_Key")
 
@@ -81,11 +76,7 @@ class ClusterUsage:
             str
         ] = []  # ids of nodes whose row or use changed, in order, the newest part of it
         self.written = 0  # how many entries it ever had
-        self.rankings = RankingCache(self)
-        # service id -> how its slots stood when they were last looked at
-        self.slot_indexes: dict[str, SlotIndex | Run] = {}
-        # how tasks of a revision stand on nodes, by what their services ask of nodes; as long as no node changes
-        self.node_fits: dict[tuple[tuple[str, ...], tuple[str, ...] | None, int], NodeFit] = {}
+        self.on_task: Callable[[Task], None] = lambda task: None  # noqa: ARG005 - told of each task whose row changes, tentatively too
         self._revisions: dict[str, Revision] = {}
         self._taken: dict[str, _Taken] = {}  # revision id -> what each of its tasks takes
         for table in (store.revisions, store.nodes, store.networks, store.services):
@@ -123,17 +114,6 @@ class ClusterUsage:
         elif kind is Revision and new is not None:
             self._revisions[new.id] = new  # type: ignore[assignment]
 
-    def look_again(self, service_id: str, place: int | str) -> None:
-        """What decides how a place of a service stands has changed."""
-        seen = self.slot_indexes.get(service_id)
-        if seen is not None:
-            seen.changed.add(place)
-
-    def forget_node_fits(self) -> None:
-        """All that is known of how tasks stand; not within a pass, which may be at it."""
-        self.node_fits.clear()
-        self.slot_indexes.clear()  # they hold on to what only ``node_fits`` tells of nodes that change
-
     def revision(self, task: Task) -> Revision | None:
         return self.known_revision(task.revision_id)
 
@@ -144,7 +124,6 @@ class ClusterUsage:
         """After the last task that pointed at it was booked out."""
         self._revisions.pop(id_, None)
         self._taken.pop(id_, None)
-        self.rankings.forget(id_)
         for node_id in self.failed.pop(id_, ()):
             if node_id in self.nodes:
                 self.nodes[node_id].failures.pop(id_, None)
@@ -170,13 +149,7 @@ class ClusterUsage:
     def _task_changed(self, old: Task | None, new: Task | None) -> None:
         task = new or old
         assert task is not None
-        seen = self.slot_indexes.get(task.service_id)
-        if seen is not None:
-            seen.changed.add(task.place)
-            if len(seen.changed) > 100 and seen.outdated(
-                2
-            ):  # it is of no more use, and holds rows nobody else does
-                del self.slot_indexes[task.service_id]
+        self.on_task(task)
         if self._unbooked:
             self._book(self._unbooked.pop(task.id, None), +1)
         if not _takes_the_same(old, new):
@@ -222,7 +195,7 @@ class ClusterUsage:
         revision = self.revision(task)
         if revision is None:
             return _Taken(0, 0, ())
-        taken = self._taken[revision.id] = _Taken(*reserved(revision), tuple(host_ports(revision)))
+        taken = self._taken[revision.id] = _Taken(*reserved(revision), tuple(ports.host_ports(revision)))
         return taken
 
     def note_failure(self, old: Task | None, new: Task | None) -> None:

@@ -219,18 +219,18 @@ def test_advice_and_a_drain_can_be_read(tmp_path: Path, capsys: pytest.CaptureFi
     play(tmp_path, story)
 
 
-def test_the_story_of_a_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_history_of_a_slot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async def story(home: House) -> None:
         with_nodes(home)
         await create(home, {**SPEC, "Mode": {"Replicated": {"Replicas": 1}}})
         await update(home, {**image("web:2"), "Mode": {"Replicated": {"Replicas": 1}}})
         newest = max(home.backend.store.tasks.all(), key=lambda t: t.created_at)
-        told = await home.get(f"/swarm-agent/tasks/{newest.id}/story")
+        told = await home.get(f"/swarm-agent/tasks/{newest.id}/history")
         assert [(c["Revision"], c["Image"], c["Cause"]) for c in told] == [
             (1, "web:1", "create"),
             (2, "web:2", "update"),
         ]
-        said = await swarmctl(home, capsys, "story", newest.id)
+        said = await swarmctl(home, capsys, "history", newest.id)
         assert "made by an update" in said.splitlines()[-1]
 
     play(tmp_path, story)

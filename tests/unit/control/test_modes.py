@@ -1,4 +1,4 @@
-"""Global services, jobs and timetables on a paper cluster (BEHAVIOUR 9.5 to 9.8)."""
+"""Global services, jobs and timetables on a paper cluster (behaviour.md 9.5 to 9.8)."""
 
 from __future__ import annotations
 

@@ -447,9 +447,9 @@ def test_a_preset_task_costs_the_same_on_many_nodes(desk: SchedulerFixture) -> N
     for number in range(300):
         desk.node(f"m{number}")
     desk.service("agent", placement=Placement(constraints=("node.labels.x==y",)))
-    before = desk.usage.rankings.cost
+    before = desk.memory.rankings.cost
     desk.place("agent", preset="n2")
-    assert desk.usage.rankings.cost == before
+    assert desk.memory.rankings.cost == before
 
 
 def test_a_task_that_moves_does_not_stay(desk: SchedulerFixture) -> None:
@@ -515,8 +515,8 @@ def test_what_is_known_about_other_nodes_is_not_found_out_again(desk: SchedulerF
     looks = []
     for name in ("a", "b", "c", "d"):
         desk.service(name, placement=Placement(constraints=("node.labels.zone==99",)))
-        before = desk.usage.rankings.cost
+        before = desk.memory.rankings.cost
         assert "" not in nodes(desk.place(name, 5))
-        looks.append(desk.usage.rankings.cost - before)
+        looks.append(desk.memory.rankings.cost - before)
     assert sum(looks[:2]) > 1000
     assert max(looks[2:]) < 30, looks

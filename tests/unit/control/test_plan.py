@@ -58,7 +58,7 @@ def plan(c: ModelCluster, wanted: ServiceSpec, sid: str = "") -> tuple[PlanStep,
         b"".join(c.store.snapshot()),
         {n: dict(a) for n, a in c.controllers.usage.addresses.items()},
     )
-    steps = forecast(c.store, c.controllers.usage, c.now, c.id, service, revision)
+    steps = forecast(c.store, c.controllers.memory, c.now, c.id, service, revision)
     assert before == (
         c.store.index,
         b"".join(c.store.snapshot()),
@@ -164,7 +164,9 @@ def uneven(cluster: ModelCluster, labels: dict[str, str] | None = None, **more: 
 
 def test_advice_says_how_many_and_why_and_moves_nothing(cluster: ModelCluster) -> None:
     sid = uneven(cluster)
-    found = suggest(cluster.store, cluster.controllers.usage, cluster.now, cluster.id, [cluster.service(sid)])
+    found = suggest(
+        cluster.store, cluster.controllers.memory, cluster.now, cluster.id, [cluster.service(sid)]
+    )
     assert Counter((s.before, s.after) for s in found) == {("n1", "n4"): 1, ("n2", "n4"): 1, ("n3", "n4"): 1}
     assert found[0].text == "4 tasks of the service on its node, 0 there"
     cluster.advance(600)
@@ -317,6 +319,6 @@ def test_a_new_leader_goes_on_rebalancing(cluster: ModelCluster) -> None:
 def test_nothing_moves_to_a_node_that_does_not_fit(cluster: ModelCluster) -> None:
     sid = uneven(cluster, placement=Placement(constraints=("node.hostname != n4",)))
     assert (
-        suggest(cluster.store, cluster.controllers.usage, cluster.now, cluster.id, [cluster.service(sid)])
+        suggest(cluster.store, cluster.controllers.memory, cluster.now, cluster.id, [cluster.service(sid)])
         == ()
     )

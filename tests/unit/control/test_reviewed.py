@@ -332,14 +332,14 @@ def test_a_join_that_a_faster_clock_wrote_down_is_not_waited_for(cluster: ModelC
 def test_what_is_remembered_of_constraints_does_not_grow_for_ever(
     cluster: ModelCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("swarm_agent.control.controllers.MAX_NODE_FITS", 10)
+    monkeypatch.setattr("swarm_agent.control.memory.MAX_NODE_FITS", 10)
     for number in range(30):
         where = Placement(constraints=(f"node.labels.rack != {number}",))
         sid = cluster.create(spec(placement=where))
         cluster.settle()
         cluster.remove(sid)
         cluster.settle()
-    assert len(cluster.controllers.usage.node_fits) <= 11
+    assert len(cluster.controllers.memory.node_fits) <= 11
 
 
 @pytest.mark.parametrize("replicas", [1, 300])

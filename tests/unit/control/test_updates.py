@@ -1,4 +1,4 @@
-"""Updates and rollbacks on a paper cluster: what fails, what is kept running meanwhile, and that a new leader goes on (BEHAVIOUR 10, 11)."""
+"""Updates and rollbacks on a paper cluster: what fails, what is kept running meanwhile, and that a new leader goes on (behaviour.md 10, 11)."""
 
 from __future__ import annotations
 

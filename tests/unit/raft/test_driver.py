@@ -353,6 +353,24 @@ def test_a_removal_that_would_cost_the_majority_is_refused() -> None:
     run(main())
 
 
+def test_nobody_goes_on_the_word_of_one_that_has_just_gone_away() -> None:
+    """It was heard within an election timeout, so it counts as reachable; a removal begun now could never be committed."""
+
+    async def main() -> None:
+        cluster = RaftCluster(10, 3)
+        leader = await cluster.start()
+        cluster.hosts[1].crash()
+        with pytest.raises(MembershipRefused):
+            await leader.remove_member(3)
+        with pytest.raises(MembershipRefused):
+            await leader.update_member(msgspec.structs.replace(cluster.hosts[2].member, learner=True))
+        assert await leader.propose(b"still there")
+        await leader.remove_member(2)
+        assert len(leader.core.conf_voters) == 2
+
+    run(main())
+
+
 def test_an_address_changes() -> None:
     async def main() -> None:
         cluster = RaftCluster(11, 3)

@@ -27,7 +27,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         source, copy = Path(scratch) / "source", Path(scratch) / "collection"
         source.mkdir()
-        for name in ("pyproject.toml", "README.md"):
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(PROJECT / name, source / name)
         shutil.copytree(PROJECT / "swarm_agent", source / "swarm_agent", ignore=IGNORED)
         shutil.copytree(COLLECTION, copy, ignore=IGNORED)

@@ -136,7 +136,7 @@ def gather(source, python, machine, libc, given):
 
 def _copy_source(path, copy):
     """A build leaves files beside the sources; a checkout must not see them."""
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         if (path / name).is_file():
             copy.mkdir(parents=True, exist_ok=True)
             (copy / name).write_bytes((path / name).read_bytes())

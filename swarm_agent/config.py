@@ -10,11 +10,11 @@ from typing import Literal
 
 import msgspec
 
+from swarm_agent.log_format import LOG_LEVELS
 from swarm_agent.network.model import VXLAN_PORT
 from swarm_agent.objects import features
 from swarm_agent.objects.errors import InvalidSpec
 from swarm_agent.objects.records import Generic
-from swarm_agent.observe.log_format import LOG_LEVELS
 
 _KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 DEFAULT_PATH = Path("/etc/swarm-agent/agent.toml")

@@ -28,6 +28,7 @@ from swarm_agent.config import DEFAULT_PATH, AgentConfig, check_devices, parse_c
 from swarm_agent.control.controllers import Controllers
 from swarm_agent.environment import Environment
 from swarm_agent.http.server import HttpServer
+from swarm_agent.log_format import set_up_logging
 from swarm_agent.manager.manager import Manager
 from swarm_agent.network.host import HostNetwork
 from swarm_agent.network.model import NodeNetwork
@@ -45,7 +46,6 @@ from swarm_agent.objects.ids import new_id
 from swarm_agent.objects.ports import PortKey
 from swarm_agent.objects.records import Task
 from swarm_agent.objects.specs import InitRequest, JoinRequest, RecoverOptions
-from swarm_agent.observe.log_format import set_up_logging
 from swarm_agent.observe.server import ObserveServer
 from swarm_agent.rpc.grpc import Grpc
 from swarm_agent.rpc.messages import ForwardedAnswer, ForwardedCall, LogPiece
@@ -188,10 +188,10 @@ class Daemon:
 
     @property
     def controllers(self) -> Controllers:
-        duties = self._manager().duties
-        if duties is None:
+        leadership = self._manager().leadership
+        if leadership is None:
             raise NotLeading
-        return duties.control.controllers
+        return leadership.control.controllers
 
     async def propose(self, groups: tuple[Group, ...]) -> ApplyResult:
         return await self._manager().propose(groups)

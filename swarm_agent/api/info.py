@@ -8,9 +8,9 @@ from typing import Any
 from swarm_agent.api import views
 from swarm_agent.api.backend import Backend
 from swarm_agent.http.server import HttpError, Request, Response, json_response
+from swarm_agent.log_format import LOG_LEVELS
 from swarm_agent.objects.base import Spec
 from swarm_agent.objects.normalise import normalise, parse_json
-from swarm_agent.observe.log_format import LOG_LEVELS
 
 
 class LogLevel(Spec, frozen=True, kw_only=True):

@@ -14,8 +14,8 @@ from swarm_agent import __version__
 from swarm_agent.cli import secrets, services
 from swarm_agent.cli.client import ApiConnection, Failed, add_command, call
 from swarm_agent.config import AgentConfig
+from swarm_agent.log_format import LOG_LEVELS
 from swarm_agent.manager.backup import new_backup_key, shown
-from swarm_agent.observe.log_format import LOG_LEVELS
 
 EXIT_FAILED = 2
 

@@ -1,4 +1,4 @@
-"""A manager's parts and their life: Raft, store, RPC server, join server, and the duties that come with leadership."""
+"""A manager's parts and their life: Raft, store, RPC server, join server, and the leadership that come with leadership."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from swarm_agent.manager import leaderless
 from swarm_agent.manager.backup import Recovery
 from swarm_agent.manager.certificate_issuer import CertificateIssuer
 from swarm_agent.manager.key_manager import KeyManager
-from swarm_agent.manager.leader import Leader
+from swarm_agent.manager.leadership import Leadership
 from swarm_agent.manager.log_broker import LogBroker
 from swarm_agent.manager.role_manager import admit
 from swarm_agent.manager.rpc_handlers import RpcHandlers, ServeForwarded
@@ -111,7 +111,7 @@ class Manager:
         self._home: LoopHost | None = None
         self._disk: Disk | None = None
         self.raft: RaftNode | None = None
-        self.duties: Leader | None = None
+        self.leadership: Leadership | None = None
         self._authority = CertificateIssuer(self.store, self.propose, new_id, environment.certificates)
         self._unwatch_cluster: Callable[[], None] = lambda: None
         self.keys = KeyManager(self.store, keys, renew, environment.certificates.entropy)
@@ -288,9 +288,9 @@ class Manager:
         await asyncio.gather(*following, return_exceptions=True)
         self._unwatch_cluster()
         await self.keys.stop()
-        if self.duties is not None:
-            await self.duties.stop()
-            self.duties = None
+        if self.leadership is not None:
+            await self.leadership.stop()
+            self.leadership = None
         if self.raft is not None:
             await self.raft.stop(transfer=True)
         if self._serving:
@@ -316,7 +316,7 @@ class Manager:
     @property
     def is_leader(self) -> bool:
         """Leads and has caught up with its own log: may decide."""
-        return self.duties is not None
+        return self.leadership is not None
 
     @property
     def works(self) -> bool:
@@ -361,7 +361,7 @@ class Manager:
             await self._changed.wait()
             self._changed.clear()
             leads = self.status.role == "leader"
-            if leads and self.duties is None:
+            if leads and self.leadership is None:
                 assert self.raft is not None
                 try:
                     await self.raft.read_barrier()
@@ -372,33 +372,33 @@ class Manager:
                     continue
                 if self.status.role == "leader":
                     log.info("this manager leads now", extra={"node": self.settings.node_id})
-                    self.duties = Leader(
+                    self.leadership = Leadership(
                         self.raft, self.store, self.propose, self.new_id, self.now, self.settings.node_id
                     )
-                    self.duties.task.add_done_callback(self._duties_ended)
-            elif not leads and self.duties is not None:
+                    self.leadership.task.add_done_callback(self._leadership_ended)
+            elif not leads and self.leadership is not None:
                 log.info("this manager leads no more", extra={"node": self.settings.node_id})
-                duties, self.duties = self.duties, None
-                await duties.stop()
+                leadership, self.leadership = self.leadership, None
+                await leadership.stop()
 
-    def _duties_ended(self, task: asyncio.Task[None]) -> None:
-        """A leader whose duties died must not stay leader: another may do better."""
+    def _leadership_ended(self, task: asyncio.Task[None]) -> None:
+        """A leader whose leadership failed must not stay leader: another may do better."""
         if task.cancelled() or task.exception() is None:
             return
         log.error("a leader's duty failed, handing leadership over", exc_info=task.exception())
-        if self.duties is None or self.duties.task is not task:
+        if self.leadership is None or self.leadership.task is not task:
             return  # it ended because leadership did, which is known already
-        self._resigning = asyncio.create_task(self._resign(self.duties), name="resign")
+        self._resigning = asyncio.create_task(self._resign(self.leadership), name="resign")
 
-    async def _resign(self, failed: Leader) -> None:
-        if self.duties is failed:
-            self.duties = None
+    async def _resign(self, failed: Leadership) -> None:
+        if self.leadership is failed:
+            self.leadership = None
         await failed.stop()
         assert self.raft is not None
         with contextlib.suppress(SwarmError):
             await self.raft.transfer()
         await asyncio.sleep(RETRY_S)  # what fails at once must not fail without a pause
-        self._changed.set()  # alone we go on with fresh duties
+        self._changed.set()  # alone we go on with a new leadership
 
     async def wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
         try:
@@ -489,14 +489,14 @@ class Manager:
         if cluster is not None and caller.node_id in cluster.removed_nodes:
             raise PermissionDenied(f"Permission denied: node {caller.node_id} was removed from swarm")
 
-    def must_lead(self) -> Leader:
-        """Our duties, or at once a redirect to whoever leads: the caller knows other managers to ask."""
-        if self.duties is None:
+    def must_lead(self) -> Leadership:
+        """Our leadership, or at once a redirect to whoever leads: the caller knows other managers to ask."""
+        if self.leadership is None:
             leader = self.status.leader if self.raft is not None else None
             if leader is None or leader.raft_id == self.settings.raft_id:
                 raise Unavailable("this manager knows no leader now")
             raise Redirect(leader.addr)
-        return self.duties
+        return self.leadership
 
     async def issue(self, request: IssueRequest) -> Issued:
         """The join server's call: here when we lead, else at the leader."""
@@ -508,8 +508,8 @@ class Manager:
 
     # --- what the API asks ---------------------------------------------------------------------------------------------
     async def read_logs(self, tasks: list[Task], query: dict[str, str]) -> AsyncIterator[LogPiece]:
-        duties = self.must_lead()
-        async for piece in self.logs.read(duties.dispatcher, tasks, query):
+        leadership = self.must_lead()
+        async for piece in self.logs.read(leadership.dispatcher, tasks, query):
             yield piece
 
     def may_lose(self, node_id: str) -> bool:

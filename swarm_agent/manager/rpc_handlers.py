@@ -72,8 +72,8 @@ class RpcHandlers:
         await (
             self._manager.read_barrier()
         )  # a leader that was deposed and does not know it would hand out an old world
-        duties = self._manager.must_lead()
-        async for message in duties.dispatcher.session(caller.node_id, requests, ""):
+        leadership = self._manager.must_lead()
+        async for message in leadership.dispatcher.session(caller.node_id, requests, ""):
             yield message
 
     async def _forwarded(self, caller: Subject, call: ForwardedCall) -> AsyncIterator[ForwardedAnswer]:  # noqa: ARG002

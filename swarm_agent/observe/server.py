@@ -6,10 +6,12 @@ import asyncio
 import logging
 import socket
 from collections import Counter
-from typing import Any, Protocol
+from typing import Protocol
 
 from swarm_agent import __version__
 from swarm_agent.gate import Gate, GateLimits, Visitor, open_streams, tcp_listener
+from swarm_agent.manager.manager import Manager
+from swarm_agent.node.member import LocalMember
 from swarm_agent.objects.errors import Unavailable
 from swarm_agent.observe import metrics
 
@@ -31,7 +33,7 @@ class Observed(Protocol):
     @property
     def is_leader(self) -> bool: ...
     @property
-    def member(self) -> Any: ...
+    def member(self) -> LocalMember | None: ...
 
 
 class ObserveServer:
@@ -114,12 +116,12 @@ class ObserveServer:
         if observed.error:
             return observed.error
         member = observed.member
+        assert member is not None  # as it is active
         if not member.session.connected.is_set():
             return "no session with a leader"
         if member.manager is not None and member.manager.status.leader is None:
             return "raft has no leader"
-        trouble: str = member.network_trouble
-        return trouble
+        return member.network_trouble
 
     def metrics(self) -> list[str]:
         """A block of Prometheus text for each metric that has a value now."""
@@ -146,7 +148,7 @@ class ObserveServer:
             out += self._manager_metrics(manager)
         return out
 
-    def _manager_metrics(self, manager: Any) -> list[str]:
+    def _manager_metrics(self, manager: Manager) -> list[str]:
         store, status = manager.store, manager.status
         nodes = {state.word: n for state, n in store.nodes.tallies["state"].items()}
         tasks = {state.word: n for state, n in store.tasks.tallies["state"].items()}
@@ -165,13 +167,13 @@ class ObserveServer:
             metrics.MANAGER_NODES.text_by("state", nodes),
             metrics.MANAGER_TASKS.text_by("state", tasks),
         ]
-        if manager.duties is not None:
-            control = manager.duties.control
+        if manager.leadership is not None:
+            control = manager.leadership.control
             out += [
                 metrics.CONTROL_PASSES.text(control.passes),
                 metrics.CONTROL_REJECTED.text(control.rejected),
                 metrics.CONTROL_FAULTS.text(control.faults),
                 metrics.CONTROL_LAST_PASS.text(round(control.last_pass_s, 6)),
-                metrics.MANAGER_SESSIONS.text(len(manager.duties.dispatcher.sessions)),
+                metrics.MANAGER_SESSIONS.text(len(manager.leadership.dispatcher.sessions)),
             ]
         return out

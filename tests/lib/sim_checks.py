@@ -41,7 +41,7 @@ class ClusterChecks:
         self._cluster = cluster
         self._index = 0
         self._terms: dict[int, str] = {}  # term -> host that had duties in it
-        self._duties: dict[str, object] = {}
+        self._leadership: dict[str, object] = {}
         self._watch = Watch()
         self._states: dict[str, TaskState] = {}
         self._excused: dict[str, None] = {}  # tasks on a node that was out of reach in their life
@@ -124,13 +124,13 @@ class ClusterChecks:
             )
 
     def _one_leader(self, host: SimHost, manager: Manager) -> None:
-        duties = manager.duties
+        duties = manager.leadership
         if duties is not None and duties.control.faults:
             left = duties.control.controllers.quarantined
             self._fail(f"controllers of {host.name} failed, and left aside {left}")
-        if duties is None or self._duties.get(host.name) is duties:
+        if duties is None or self._leadership.get(host.name) is duties:
             return
-        self._duties[host.name] = duties
+        self._leadership[host.name] = duties
         status = manager.status
         if status.role != "leader":
             return
@@ -383,14 +383,14 @@ def _left_behind(cluster: SimCluster, service: Service) -> str:
     """Who is to be evened out has been, for each node that came."""
     manager = cluster.leader().manager
     assert manager is not None
-    assert manager.duties is not None
+    assert manager.leadership is not None
     policy = options(service.spec.labels).rebalance
     joined = max(n.active_since for n in manager.store.nodes.all())
     if policy == "on-join" and service.evened < joined and service.created_at <= joined:
         return "was not evened out for a node that joined"
     if policy != "continuous":
         return ""
-    memory = manager.duties.control.controllers.memory
+    memory = manager.leadership.control.controllers.memory
     ids = (f"pretended-{n}" for n in itertools.count())
     found = suggest(manager.store, memory, cluster.leader().now(), lambda: next(ids), [service])
     return f"would better move {found[0].task_id}: {found[0].text}" if found else ""
@@ -478,8 +478,8 @@ def _books(cluster: SimCluster) -> str:
     """The leader's books are what the rows say."""
     manager = cluster.leader().manager
     assert manager is not None
-    assert manager.duties is not None
-    kept, fresh = manager.duties.control.controllers.usage, ClusterUsage(manager.store)
+    assert manager.leadership is not None
+    kept, fresh = manager.leadership.control.controllers.usage, ClusterUsage(manager.store)
     for what in ("published", "subnets", "vnis", "numbers"):
         if getattr(kept, what) != getattr(fresh, what):
             raise Violation(f"seed {cluster.seed}: the usage's {what} are not what the rows say")

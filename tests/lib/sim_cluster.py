@@ -154,7 +154,7 @@ class SimCluster:
         found = [
             (m.status.term, h)
             for h, m in self.managers()
-            if m.duties is not None and m.status.role == "leader"
+            if m.leadership is not None and m.status.role == "leader"
         ]
         return max(found, key=lambda item: item[0])[1] if found else None
 

@@ -17,7 +17,7 @@ import pytest
 from swarm_agent.agent.lease import Lease
 from swarm_agent.agent.session import SessionAgent
 from swarm_agent.dispatcher.fencing import Fence
-from swarm_agent.manager.leader import Leader
+from swarm_agent.manager.leadership import Leadership
 from swarm_agent.objects.enums import NodeState, TaskState
 from swarm_agent.objects.errors import SwarmError
 from swarm_agent.objects.leases import FENCE_S, LEASE_S
@@ -461,10 +461,10 @@ def a_new_leader_does_not_wait(patch: pytest.MonkeyPatch) -> None:
 def beats_are_confirmed_without_a_barrier(patch: pytest.MonkeyPatch) -> None:
     never_steps_down(patch)
 
-    async def confirm(self: Leader) -> None:
+    async def confirm(self: Leadership) -> None:
         pass
 
-    patch.setattr(Leader, "_confirm", confirm)
+    patch.setattr(Leadership, "_confirm", confirm)
 
 
 def a_lease_is_asked_for_before_the_tasks_are_known(patch: pytest.MonkeyPatch) -> None:

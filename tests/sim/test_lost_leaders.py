@@ -13,7 +13,7 @@ from swarm_agent.agent.session import SessionAgent
 from swarm_agent.dispatcher import assignments, dispatcher
 from swarm_agent.dispatcher.fencing import Fence
 from swarm_agent.dispatcher.liveness import Liveness
-from swarm_agent.manager.leader import Leader
+from swarm_agent.manager.leadership import Leadership
 from swarm_agent.objects.enums import NodeState
 from swarm_agent.rpc.messages import Beat, Welcome
 from tests.lib.fake_engine import Program
@@ -65,13 +65,13 @@ def test_without_answers_they_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How often a leader asked its peers whether it leads."""
     count = [0]
-    real = Leader._confirm
+    real = Leadership._confirm
 
-    async def confirm(self: Leader) -> None:
+    async def confirm(self: Leadership) -> None:
         count[0] += 1
         await real(self)
 
-    monkeypatch.setattr(Leader, "_confirm", confirm)
+    monkeypatch.setattr(Leadership, "_confirm", confirm)
     return count
 
 
@@ -139,8 +139,8 @@ async def the_leader_is_deaf(c: SimCluster) -> None:
     before = sorted(t.id for t in c.tasks("web"))
     manager = c.leader().manager
     assert manager is not None
-    assert manager.duties is not None
-    leader: Any = manager.duties.dispatcher
+    assert manager.leadership is not None
+    leader: Any = manager.leadership.dispatcher
     heard, leader._beat = leader._beat, lambda node_id, period_s: None
     await asyncio.sleep(c.rng.uniform(5.5, 7.0))
     leader._beat = heard

@@ -33,7 +33,7 @@ from swarm_agent.control.scheduler import feasibility
 from swarm_agent.control.scheduler.usage import ClusterUsage, takes_tasks
 from swarm_agent.dispatcher.dispatcher import Dispatcher
 from swarm_agent.dispatcher.status_writer import StatusWriter
-from swarm_agent.manager.leader import Leader
+from swarm_agent.manager.leadership import Leadership
 from swarm_agent.manager.manager import Manager
 from swarm_agent.node.manager_role import ManagerRole
 from swarm_agent.node.member import LocalMember
@@ -463,7 +463,7 @@ def writes_are_answered_before_they_are_agreed_on(m: pytest.MonkeyPatch) -> None
     real = Manager.propose
 
     async def propose(self: Manager, groups: tuple[Group, ...]) -> ApplyResult:
-        if self.duties is None or groups[0].key == "founding":
+        if self.leadership is None or groups[0].key == "founding":
             return await real(self, groups)
         asyncio.ensure_future(real(self, groups)).add_done_callback(
             lambda done: done.cancelled() or done.exception()
@@ -484,9 +484,9 @@ def movers_do_not_wait(m: pytest.MonkeyPatch) -> None:
 
 def new_leaders_count_attempts_from_nothing(m: pytest.MonkeyPatch) -> None:
     began = [0]
-    real_init = Leader.__init__
+    real_init = Leadership.__init__
 
-    def init(self: Leader, *parts: Any) -> None:
+    def init(self: Leadership, *parts: Any) -> None:
         began[0] = parts[4]()  # now
         real_init(self, *parts)
 
@@ -495,7 +495,7 @@ def new_leaders_count_attempts_from_nothing(m: pytest.MonkeyPatch) -> None:
             task = msgspec.structs.replace(task, attempt=0, failures=0)
         return restart(service, task, tasks, now)
 
-    m.setattr(Leader, "__init__", init)
+    m.setattr(Leadership, "__init__", init)
     m.setattr(slot, "restart", anew)
 
 
@@ -600,15 +600,15 @@ def steps_of_an_update_are_never_forgotten(m: pytest.MonkeyPatch) -> None:
 
 def joins_are_remembered_by_the_leader_alone(m: pytest.MonkeyPatch) -> None:
     """As they were: whoever leads next begins with none."""
-    real = Leader.__init__
+    real = Leadership.__init__
 
-    def init(self: Leader, *parts: Any) -> None:
+    def init(self: Leadership, *parts: Any) -> None:
         real(self, *parts)
         dirty = self.control.controllers._dirty
         for key in [k for k in dirty if k.kind == "even"]:
             del dirty[key]
 
-    m.setattr(Leader, "__init__", init)
+    m.setattr(Leadership, "__init__", init)
 
 
 def nodes_that_are_unknown_join_anew(m: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def _manager(*, leads: bool) -> Any:
         dispatcher=SimpleNamespace(sessions={"one": object(), "two": object()}),
     )
     return SimpleNamespace(
-        raft=object(), store=cluster.store, status=status, duties=duties if leads else None
+        raft=object(), store=cluster.store, status=status, leadership=duties if leads else None
     )
 
 
@@ -71,7 +71,7 @@ def page(member: Any) -> str:
     observed: Any = SimpleNamespace(
         member=member,
         is_manager=manager is not None,
-        is_leader=manager is not None and manager.duties is not None,
+        is_leader=manager is not None and manager.leadership is not None,
     )
     status, kind, text = ObserveServer(observed)._answer("/metrics")
     assert (status, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")

@@ -14,7 +14,7 @@ from swarm_agent.raft import RaftNode
 from swarm_agent.store import ApplyResult, Group, Store
 
 
-class Leader:
+class Leadership:
     """Of the term that is on when it is made. ``task`` ends with an error when one of them does."""
 
     def __init__(
@@ -33,7 +33,7 @@ class Leader:
         self.roles = RoleManager(store, raft, propose)
         self.levels = FeatureLevelManager(store, raft, propose, self.dispatcher.levels)
         self.dispatcher.on_level = self.levels.wake
-        self.task = asyncio.create_task(self._run(), name="leader duties")
+        self.task = asyncio.create_task(self._run(), name="leadership")
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -43,7 +43,7 @@ class Leader:
             group.create_task(self.levels.run())
 
     async def _confirm(self) -> None:
-        """Return when this manager led in the term of these duties after the call. A barrier alone would pass on any member that
+        """Return when this manager led in the term of this leadership after the call. A barrier alone would pass on any member that
         hears a leader, so who we are by then is part of it."""
         await self._raft.read_barrier()
         status = self._raft.status()

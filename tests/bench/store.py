@@ -1,7 +1,7 @@
 """``python -m tests.bench.store``: what the store and the controllers cost with 1,000 nodes, 100 services, 100,000 tasks.
 
 Prints figures, judges nothing: a machine's speed is no property of the code. What grows with what is tested by counting
-(``tests/unit/control/test_growth.py``).
+(``tests/unit/control/test_cost_of_a_pass.py``).
 """
 
 from __future__ import annotations

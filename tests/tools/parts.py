@@ -45,7 +45,8 @@ SIM_SHORT = Part(
 )
 SIM = Part("sim", 8, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "40"),))
 SIM_LONG = Part("sim", 120, (*PYTEST, "tests/sim"), "tests/sim", (("SWARM_SIM_SEEDS", "1000"),))
-CLUSTER = Part("real processes and engines", 12, (*PYTEST, "tests/cluster"), "tests/cluster")
+SLOWEST = ("--durations=25", "--durations-min=5.0")
+CLUSTER = Part("real processes and engines", 12, (*PYTEST, *SLOWEST, "tests/cluster"), "tests/cluster")
 CLUSTER_LONG = Part(
     "real processes and engines",
     25,

@@ -70,6 +70,11 @@ class Container:
         return self.status == "running"
 
     @property
+    def pid(self) -> int:
+        """Of its program, another one after each start; 0 while it does not run."""
+        return self.run * 1000 + 1 if self.running else 0
+
+    @property
     def labels(self) -> dict[str, str]:
         found: dict[str, str] = self.body.get("Labels") or {}
         return found
@@ -454,7 +459,7 @@ def _inspect(container: Container) -> dict[str, Any]:
     state: dict[str, Any] = {
         "Status": container.status,
         "Running": container.running,
-        "Pid": container.run * 1000 + 1 if container.running else 0,
+        "Pid": container.pid,
         "ExitCode": container.exit_code,
         "Error": container.error,
     }

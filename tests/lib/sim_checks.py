@@ -471,6 +471,9 @@ def _container(cluster: SimCluster, host: SimHost, container: Container) -> str:
         return "no manager knows its task"
     if container.running and task.status.state != TaskState.RUNNING:
         return f"runs, its task is {task.status.state.word}"
+    known = task.status.container
+    if container.running and known is not None and known.pid not in (0, container.pid):
+        return "was started again outside the swarm, and its task is not replaced yet"
     return ""
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from swarm_agent.ca.identity_files import NodeIdentity
 from swarm_agent.ca.join_server import ManagerAddress
 from swarm_agent.network.model import NetworkView
-from swarm_agent.objects.errors import NotFound, PermissionDenied, SwarmError
+from swarm_agent.objects.errors import NodeRemoved, NotFound, PermissionDenied, SwarmError
 from swarm_agent.objects.leases import RENEW_S
 from swarm_agent.objects.records import Node, NodeDescription, TaskStatus
 from swarm_agent.rpc.grpc import Call, Redirect, Rpc
@@ -163,11 +163,11 @@ class SessionAgent:
                     log.warning("this node is no longer part of the swarm: %s", err)
                     await self._orders.removed()
                     return
+                except NodeRemoved as err:
+                    log.warning("%s", err)
+                    await self._orders.removed()
+                    return
                 except PermissionDenied as err:
-                    if "was removed from swarm" in str(err):
-                        log.warning("%s", err)
-                        await self._orders.removed()
-                        return
                     log.warning("manager %s: %s", addr, err)
                 except (SwarmError, OSError) as err:
                     opened = self.connected.is_set()

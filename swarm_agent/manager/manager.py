@@ -25,7 +25,14 @@ from swarm_agent.manager.log_broker import LogBroker
 from swarm_agent.manager.role_manager import admit
 from swarm_agent.manager.rpc_handlers import RpcHandlers, ServeForwarded
 from swarm_agent.objects import defaults, features
-from swarm_agent.objects.errors import NoLeader, NotLeading, PermissionDenied, SwarmError, Unavailable
+from swarm_agent.objects.errors import (
+    NodeRemoved,
+    NoLeader,
+    NotLeading,
+    PermissionDenied,
+    SwarmError,
+    Unavailable,
+)
 from swarm_agent.objects.records import Cluster, Node, Task
 from swarm_agent.raft import (
     Disk,
@@ -487,14 +494,14 @@ class Manager:
             raise PermissionDenied("Permission denied: remote certificate is of another cluster")
         cluster = self.store.cluster
         if cluster is not None and caller.node_id in cluster.removed_nodes:
-            raise PermissionDenied(f"Permission denied: node {caller.node_id} was removed from swarm")
+            raise NodeRemoved(f"Permission denied: node {caller.node_id} was removed from swarm")
 
     def must_lead(self) -> Leadership:
         """Our leadership, or at once a redirect to whoever leads: the caller knows other managers to ask."""
         if self.leadership is None:
             leader = self.status.leader if self.raft is not None else None
             if leader is None or leader.raft_id == self.settings.raft_id:
-                raise Unavailable("this manager knows no leader now")
+                raise NotTaken("this manager knows no leader now")
             raise Redirect(leader.addr)
         return self.leadership
 

@@ -53,6 +53,10 @@ class PermissionDenied(UserError):
     code = "PermissionDenied"
 
 
+class NodeRemoved(PermissionDenied):
+    """The caller was removed from the swarm: its certificate is good for nothing any more, whomever it asks."""
+
+
 class Unauthenticated(UserError):
     http_status = 401
     code = "Unauthenticated"

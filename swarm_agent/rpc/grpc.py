@@ -21,6 +21,7 @@ from swarm_agent.ca.identity_files import NodeIdentity
 from swarm_agent.objects.errors import (
     AlreadyExists,
     FailedPrecondition,
+    NodeRemoved,
     NoLeader,
     NotFound,
     PermissionDenied,
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 
 SERVICE = "swarm"
 LEADER_KEY = "swarm-leader"  # trailing metadata of a refusal: ask there
+ERROR_KEY = "swarm-error"  # the same: which of our errors it is, where the status does not say
 STOP_S = 0.2
 _OPTIONS = [
     ("grpc.max_send_message_length", sizes.REPLY),
@@ -56,7 +58,6 @@ _OPTIONS = [
 
 _CODES: dict[str, type[SwarmError]] = {
     "FAILED_PRECONDITION": FailedPrecondition,
-    "OUT_OF_RANGE": ReleaseTooOld,
     "NOT_FOUND": NotFound,
     "ALREADY_EXISTS": AlreadyExists,
     "PERMISSION_DENIED": PermissionDenied,
@@ -75,6 +76,14 @@ class Redirect(SwarmError):
 
 class NotTaken(Unavailable):
     """The call failed before anybody could have acted on it."""
+
+
+_KINDS: dict[str, type[SwarmError]] = {
+    "node-removed": NodeRemoved,
+    "no-leader": NoLeader,
+    "not-taken": NotTaken,
+    "release-too-old": ReleaseTooOld,
+}
 
 
 class Method(NamedTuple):
@@ -154,29 +163,41 @@ def check_caller(caller: Subject, method: Method, allow: Allow) -> None:
     allow(caller, method)
 
 
-def refusal_of(err: SwarmError) -> tuple[str, str, str | None]:
-    """An error as it crosses the wire: status name, text, and for a redirect the leader's address."""
+class Refusal(NamedTuple):
+    """An error as it crosses the wire."""
+
+    status: str  # the name of a gRPC status
+    text: str
+    leader: str | None = None  # of a redirect: the leader's RPC address, "" when there is none
+    kind: str = ""  # a key of ``_KINDS``, where the status alone does not tell which error it is
+
+
+def refusal_of(err: SwarmError) -> Refusal:
     if isinstance(err, Redirect):
-        return "FAILED_PRECONDITION", str(err), err.addr
+        return Refusal("FAILED_PRECONDITION", str(err), err.addr)
+    kind = next((name for name, cls in _KINDS.items() if isinstance(err, cls)), "")
     name = {v: k for k, v in _CODES.items()}.get(type(err))
     if name is None:
         name = next((k for k, v in _CODES.items() if isinstance(err, v)), "UNKNOWN")
-    return name, str(err), None
+    return Refusal(name, str(err), None, kind)
 
 
-def error_of(code: str, details: str, leader: str | None, addr: str) -> SwarmError:
+def error_of(refusal: Refusal, addr: str) -> SwarmError:
     """What came over the wire from ``addr`` as one of our errors."""
-    if leader is not None:
-        return Redirect(leader)
-    if "does not have a leader" in details:
+    if refusal.leader is not None:
+        return Redirect(refusal.leader)
+    cls = _KINDS.get(refusal.kind) or _CODES.get(refusal.status)
+    if cls is NoLeader:
         return NoLeader()
-    kind = _CODES.get(code)
-    if kind is None:
-        return SwarmError(details or code)
-    if kind is Unavailable:
-        kind = NotTaken if "failed to connect" in details or "knows no leader" in details else Unavailable
-        return kind(f"cannot reach the manager at {addr}: {details}")
-    return kind(details)
+    if cls is None:
+        return SwarmError(refusal.text or refusal.status)
+    if (
+        cls is Unavailable and "failed to connect" in refusal.text
+    ):  # gRPC's own words: it has no code for that
+        cls = NotTaken
+    if cls in (NotTaken, Unavailable):
+        return cls(f"cannot reach the manager at {addr}: {refusal.text}")
+    return cls(refusal.text)
 
 
 def encode(message: Any) -> bytes:
@@ -300,9 +321,10 @@ class RpcServer:
 
 
 async def _abort(context: Any, err: SwarmError) -> None:
-    name, details, leader = refusal_of(err)
-    metadata = () if leader is None else ((LEADER_KEY, leader),)
-    await context.abort(getattr(grpc.StatusCode, name), details, metadata)
+    refusal = refusal_of(err)
+    said = {LEADER_KEY: refusal.leader, ERROR_KEY: refusal.kind or None}
+    metadata = tuple((key, value) for key, value in said.items() if value is not None)
+    await context.abort(getattr(grpc.StatusCode, refusal.status), refusal.text, metadata)
 
 
 # --- client ----------------------------------------------------------------------------------------------------------
@@ -392,7 +414,7 @@ class _GrpcCall:
         """What ended the call."""
         code, details = await self._call.code(), await self._call.details()
         metadata = await self._call.trailing_metadata() or ()
-        return error_of(code.name, details or "", _leader_in(metadata), self._addr)
+        return error_of(_refusal(code.name, details, metadata), self._addr)
 
 
 class Grpc:
@@ -408,10 +430,11 @@ class Grpc:
         return RpcClient(addr, identity, server_name)
 
 
-def _leader_in(metadata: Any) -> str | None:
-    return next((str(value) for key, value in metadata or () if key == LEADER_KEY), None)
+def _refusal(status: str, text: str | None, metadata: Any) -> Refusal:
+    said = {key: str(value) for key, value in metadata or ()}
+    return Refusal(status, text or "", said.get(LEADER_KEY), said.get(ERROR_KEY, ""))
 
 
 def translate(err: grpc.aio.AioRpcError, addr: str) -> SwarmError:
     """A gRPC failure as one of our errors."""
-    return error_of(err.code().name, err.details() or "", _leader_in(err.trailing_metadata()), addr)
+    return error_of(_refusal(err.code().name, err.details(), err.trailing_metadata()), addr)

@@ -26,6 +26,7 @@ from swarm_agent.rpc.grpc import (
     DECODERS,
     Allow,
     Method,
+    Refusal,
     check_caller,
     encode,
     error_of,
@@ -291,13 +292,13 @@ class Connection:
 
     def _at_client(self, item: Any) -> None:
         if isinstance(item, tuple):
-            code, details, leader = item
-            self._client_ends(None if code == "OK" else self._error(code, details, leader))
+            refusal = Refusal(*item)
+            self._client_ends(None if refusal.status == "OK" else error_of(refusal, self._addr))
         elif not self._over.is_set():
             self._replies.put_nowait(item)
 
-    def _error(self, code: str, details: str, leader: str | None = None) -> SwarmError:
-        return error_of(code, details, leader, self._addr)
+    def _error(self, code: str, details: str) -> SwarmError:
+        return error_of(Refusal(code, details), self._addr)
 
     def _client_ends(self, failure: SwarmError | None) -> None:
         if self._over.is_set():
@@ -328,9 +329,9 @@ class Connection:
         if not self._dies():
             self._down.send(encode(message))
 
-    def end(self, code: str = "OK", details: str = "", leader: str | None = None) -> None:
+    def end(self, code: str = "OK", details: str = "", leader: str | None = None, kind: str = "") -> None:
         """The server's last word."""
-        self._down.send((code, details, leader))
+        self._down.send((code, details, leader, kind))
         self._handler = None
 
     def _server_ends(self) -> None:

@@ -42,6 +42,7 @@ class Decisions:
             str, dict[Place, Task]
         ] = {}  # service id -> place -> the healthy task an update ended
         self._down: dict[str, None] = {}  # tasks that were made where nothing ran
+        self._away: dict[str, int] = {}  # node id -> when it was last said to be down
         self._holders: dict[
             str, dict[str, int]
         ] = {}  # volume -> node id -> since when it is known to hold it
@@ -64,6 +65,8 @@ class Decisions:
             match change.row:
                 case Node() as node:
                     self._volumes(node.id, change.new, store.now)
+                    if any(n is None or n.status.state == NodeState.DOWN for n in (change.old, change.new)):
+                        self._away[node.id] = store.now
                 case Task() as task:
                     touched.setdefault(task.service_id, []).append(change)
                     if change.new is not None:
@@ -94,7 +97,12 @@ class Decisions:
                 del between[place]
             if change.old is None and not any(_runs(t) for t in here):
                 self._down[change.row.id] = None
-            if _ends_a_healthy_one(change) and _for_an_update(store, service, change.new, here):
+            if (
+                _ends_a_healthy_one(change)
+                and _for_an_update(store, service, change.new, here)
+                and self._away.get(change.new.node_id, -KNOWN_NS)
+                <= store.now - KNOWN_NS  # else it was ended as lost
+            ):
                 ended.append(change.new)
                 policies = [_policy(service), _policy(before)]  # it may be taken back in the same entry
                 if not any(_runs(t) for t in here):

@@ -134,16 +134,16 @@ def statuses(leader: Leader) -> dict[str, float]:
 METHOD = """\
 ## The whole loop
 
-Measured by `./run bench loop`, one process for each line, on one of {cores} shared cores: orchestrating, allocating, scheduling, encoding and applying the entries,
-and the same for what the nodes report; they obey at once. *CPU*: of the leader's thread, from the cause until nothing is left to do. *Calls*: into the controllers;
-*booking*: the longest time taken to note the changes of one entry. No Raft, no network, no engines. The aim is no call above 20 ms.
-The core is about three times as fast as the one these figures were first taken on.
+Measured by `./run bench loop`, one process per line, on one of {cores} shared cores: orchestrating, allocating, scheduling, encoding and applying the
+entries, and the same for what the nodes report; nodes obey at once. *CPU*: of the leader's thread, from the cause until nothing is left to do.
+*Calls*: into the controllers; *booking*: the longest time to record the changes of one entry. No Raft, no network, no engines. The aim is no call
+above 20 ms. The core is about three times as fast as the one on which these figures were first taken.
 
 | what | nodes | services x replicas | CPU, s | tasks | ms a task | calls | median call, ms | worst call, ms | above 20 ms | booking, ms |
 |---|---|---|---|---|---|---|---|---|---|---|
 """
 STATUSES = """
-One status of a running task, from its entry until nothing is left to do (aim: under 0.2 ms, and under twice as much in a service of 10,000 as in one of 10):
+One status of a running task, from its entry until nothing is left to do (aim: under 0.2 ms, and less than twice as much in a service of 10,000 as in one of 10):
 
 | services x replicas | mean, ms | median, ms | worst, ms |
 |---|---|---|---|

@@ -14,19 +14,20 @@ BEGIN = "<!-- from here on: written by ./run bench raft -->"
 METHOD = """\
 ## Raft beside etcd
 
-Measured by `./run bench raft` on {cores} cores that all six members and the client share: latencies hold waiting for a core, and the
-ratios count, not the rates. Both clusters are up at once and take turns at every level, for {seconds:g} s each; figures are the
-median of {runs} run(s), with the smallest and largest rate. Real: three processes each, fdatasync before every acknowledgement, mutual TLS
+Measured by `./run bench raft` on {cores} cores that all six members and the client share: latencies include waiting for a core, and the
+ratios count, not the rates. Both clusters run at the same time and take turns at every level, for {seconds:g} s each; figures are the
+median of {runs} run(s), with the lowest and highest rate. Real: three processes each, fdatasync before every acknowledgement, mutual TLS
 between members and to clients, our log encrypted (etcd's is not), 256-byte values. Not real: loopback instead of a network, and one
-disk under all members. Our state here is a dictionary; etcd writes its own to bbolt. The clients are the same Python code (one
-grpc.aio channel to the leader); etcd is Debian's 3.4, its defaults but for a larger quota. One write for each unary call is bound by that client and
-by our Python server, so etcd with a client in Go would do more in that row; CPU per write depends on it least.
+disk for all members. Our state here is a dictionary; etcd writes its own to bbolt. The clients are the same Python code (one
+grpc.aio channel to the leader); etcd is Debian's 3.4 with its defaults except for a larger quota. The rows with one write per unary call
+are limited by that client and by our Python server, so etcd with a client in Go would achieve more there; CPU per write depends on
+the client least.
 
-- **inside**: concurrent `RaftNode.propose` in the leader's process, no client. etcd has no counterpart.
+- **inside**: concurrent `RaftNode.propose` in the leader's process, no client. etcd has no equivalent.
 - **stream**: writes in messages of up to 64 on one bidirectional call; every write is an entry of its own.
-- **unary**: one gRPC call for each write; **etcd Put**: the same at etcd.
-- **etcd Txn**: up to 64 puts in one transaction, one entry of etcd's log: its nearest counterpart of the stream.
-- **CPU**: of the three members, microseconds for each write; **client**: of the client; **RSS**: the leader's, after the level.
+- **unary**: one gRPC call per write; **etcd Put**: the same with etcd.
+- **etcd Txn**: up to 64 puts in one transaction, one entry of etcd's log: its closest equivalent of the stream.
+- **CPU**: of the three members, microseconds per write; **client**: of the client; **RSS**: the leader's, after the level.
 
 | proposers | way | writes/s (least to most) | p50, ms | p99, ms | CPU, us | client, us | RSS, MB | rate / etcd Put | rate / etcd Txn |
 |---|---|---|---|---|---|---|---|---|---|
@@ -65,9 +66,9 @@ def _render(results: dict[str, Any]) -> str:
 
 def _elections(elections: dict[str, Any]) -> list[str]:
     lines = [
-        "Without a leader: from kill -9 of its process, or from asking it to stop, to the next write that another member acknowledges.",
-        "A killed process resets its connections, which our followers notice at once; a host that falls silent is not measured here.",
-        "A p99 of fewer than 100 times is the longest of them.",
+        "Time without a leader: from kill -9 of its process, or from asking it to stop, to the next write that another member acknowledges.",
+        "A killed process resets its connections, which our followers notice at once; a host that goes silent is not measured here.",
+        "With fewer than 100 measurements, the p99 is the longest of them.",
         "",
         "| what | times | p50, s | p99, s | longest, s |",
         "|---|---|---|---|---|",
@@ -83,8 +84,8 @@ def _store(store: dict[str, Any]) -> list[str]:
     served, recovered = (statistics.median(r[name] for r in restarts) for name in ("served", "recovered"))
     leader_s, follower_s = store["snapshot_s"]
     return [
-        "The real store with 100,000 tasks, 1,000 nodes and 100 services, a follower killed and started again: recovery reads the",
-        "snapshot and the log; it serves once a read barrier has passed, which takes the 9,000 entries behind the snapshot.",
+        "The real store with 100,000 tasks, 1,000 nodes and 100 services; a follower is killed and restarted. Recovery reads the",
+        "snapshot and the log; the follower serves once a read barrier has passed, for which it applies the 9,000 entries behind the snapshot.",
         "",
         "| what | figure |",
         "|---|---|",

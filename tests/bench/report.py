@@ -9,19 +9,19 @@ METHOD = """\
 # Benchmarks
 
 Measured by `./run bench` on {cores} cores. Both systems ran in the same run on the same kind of hosts: three pairs of network and
-mount namespaces on one machine, each with its own Docker Engine, all three managers; Docker Swarm is the engine's own swarm mode
-(with `DOCKER_SERVICE_PREFER_OFFLINE_IMAGE=1`, so that it asks no registry). Every figure is the median of {runs} run(s), with the
-smallest and the largest behind it. All hosts share the cores, so absolute figures say little; the ratio is what counts.
+mount namespaces on one machine, each with its own Docker Engine, all three managers. Docker Swarm is the engine's own swarm mode
+(with `DOCKER_SERVICE_PREFER_OFFLINE_IMAGE=1`, so that it contacts no registry). Every figure is the median of {runs} run(s), followed by
+the minimum and the maximum. All hosts share the cores, so absolute figures say little; the ratio is what counts.
 
 - **50 replicas**: from the create call to 50 tasks running, as the API shows them, on the host network and on an overlay.
-  *Engine's floor*: the same 50 containers made by plain create and start calls, 8 at a time an engine (host network, and the
-  engine's bridge, the nearest plain peer of an overlay).
+  *Engine's floor*: the same 50 containers made by plain create and start calls, 8 at a time per engine (on the host network, and on the
+  engine's bridge, the closest plain equivalent of an overlay).
 - **failover**: from kill -9 of the leader (for Docker: of its engine) to the next acknowledged write at any other manager.
 - **worker loss**: from cutting a host's link to the moment all six tasks run on the others.
 - **rolling update**: ten replicas, one at a time, no delay, monitor 1 s, until all ten run the new image.
 - **creates**: services without replicas created per second through the leader's API, by one client and by sixteen.
-- **memory, idle CPU**: proportional set size of the agent with netd, and its CPU over 20 s without work; for Docker the whole
-  engine's, which cannot be told apart from its swarm mode.
+- **memory, idle CPU**: proportional set size of the agent with netd, and its CPU over 20 s without work; for Docker, those of the whole
+  engine, because its swarm mode cannot be measured separately.
 
 """
 

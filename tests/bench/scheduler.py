@@ -161,17 +161,20 @@ def peak_mb() -> float:
 METHOD = """\
 ## The scheduler alone
 
-Measured by `./run bench scheduler`, one process for each shape, on one of {cores} shared cores. Tasks stand in the store and wait; passes of {writes} writes place
-them. *Decide*: until the writes of a pass are known. *Commit*: encoding, applying and booking them. *Longest*: the longest single pass. Memory: the peak, and
-before the first pass, when the store holds all nodes and waiting tasks. No orchestrator, no Raft, no network. Constraints: two labels, one node in seven to
-eight fits; spread: over two levels of labels, 5 zones and 50 racks; reservations: seven different demands; services x tasks each.
+Measured by `./run bench scheduler`, one process per shape, on one of {cores} shared cores. The tasks wait in the store; passes of {writes} writes place
+them. *Decide*: until the writes of a pass are known. *Commit*: encoding, applying and booking them. *Longest*: the longest single pass. Memory: the
+peak, and the value before the first pass, when the store holds all nodes and waiting tasks. No orchestrator, no Raft, no network. Constraints: two
+labels, one node in seven to eight fits; spread: over two levels of labels, 5 zones and 50 racks; reservations: seven different sizes; services x
+tasks each.
 
-Of shapes of 10,000 tasks and 1,000 nodes the best of {runs} runs, as others use the cores.
+For shapes with 10,000 tasks and 1,000 nodes, the best of {runs} runs, because the cores are shared.
 
-Peer: swarmkit's own benchmark, on an earlier and slower core than this, needs 2.9 CPU seconds for 10,000 tasks one by one on 1,000 nodes, places 8,000 to 12,000 a CPU second grouped,
-needs 193 s for 1,000 tasks on 100,000 nodes, and had not ended after 240 s with 100,000 on 100,000. To compare: what stood here before orders were
-shared placed with commit, on that core and on this one, plain 11,663 and 47,300, constraints 11,027 and 36,200, spread 13,859 and 35,800,
-reservations 9,342 and 31,800, generic 9,711 and 34,900 a CPU second. Scaled so, every grouped shape is above the peer's range.
+Peer: swarmkit's own benchmark, on an earlier, slower core. It needs 2.9 CPU seconds for 10,000 tasks one by one on 1,000 nodes, places 8,000
+to 12,000 per CPU second grouped, needs 193 s for 1,000 tasks on 100,000 nodes, and had not finished after 240 s with 100,000 on 100,000.
+
+To compare the cores: before orders were shared, the scheduler placed, with commit, this many tasks per CPU second on that core and on this one: plain
+11,663 and 47,300, constraints 11,027 and 36,200, spread 13,859 and 35,800, reservations 9,342 and 31,800, generic 9,711 and 34,900. Scaled by these
+ratios, every grouped shape is above the peer's range.
 
 | nodes | tasks | services | kind | decisions per CPU second | with commit | decide, s | commit, s | longest, ms | peak (before), MB | peer, s |
 |---|---|---|---|---|---|---|---|---|---|---|

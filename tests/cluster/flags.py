@@ -254,9 +254,9 @@ def table() -> str:
     rows = "\n".join(f"| `{name}` | {effect} |" for name, effect in known().items())
     return (
         "# Flags of `docker service create` and `docker service update`\n\n"
-        "What is asserted of each of them with real engines and the real CLI (`tests/cluster/test_flags.py`; how tasks are placed, updated\n"
-        "and restarted: `test_placement.py`, `test_updates.py` beside it). This page is made of its table by `python -m tests.cluster.flags`, and a test\n"
-        "holds it to that and to the CLI's own help.\n\n"
+        "What the tests assert about each flag with real engines and the real CLI (`tests/cluster/test_flags.py`; for placement, updates and\n"
+        "restarts, `test_placement.py` and `test_updates.py` next to it). `python -m tests.cluster.flags` generates this page; a test compares it\n"
+        "with the table in that module and with the CLI's own help.\n\n"
         f"| flag | effect asserted |\n|---|---|\n{rows}\n"
     )
 

@@ -215,11 +215,13 @@ class Controllers:
         task: Task = change.row
         service = self.store.services.get(task.service_id)
         moved_on = (
-            change.old is None
-            or change.new is None
-            or change.old.status.state != change.new.status.state
-            or change.old.desired_state
-            != change.new.desired_state  # all that is heard of one whose node is lost
+            change.old is None or change.new is None or change.old.status.state != change.new.status.state
+        )
+        # the wish alone changes where a node is lost: nothing more is heard of its tasks
+        shifted = moved_on or (
+            change.old is not None
+            and change.new is not None
+            and change.old.desired_state != change.new.desired_state
         )
         if service is None or change.new is None:
             self._dirty[Key("service", task.service_id)] = None
@@ -235,11 +237,11 @@ class Controllers:
                 self._dirty[Key("slot", task.service_id, task.place)] = None
             if moved_on and self._dependents:
                 self._wake_dependents(service)
-            if service.rebalancing and moved_on:
+            if service.rebalancing and shifted:
                 self._dirty[Key("rebalance", service.id)] = None
             elif moved_on and self._evened.get(service.id) == "continuous":
                 self._look_later(Key("even", service.id), self.store.now + SETTLING)
-            for key in self._for_health.pop(task.service_id, ()) if moved_on else ():
+            for key in self._for_health.pop(task.service_id, ()) if shifted else ():
                 self._dirty[key] = None
         if task.replaces:
             old = self.store.tasks.get(task.replaces)

@@ -85,7 +85,7 @@ class Dispatcher:
     ) -> None:
         """``confirm``: see ``Fence``. ``own``: the node this manager runs on."""
         self._confirm = confirm
-        self._pulse = Liveness(own)
+        self._liveness = Liveness(own)
         self._began = asyncio.get_running_loop().time()
         self._silent_nodes: tuple[str, ...] = ()
         self._silent_at = self._began - TELL_SILENT_S  # when that last changed
@@ -135,7 +135,7 @@ class Dispatcher:
         grace = self._period_s() * NEW_LEADER_GRACE
         for node in self._store.nodes.all():
             if node.status.state != NodeState.DOWN:
-                self._pulse.wait_for(node.id, loop.time() + grace)
+                self._liveness.wait_for(node.id, loop.time() + grace)
                 try:
                     await self._change_node(node.id, self._unknown)
                 except SwarmError as err:
@@ -194,7 +194,8 @@ class Dispatcher:
         async for message in requests:
             if session.closed:
                 return  # taken for lost, or replaced by a newer one: its word is stale
-            self._beat(node_id, session.period_s)
+            if not session.leaving:
+                self._beat(node_id, session.period_s)
             match message:
                 case Beat(number, answer):
                     if number:
@@ -211,12 +212,12 @@ class Dispatcher:
                     await self._change_node(node_id, functools.partial(self._described, description))
                 case Pausing(seconds):
                     until = asyncio.get_running_loop().time() + min(seconds, LONGEST_PAUSE_S)
-                    self._pulse.excuse(node_id, until)
+                    self._liveness.excuse(node_id, until)
                     return  # which ends the session: so the node knows that we know
                 case Leaving():
                     session.leaving = True
                     await self._set_state(node_id, NodeState.DOWN, "the node left the swarm")
-                    self._pulse.forget(
+                    self._liveness.forget(
                         node_id
                     )  # not before: a goodbye that is not written down ends as silence
                 case _:
@@ -369,7 +370,7 @@ class Dispatcher:
                     self._fence.changed(node.id, change.new)
                     if change.old is None:  # it got a certificate, whose answer may never have reached it
                         first = asyncio.get_running_loop().time() + FIRST_HELLO_S
-                        self._pulse.wait_for(node.id, first)
+                        self._liveness.wait_for(node.id, first)
                     network = network or _network_sees_node(change)
                     managers = True
                     session = self.sessions.get(node.id)
@@ -405,14 +406,17 @@ class Dispatcher:
                     session.tasks[other.id] = None
                     session.touch()
 
-    # --- pulse -----------------------------------------------------------------------------------------------------
+    # --- liveness --------------------------------------------------------------------------------------------------
     def _beat(self, node_id: str, period_s: float) -> None:
-        self._pulse.heard(node_id, asyncio.get_running_loop().time(), period_s)
+        self._liveness.heard(node_id, asyncio.get_running_loop().time(), period_s)
 
     def _period_changed(self) -> None:
-        """A node beats as often as it was told when its session began: those that were told another period say hello again."""
+        """A node beats as often as it was told when its session began: those that were told another period say hello again. They have as
+        long for it as nodes have to find a new leader."""
+        now, period = asyncio.get_running_loop().time(), self._period_s()
         for session in self.sessions.values():
-            if session.period_s != self._period_s():
+            if session.period_s != period:
+                self._liveness.extend(session.node_id, now + NEW_LEADER_GRACE * max(session.period_s, period))
                 session.closed = True
                 session.touch()
 
@@ -426,9 +430,9 @@ class Dispatcher:
             late = now - last - CHECK_S
             last = now
             if late > LATE_S:
-                self._pulse.paused(late)
-            lost = self._pulse.lost(now)
-            if self._pulse.in_doubt(lost, now, self._period_s()):
+                self._liveness.paused(late)
+            lost = self._liveness.lost(now)
+            if self._liveness.in_doubt(lost, now, self._period_s()):
                 if lost:
                     await self._ask(lost)
                     last = loop.time()
@@ -442,7 +446,7 @@ class Dispatcher:
         if now - self._silent_at < TELL_SILENT_S:
             return
         after = max(SILENT_S, SILENT_BEATS * self._period_s() / BEATS_A_PERIOD)
-        unheard = self._pulse.silent(now, after) if now - self._began > after else frozenset()
+        unheard = self._liveness.silent(now, after) if now - self._began > after else frozenset()
         away = (n.id for n in self._store.nodes.all() if n.status.state == NodeState.DOWN)
         silent = tuple(sorted({*unheard, *away}))
         if silent != self._silent_nodes:
@@ -457,11 +461,11 @@ class Dispatcher:
             await self._confirm()
         except SwarmError as err:
             log.warning("whether this manager leads cannot be said, so no node is taken for lost: %s", err)
-        self._pulse.ask(asyncio.get_running_loop().time(), self._period_s())
+        self._liveness.ask(asyncio.get_running_loop().time(), self._period_s())
 
     async def _silent(self, node_id: str) -> None:
         """A node is down. Its session, if one is open, ends: what comes back says hello, or it would stay down for ever."""
-        self._pulse.forget(node_id)
+        self._liveness.forget(node_id)
         log.warning("node is silent", extra={"node": node_id})
         session = self.sessions.get(node_id)
         if session is not None:
@@ -471,14 +475,16 @@ class Dispatcher:
             await self._change_node(
                 node_id,
                 lambda n: (
-                    n if n.id in self._pulse else self._with_state(n, NodeState.DOWN, assignments.SILENT)
+                    n
+                    if n.id in self._liveness or n.status.state == NodeState.DOWN  # it may have said goodbye
+                    else self._with_state(n, NodeState.DOWN, assignments.SILENT)
                 ),
             )
         except NotFound:
             pass  # removed meanwhile
         except SwarmError as err:
             log.warning("cannot mark a silent node down yet: %s", err, extra={"node": node_id})
-            self._pulse.wait_for(node_id, asyncio.get_running_loop().time())
+            self._liveness.wait_for(node_id, asyncio.get_running_loop().time())
 
     async def _register(self, node_id: str, hello: Hello, peer: str) -> None:
         addr = hello.data_addr or peer

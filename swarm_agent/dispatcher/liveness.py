@@ -35,6 +35,11 @@ class Liveness:
         self._excused.add(node_id)
         self._deadline[node_id] = max(until, self._deadline.get(node_id, until))
 
+    def extend(self, node_id: str, until: float) -> None:
+        """It has at least so long to be heard again."""
+        if node_id in self._deadline:
+            self._deadline[node_id] = max(until, self._deadline[node_id])
+
     def wait_for(self, node_id: str, until: float) -> None:
         """Of one that is not heard yet, or whose loss could not be written down: at this time it is lost."""
         self._deadline.setdefault(node_id, until)

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 STATUS_COALESCE_S = 0.01
 MAX_STATUSES = 1000  # in one entry
-RETRY_S = 0.5
+RETRY_S = 0.05
 
 
 class StatusWriter:

@@ -1,4 +1,4 @@
-"""A manager's parts and their life: Raft, store, RPC server, join server, and the leadership that come with leadership."""
+"""A manager's parts and their life: Raft, store, RPC server, join server, and what it runs while it leads."""
 
 from __future__ import annotations
 
@@ -392,7 +392,7 @@ class Manager:
         """A leader whose leadership failed must not stay leader: another may do better."""
         if task.cancelled() or task.exception() is None:
             return
-        log.error("a leader's duty failed, handing leadership over", exc_info=task.exception())
+        log.error("leadership failed, handing leadership over", exc_info=task.exception())
         if self.leadership is None or self.leadership.task is not task:
             return  # it ended because leadership did, which is known already
         self._resigning = asyncio.create_task(self._resign(self.leadership), name="resign")

@@ -65,7 +65,9 @@ class Decisions:
             match change.row:
                 case Node() as node:
                     self._volumes(node.id, change.new, store.now)
-                    if any(n is None or n.status.state == NodeState.DOWN for n in (change.old, change.new)):
+                    if any(
+                        n is not None and n.status.state == NodeState.DOWN for n in (change.old, change.new)
+                    ):
                         self._away[node.id] = store.now
                 case Task() as task:
                     touched.setdefault(task.service_id, []).append(change)
@@ -142,6 +144,7 @@ class Decisions:
             and t.node_id
             and t.status.state < TaskState.RUNNING
             and not _live(tasks[t.replaces])
+            and tasks[t.replaces].status.started_at  # one that never ran costs nothing
         ]
         if len(between) > 1:
             self._fail(f"tasks of {service.spec.name} move in {between} at a time, none of which runs")

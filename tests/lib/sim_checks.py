@@ -272,7 +272,8 @@ class ClusterChecks:
             service = store.services.get(service_id)
             if len(together) < 2 or service is None or _starts_first(service):
                 continue
-            counted = [t for t in together if t.id not in self._excused]
+            run = max(t.iteration for t in together)  # what is left of a job's earlier run holds up no other
+            counted = [t for t in together if t.id not in self._excused and t.iteration == run]
             moved = {t.replaces for t in counted} if moves_start_first(service) else set()
             counted = [t for t in counted if t.id not in moved]
             newest = max(t.created_at for t in together)

@@ -417,7 +417,7 @@ def ports_are_never_given_back(m: pytest.MonkeyPatch) -> None:
 
 
 def ports_are_not_looked_at(m: pytest.MonkeyPatch) -> None:
-    m.setattr(feasibility, "host_ports", lambda revision: [])
+    m.setattr("swarm_agent.control.scheduler.feasibility.ports.host_ports", lambda revision: [])
 
 
 def taken_addresses_are_given(m: pytest.MonkeyPatch) -> None:

@@ -244,7 +244,7 @@ from swarm_agent.network.state_files import *
 from swarm_agent.network.plugin import Plugin
 from swarm_agent.network.veth import Sweeper
 import json, os, subprocess
-journal = Journal(Path(sys.argv[1]))
+journal = StateFiles(Path(sys.argv[1]))
 journal.put("net", EngineNetworkEntry("net", "app"))
 plugin = Plugin(journal)
 for number, endpoint in enumerate(("inuse", "left", "young")):

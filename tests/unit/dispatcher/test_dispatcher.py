@@ -425,6 +425,35 @@ def test_a_node_whose_certificate_never_reached_it_is_down_after_a_while() -> No
     run(main())
 
 
+def test_a_node_that_said_goodbye_is_never_said_to_be_silent() -> None:
+    async def main() -> None:
+        log = Log()
+        await log.propose((Group("n", (Put(Node(id="n1", spec=NodeSpec()), 0),)),))
+
+        async def up() -> AsyncIterator[Up]:
+            yield Hello(NodeDescription(), "10.0.0.9")
+            yield Leaving()
+            for _ in range(3):  # while its tasks are stopped
+                await asyncio.sleep(0.5)
+                yield Beat()
+
+        async def session() -> None:
+            async for _ in dispatcher.session("n1", up(), ""):
+                pass
+
+        dispatcher = Dispatcher(log.store, log.propose, ids, log.confirm)
+        running = [asyncio.create_task(dispatcher.run()), asyncio.create_task(session())]
+        await asyncio.sleep(20)
+        found = log.store.nodes.get("n1")
+        assert found is not None
+        assert (found.status.state, found.status.message) == (NodeState.DOWN, "the node left the swarm")
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    run(main())
+
+
 @pytest.mark.parametrize("ends", ["refused", "cut off"])
 def test_a_goodbye_that_is_not_written_down_ends_as_silence(ends: str) -> None:
     async def main() -> None:

@@ -58,7 +58,7 @@ class Answer(NamedTuple):
 
 
 class Engine(Protocol):
-    """What the rest of the project asks of an engine (``EngineClient`` and ``testing.FakeEngine``)."""
+    """What the rest of the project asks of an engine (``EngineClient`` and ``tests.lib.fake_engine``)."""
 
     async def call(
         self,

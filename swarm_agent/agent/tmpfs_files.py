@@ -1,6 +1,6 @@
 """Where the contents of secrets and configs lie on a host: in memory, a directory for each task, readable for root alone.
 
-``TmpfsFiles`` is the real place, ``testing.FakeFiles`` its double. The engine opens the paths in its own mount namespace: the folder is one that
+``TmpfsFiles`` is the real place, ``tests.lib.fake_files.FakeFiles`` its double. The engine opens the paths in its own mount namespace: the folder is one that
 is in memory already (``/run`` is, everywhere systemd is), and only where it is not, a tmpfs is mounted there.
 """
 

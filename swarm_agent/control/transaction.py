@@ -55,7 +55,7 @@ class Transaction:
         self.most_cost = MAX_COST * max(1, most // MAX_WRITES)  # a pass without bounds has none here either
         self.cost = 0
         self.puts = 0  # how often a row was written or deleted
-        self.quarantined: Collection[str] = ()  # services that are left alone (``engine.Quarantine``)
+        self.quarantined: Collection[str] = ()  # services that are left alone (``controllers.Quarantine``)
         self.unplaced: dict[str, None] = {}  # tasks this pass wrote that wait for a node
         self._to_place: set[str] = set()  # their revisions
         self._placing = 0  # what placing them will cost besides, about

@@ -1,4 +1,4 @@
-"""The keeper of roles: makes Raft's membership and every node's observed role follow what was asked. Leader only."""
+"""The role manager: makes Raft's membership and every node's observed role follow what was asked. Leader only."""
 
 from __future__ import annotations
 

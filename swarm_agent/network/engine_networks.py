@@ -1,7 +1,7 @@
 """The engine's side of our networks: one local network of driver ``swarm`` per overlay, and ``swarm-node``.
 
 Owns: making and removing them through the engine's HTTP API, and what ``docker create`` is told for a task.
-Refuses: containers (``node``), packets (``links``). Aliases are not given to the engine: it would answer them itself,
+Refuses: containers (``agent``), packets (``links``). Aliases are not given to the engine: it would answer them itself,
 with its local containers only, before asking us.
 """
 

@@ -3,7 +3,7 @@
 Owns: the words of the contract (``NetworkView`` and its parts, ``AttachRequest``, ``ContainerNetwork``), the address
 arithmetic of the node network, and every decision of the data path: who is a backend, whose entries go where, which
 connections must be cut. Pure: no I/O, no clock, no randomness; the same view gives the same plan.
-Refuses: how a plan reaches the kernel (``links``, ``rules``, ``nft``) and how names reach netd (``journal``).
+Refuses: how a plan reaches the kernel (``links``, ``rules``, ``nft``) and how names reach netd (``state_files``).
 
 Invariants: plans hold sorted tuples and plain dicts keyed by what identifies the thing, so two plans compare by
 value; ``changes(old, new)`` is empty exactly when they are equal, and names only what differs.
@@ -136,7 +136,7 @@ class ContainerNetwork(Struct, frozen=True):
 
 
 class NodeNetwork(Protocol):
-    """A host's network. ``network.host.HostNetwork`` is the real one, ``testing.FakeNodeNetwork`` its double."""
+    """A host's network. ``network.host.HostNetwork`` is the real one, ``tests.lib.fake_network`` its double."""
 
     async def start(self) -> None:
         """Get ready; touches nothing that carries packets."""

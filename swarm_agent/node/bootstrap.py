@@ -1,6 +1,6 @@
 """The first records of a new cluster: its root, tokens, unlock key, and the node that founds it.
 
-Owns what ``docker swarm init`` puts into the world. Refuses to start anything and to touch the disk: ``host.py`` does, and undoes
+Owns what ``docker swarm init`` puts into the world. Refuses to start anything and to touch the disk: ``node.node`` does, and undoes
 it when it fails.
 """
 

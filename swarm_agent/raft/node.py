@@ -45,7 +45,7 @@ Begin = Callable[[Log, Recovered], Recovered]
 class RaftNode:
     """One member. ``start`` it, hand it frames with ``receive``, ``stop`` it; it never starts again.
 
-    Implements ``driver.Desk``.
+    Implements ``driver.DriverListener``.
     """
 
     @classmethod
@@ -64,7 +64,7 @@ class RaftNode:
     ) -> RaftNode:
         """Recover and begin. ``bootstrap``: this member, to found a cluster of one if the disk is empty. Without it a
         member with an empty disk waits for the leader that adds it. ``codec``: how records are stored, None for as they are.
-        ``begin``: an unusual beginning (``rescue``), in place of ``bootstrap``. ``home``: where Raft runs, entered by the caller, here by default. Disk and home stay the caller's, to end after ``stop``.
+        ``begin``: an unusual beginning (``force_new_cluster``), in place of ``bootstrap``. ``home``: where Raft runs, entered by the caller, here by default. Disk and home stay the caller's, to end after ``stop``.
         """
         if bootstrap is not None and (bootstrap.raft_id != config.raft_id or bootstrap.learner):
             raise InvalidSpec("a cluster is founded by this member, as a voter", "bootstrap")

@@ -1,7 +1,7 @@
 """The replicated tables: records, indexes, checked writes, watches, overlay views. Pure.
 
 Owns what an entry of the log means. Refuses to know how an entry gets agreed on (``raft``), who decides what to write
-(``control``, ``api``, ``session``) and what time it is (an entry carries it).
+(``control``, ``api``, ``dispatcher``) and what time it is (an entry carries it).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tasks that are to leave their node while it runs: another is made for the same place, and takes over (``slots``).
+"""Tasks that are to leave their node while it runs: another is made for the same place, and takes over (``slot``).
 
 A drain moves every replicated task of a node. How many at a time is not counted here: all successors are prepared, and each takes
 over when enough tasks of its service are healthy.
@@ -19,7 +19,7 @@ def drain(p: Transaction, node_id: str) -> None:
     """Make a successor for each task that is still on a draining node."""
     node = p.view.nodes.get(node_id)
     if not draining(node) or p.level < features.ORCHESTRATION:
-        return  # below that level a place of a draining node is simply filled elsewhere (``slots``)
+        return  # below that level a place of a draining node is simply filled elsewhere (``slot``)
     rows = [t for t in p.view.tasks.by("node", node_id) if at_work(t)]
     p.charge(len(rows))
     leaving: list[Task] = []

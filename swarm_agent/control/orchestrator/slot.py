@@ -2,7 +2,7 @@
 
 Decides what happens to a task that ended, lost its node or may not stay where it is; when a task that was made to take over
 (by an update, a drain, a rebalance) does so; and when a prepared one is started. How many places there are is decided elsewhere
-(``replicated``, ``everywhere``, ``jobs``), and so is which of them are updated or moved now (``update``, ``moves``).
+(``replicated``, ``global_``, ``jobs``), and so is which of them are updated or moved now (``update``, ``drain``).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ replaced, how many there are, how far the update is, what is to be forgotten) wo
 slot is *settled* when it has one live task, that runs or is on its way where it may stay, and no more history than is kept; of a
 present revision (``present``) or of an older one (``older``). All others are ``open`` and looked at one by one. A prepared task that
 waits to be started is settled too, and of open slots those are ``waiting`` in which one task is to take over from another: when
-their time has come is decided slot by slot (``orchestrate.reconcile_slot``). A task of an
+their time has come is decided slot by slot (``service.reconcile_slot``). A task of an
 older revision that differs only in where tasks may be counts as present where it stands on a node that will do.
 """
 
@@ -162,7 +162,7 @@ class SlotIndex:
             self.idle.add(slot)
 
     def is_current(self, task: Task) -> bool:
-        """Whether a task is as the service declares it now (``slots.is_current``)."""
+        """Whether a task is as the service declares it now (``slot.is_current``)."""
         places = self._places
         return task.revision_id == places.current or places[task.revision_id].same_and_fits(task.node_id)
 

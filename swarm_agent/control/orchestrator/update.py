@@ -2,7 +2,7 @@
 
 The whole state of an update is in the store: which places still have an old task, when each new task was made and first
 ran, how it ended, and the service's ``update_status``. So a new leader goes on where the old one stopped. When the old task of a
-place goes is decided there (``slots``).
+place goes is decided there (``slot``).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 All orders are heaps that are repaired late. The usage's changelog names the nodes that changed; each gets a fresh
 entry, and an entry whose rank is no longer the node's is passed over when it comes to the top.
 
-Refuses to know services: what one of them asks for besides is a group's (``groups``).
+Refuses to know services: what one of them asks for besides is a group's (``ranking``).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The order of nodes for one revision of a service.
 
-Most nodes differ for a service in nothing but their rank in the pool (``pools``): a group copies that order, which is cheap, and
+Most nodes differ for a service in nothing but their rank among the feasible ones (``feasible_nodes``): a ranking copies that order, which is cheap, and
 ranks by itself only nodes that are special to it: those with tasks of the service, with failures, with volumes or neighbours it
 cares for. Its heaps are repaired late, as a pool's.
 """

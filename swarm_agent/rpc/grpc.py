@@ -163,7 +163,7 @@ def check_caller(caller: Subject, method: Method, allow: Allow) -> None:
     allow(caller, method)
 
 
-class Refusal(NamedTuple):
+class WireError(NamedTuple):
     """An error as it crosses the wire."""
 
     status: str  # the name of a gRPC status
@@ -172,17 +172,17 @@ class Refusal(NamedTuple):
     kind: str = ""  # a key of ``_KINDS``, where the status alone does not tell which error it is
 
 
-def refusal_of(err: SwarmError) -> Refusal:
+def refusal_of(err: SwarmError) -> WireError:
     if isinstance(err, Redirect):
-        return Refusal("FAILED_PRECONDITION", str(err), err.addr)
+        return WireError("FAILED_PRECONDITION", str(err), err.addr)
     kind = next((name for name, cls in _KINDS.items() if isinstance(err, cls)), "")
     name = {v: k for k, v in _CODES.items()}.get(type(err))
     if name is None:
         name = next((k for k, v in _CODES.items() if isinstance(err, v)), "UNKNOWN")
-    return Refusal(name, str(err), None, kind)
+    return WireError(name, str(err), None, kind)
 
 
-def error_of(refusal: Refusal, addr: str) -> SwarmError:
+def error_of(refusal: WireError, addr: str) -> SwarmError:
     """What came over the wire from ``addr`` as one of our errors."""
     if refusal.leader is not None:
         return Redirect(refusal.leader)
@@ -430,9 +430,9 @@ class Grpc:
         return RpcClient(addr, identity, server_name)
 
 
-def _refusal(status: str, text: str | None, metadata: Any) -> Refusal:
+def _refusal(status: str, text: str | None, metadata: Any) -> WireError:
     said = {key: str(value) for key, value in metadata or ()}
-    return Refusal(status, text or "", said.get(LEADER_KEY), said.get(ERROR_KEY, ""))
+    return WireError(status, text or "", said.get(LEADER_KEY), said.get(ERROR_KEY, ""))
 
 
 def translate(err: grpc.aio.AioRpcError, addr: str) -> SwarmError:

@@ -26,7 +26,7 @@ from swarm_agent.rpc.grpc import (
     DECODERS,
     Allow,
     Method,
-    Refusal,
+    WireError,
     check_caller,
     encode,
     error_of,
@@ -292,13 +292,13 @@ class Connection:
 
     def _at_client(self, item: Any) -> None:
         if isinstance(item, tuple):
-            refusal = Refusal(*item)
+            refusal = WireError(*item)
             self._client_ends(None if refusal.status == "OK" else error_of(refusal, self._addr))
         elif not self._over.is_set():
             self._replies.put_nowait(item)
 
     def _error(self, code: str, details: str) -> SwarmError:
-        return error_of(Refusal(code, details), self._addr)
+        return error_of(WireError(code, details), self._addr)
 
     def _client_ends(self, failure: SwarmError | None) -> None:
         if self._over.is_set():

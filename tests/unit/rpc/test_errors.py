@@ -14,7 +14,7 @@ from swarm_agent.objects.errors import (
     SwarmError,
     Unavailable,
 )
-from swarm_agent.rpc.grpc import NotTaken, Redirect, Refusal, error_of, refusal_of
+from swarm_agent.rpc.grpc import NotTaken, Redirect, WireError, error_of, refusal_of
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,9 @@ from swarm_agent.rpc.grpc import NotTaken, Redirect, Refusal, error_of, refusal_
 )
 def test_an_error_is_itself_at_the_other_end(error: SwarmError) -> None:
     refusal = refusal_of(error)
-    back = error_of(Refusal(refusal.status, "in other words", refusal.leader, refusal.kind), "10.0.0.1:2378")
+    back = error_of(
+        WireError(refusal.status, "in other words", refusal.leader, refusal.kind), "10.0.0.1:2378"
+    )
     assert type(back) is type(error)
 
 
@@ -48,5 +50,5 @@ def test_words_decide_nothing() -> None:
     said = (
         "node n1 was removed from swarm; The swarm does not have a leader; this manager knows no leader now"
     )
-    assert type(error_of(Refusal("PERMISSION_DENIED", said), "x")) is PermissionDenied
-    assert type(error_of(Refusal("UNAVAILABLE", said), "x")) is Unavailable
+    assert type(error_of(WireError("PERMISSION_DENIED", said), "x")) is PermissionDenied
+    assert type(error_of(WireError("UNAVAILABLE", said), "x")) is Unavailable
